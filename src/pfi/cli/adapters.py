@@ -1,0 +1,104 @@
+"""`pfi adapters`: list the versions, choose one, go back; install a shared one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pfi.cli.common import AsJson, Profile, TaskName, add_command, examples, open_home, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to `app`."""
+    group = typer.Typer(
+        help="List your personal adapters, choose one, or go back.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        epilog=examples("pfi adapters list", "pfi adapters rollback --task LaMP_4"),
+    )
+    add_command(group, list_, ["pfi adapters list", "pfi adapters list --json"], name="list")
+    add_command(group, use, ["pfi adapters use 0002", "pfi adapters use none --task LaMP_4"])
+    add_command(group, rollback, ["pfi adapters rollback", "pfi adapters rollback --task LaMP_4"])
+    add_command(
+        group, install, ["pfi adapters install runs/study/checkpoints/shared/LaMP_4 --task LaMP_4"]
+    )
+    app.add_typer(group, name="adapters")
+
+
+def list_(task: TaskName = None, profile: Profile = "default", as_json: AsJson = False) -> None:
+    """List the versions, oldest first; the active one of each task has a star."""
+    store = open_home(profile).personal_adapters
+    active = store.all_active()
+    found = [entry for entry in store.list() if task in (None, entry.task)]
+    if as_json:
+        entries = [entry.model_dump(mode="json") for entry in found]
+        print_json([{**e, "active": active.get(e["task"]) == e["version"]} for e in entries])
+        return
+    if not found:
+        typer.echo("There are no adapters yet; `pfi train` makes one.")
+    for entry in found:
+        star = "*" if active.get(entry.task) == entry.version else " "
+        loss = f"loss {entry.last_loss:.3f}" if entry.last_loss is not None else ""
+        typer.echo(
+            f"{star} {entry.version}  {entry.task:<16} {entry.created:%Y-%m-%d %H:%M} UTC  "
+            f"{entry.records} records  {loss}".rstrip()
+        )
+
+
+def use(
+    version: Annotated[str, typer.Argument()],
+    task: TaskName = None,
+    profile: Profile = "default",
+) -> None:
+    """Make VERSION the active one of its task; `none` uses no adapter."""
+    from pfi.device import pick_task
+    from pfi.errors import ConfigError
+
+    home = open_home(profile)
+    if version == "none":
+        chosen = pick_task(home, task).name
+        home.personal_adapters.use_none(chosen)
+        typer.echo(f"Task {chosen} uses no adapter now.")
+        return
+    manifest = home.personal_adapters.verify(version)
+    if task not in (None, manifest.task):
+        what = f"version {version} is for task {manifest.task}, not {task}"
+        raise ConfigError(what, fix="leave --task out")
+    home.personal_adapters.use(version)
+    typer.echo(f"Task {manifest.task} uses adapter {version} now.")
+
+
+def rollback(task: TaskName = None, profile: Profile = "default") -> None:
+    """Go back to the version that was active before."""
+    from pfi.device import pick_task
+
+    home = open_home(profile)
+    chosen = pick_task(home, task).name
+    version = home.personal_adapters.rollback(chosen)
+    typer.echo(f"Task {chosen} uses {f'adapter {version}' if version else 'no adapter'} now.")
+
+
+def install(
+    folder: Annotated[Path, typer.Argument()],
+    task: TaskName = None,
+    profile: Profile = "default",
+) -> None:
+    """Take the shared adapter in FOLDER (peft format, e.g. of a study) into use for a task.
+
+    Adapters trained from now on sit on top of it; those trained before keep what they sit on.
+    """
+    from pfi.device import AdapterInfo, pick_task
+    from pfi.learn import Adapter
+    from pfi.models import load_backbone
+
+    home = open_home(profile)
+    chosen = pick_task(home, task).name
+    adapter = Adapter.load(folder)
+    load_backbone(home.config.backbone).with_adapters([adapter])  # raises if it does not fit
+    parent = home.shared_adapters.active(chosen)
+    info = AdapterInfo(task=chosen, backbone=home.config.backbone, parent=parent)
+    version = home.shared_adapters.add(adapter, info).version
+    home.shared_adapters.use(version)
+    typer.echo(f"Task {chosen} uses shared adapter {version} now; `pfi train` builds on it.")

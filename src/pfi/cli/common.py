@@ -1,0 +1,137 @@
+"""What all commands share: errors in one line, options, progress and printing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from pfi.errors import PfiError
+
+if TYPE_CHECKING:
+    import click
+    from rich.progress import Progress
+
+    from pfi.device import Home
+
+Profile = Annotated[
+    str, typer.Option("--profile", "-p", envvar="PFI_PROFILE", help="Whose device to use.")
+]
+TaskName = Annotated[
+    str | None, typer.Option("--task", "-t", help="Name of a task; `pfi tasks` lists them.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class OneLineErrors(TyperGroup):
+    """A group that prints errors a user can cause in one line and exits with 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; anything but a `PfiError` is a bug and keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except PfiError as error:
+            message = " ".join(str(error).split())
+            typer.echo(f"error: {message}", err=True)
+            raise typer.Exit(2) from error
+
+
+class PlainHelp(TyperCommand):
+    """A command whose help is plain text."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The help; typer escapes brackets for rich even where rich does not print them."""
+        return super().get_help(ctx).replace("\\[", "[")
+
+
+def add_command(
+    app: typer.Typer, run: Callable[..., None], shown: Sequence[str], *, name: str | None = None
+) -> None:
+    """Make a function a command of `app`, with examples at the end of its help."""
+    app.command(name=name, cls=PlainHelp, epilog=examples(*shown))(run)
+
+
+def examples(*lines: str) -> str:
+    """The examples at the end of a command's help, one a line."""
+    # \b keeps click from joining the lines.
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def note(text: str) -> None:
+    """Tell the user something that is no part of the answer."""
+    typer.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def open_home(profile: str) -> Home:
+    """The profile's home; see `Home.open` for the errors."""
+    from pfi.device import Home
+
+    return Home.open(profile)
+
+
+def flags(profile: str, task: str | None = None) -> str:
+    """How to name this profile and task in a suggested command."""
+    from pfi.device.home import DEFAULT_PROFILE
+
+    parts = [] if profile == DEFAULT_PROFILE else [f"--profile {profile}"]
+    return "".join(f" {part}" for part in [*parts, *([f"--task {task}"] if task else [])])
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def short(text: str, width: int = 100) -> str:
+    """A text on one line, cut to `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 3]}..."
+
+
+def shown_path(path: Path) -> str:
+    """A path with `~` for the user's own folder."""
+    try:
+        return f"~/{path.relative_to(Path.home())}"
+    except (ValueError, RuntimeError):
+        return str(path)
+
+
+@contextmanager
+def progress(*, bar: bool) -> Iterator[Progress]:
+    """Progress on stderr, shown on terminals only: a bar, or a spinner where no end is known."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    described = TextColumn("{task.description}")
+    columns = (
+        (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        if bar
+        else (SpinnerColumn(), described)
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as shown:
+        yield shown

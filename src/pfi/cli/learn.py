@@ -1,0 +1,90 @@
+"""`pfi train`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pfi.cli.common import Profile, TaskName, add_command, flags, note, open_home, progress
+
+if TYPE_CHECKING:
+    from pfi.device import Trained
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to `app`."""
+    lines = [
+        "pfi train",
+        "pfi train --task LaMP_4 --epochs 2 --holdout 0.2",
+        "pfi train --set max_length=512 --set weight_decay=0",
+    ]
+    add_command(app, train, lines)
+
+
+def train(
+    task: TaskName = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the records.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", metavar="KEY=VALUE", help="Any other training setting; repeatable."
+        ),
+    ] = None,
+    holdout: Annotated[
+        float,
+        typer.Option(
+            help="Newest share of the records to measure on, before and after, instead of "
+            "training on it."
+        ),
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same adapter.")] = 0,
+    profile: Profile = "default",
+) -> None:
+    """Train your personal adapter of one task; it is used from its end on."""
+    from pfi.device import parse_options, pick_task
+    from pfi.device import train as run
+
+    home = open_home(profile)
+    from pfi.learn import TrainConfig  # after the quick checks: this loads torch
+
+    chosen = pick_task(home, task)
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "rank": rank,
+    }
+    values = {name: value for name, value in given.items() if value is not None}
+    with progress(bar=True) as shown:
+        bar = shown.add_task("starting", total=None)
+        trained = run(
+            home,
+            chosen,
+            {**parse_options(settings or [], TrainConfig), **values},
+            holdout=holdout,
+            seed=seed,
+            on_step=lambda step, steps, loss: shown.update(
+                bar, completed=step, total=steps, description=f"training, loss {loss:.3f}"
+            ),
+            on_stage=lambda text: shown.update(bar, description=text),
+        )
+    _report(trained, profile)
+
+
+def _report(trained: Trained, profile: str) -> None:
+    version = trained.version
+    if trained.measured:
+        note(f"On the {trained.measured} latest held-back examples, before and after:")
+        for name, value in trained.after.items():
+            note(f"  {name:<16} {trained.before[name]:.4f} -> {value:.4f}")
+    loss = f"loss {version.first_loss:.3f} to {version.last_loss:.3f}"
+    seconds = f"{version.seconds:.0f} s"
+    undo = f"pfi adapters rollback{flags(profile, version.task)}"
+    typer.echo(
+        f"Adapter {version.version} for {version.task} is active: {version.records} records, "
+        f"{loss}, {seconds}. To undo: `{undo}`."
+    )

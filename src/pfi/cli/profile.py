@@ -1,0 +1,112 @@
+"""`pfi init`, `pfi status` and `pfi tasks`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pfi.cli.common import (
+    AsJson,
+    Profile,
+    TaskName,
+    add_command,
+    flags,
+    open_home,
+    print_json,
+    shown_path,
+    size,
+)
+
+if TYPE_CHECKING:
+    from pfi.device import Home
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `app`."""
+    add_command(app, init, ["pfi init", "pfi init --profile work --task commit_message"])
+    add_command(app, status, ["pfi status", "pfi status --json"])
+    add_command(app, list_tasks, ["pfi tasks"], name="tasks")
+
+
+def init(
+    profile: Profile = "default",
+    backbone: Annotated[
+        str, typer.Option(help="'embedded', a local folder or a hub id.")
+    ] = "embedded",
+    task: TaskName = None,
+) -> None:
+    """Make a profile: the folder that will hold your records, adapters and settings."""
+    from pfi.device import Home, HomeConfig
+    from pfi.tasks import get_task
+
+    if task is not None:
+        get_task(task)
+        if Path(task).is_file():
+            task = str(Path(task).resolve())
+    folder = Path(backbone).expanduser()
+    if backbone != "embedded" and folder.is_dir():
+        backbone = str(folder.resolve())  # the profile is used from other folders too
+    home = Home.create(profile, config=HomeConfig(backbone=backbone, task=task))
+    typer.echo(f"Made profile {profile} in {shown_path(home.path)}.")
+    typer.echo(f"Next: `pfi import KIND PATH{flags(profile)}`; `pfi connectors` lists the kinds.")
+
+
+def status(profile: Profile = "default", as_json: AsJson = False) -> None:
+    """Show what a profile holds: records by task, adapters, sizes on disk."""
+    home = open_home(profile)
+    found = _status(home)
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(f"profile   {profile} in {shown_path(home.path)}")
+    typer.echo(f"backbone  {found['backbone']}")
+    typer.echo(f"task      {found['task'] or '(the one with most records)'}")
+    typer.echo(f"records   {found['records']}")
+    for entry in found["tasks"]:
+        dates = f"  {entry['first'][:10]} to {entry['last'][:10]}" if entry["first"] else ""
+        made = f"  ({entry['synthetic']} synthetic)" if entry["synthetic"] else ""
+        typer.echo(f"  {entry['task']:<16} {entry['records']:>7}{dates}{made}")
+    for kind in ("personal", "shared"):
+        typer.echo(f"{kind} adapters  {found['adapters'][kind]['versions']}")
+        for task, version in found["adapters"][kind]["active"].items():
+            typer.echo(f"  {task:<16} {version} active")
+    sizes = "  ".join(f"{name} {size(count)}" for name, count in found["bytes"].items())
+    typer.echo(f"on disk   {sizes}")
+
+
+def _status(home: Home) -> dict[str, Any]:
+    with home.open_vault() as vault:
+        summary = vault.summary()
+    stores = {"personal": home.personal_adapters, "shared": home.shared_adapters}
+    return {
+        "profile": home.profile,
+        "path": str(home.path),
+        "backbone": home.config.backbone,
+        "task": home.config.task,
+        "records": sum(entry.records for entry in summary),
+        "tasks": [
+            {
+                "task": entry.task,
+                "records": entry.records,
+                "synthetic": entry.synthetic,
+                "first": entry.first.isoformat() if entry.first else None,
+                "last": entry.last.isoformat() if entry.last else None,
+            }
+            for entry in summary
+        ],
+        "adapters": {
+            kind: {"versions": len(store.versions()), "active": store.all_active()}
+            for kind, store in stores.items()
+        },
+        "bytes": home.sizes(),
+    }
+
+
+def list_tasks() -> None:
+    """List the tasks: what your records can teach and how they are asked."""
+    from pfi.tasks import tasks
+
+    for task in tasks().values():
+        typer.echo(f"{task.name:<16} {task.title} ({task.kind}; {', '.join(task.metrics)})")

@@ -1,0 +1,145 @@
+"""Connectors: each reads one kind of source as records, one record at a time.
+
+A connector is one file in this folder with a subclass of `Connector`; nothing else lists it.
+What a connector cannot use it skips and counts in an `ImportReport`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pfi.data.records import Record
+from pfi.errors import ConfigError, DataError
+
+__all__ = ["Connector", "ImportReport", "Options", "connectors", "get_connector"]
+
+
+@dataclass
+class ImportReport:
+    """What became of a source.
+
+    Attributes:
+        read: records that can be used.
+        skipped: how many were left out, by reason.
+        examples: the first place of each reason, e.g. ``notes.jsonl, line 7``.
+    """
+
+    read: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def skip(self, reason: str, place: str) -> None:
+        """Count something that is left out."""
+        self.skipped[reason] += 1
+        self.examples.setdefault(reason, place)
+
+    def merge(self, other: ImportReport) -> None:
+        """Add the counts of another report."""
+        self.read += other.read
+        self.skipped.update(other.skipped)
+        self.examples = {**other.examples, **self.examples}
+
+    def summary(self) -> str:
+        """One line for people."""
+        line = f"{self.read} record{'' if self.read == 1 else 's'} read"
+        if not self.skipped:
+            return line
+        reasons = [
+            f"{count} because {reason} (first: {self.examples[reason]})"
+            for reason, count in self.skipped.most_common()
+        ]
+        return f"{line}, {self.skipped.total()} skipped: {'; '.join(reasons)}"
+
+    def require_records(self, path: Path, fix: str) -> None:
+        """Check that not everything was skipped.
+
+        Raises:
+            DataError: nothing was read; it names the first reason and its place.
+        """
+        if self.read:
+            return
+        what = "the source holds no records"
+        for reason, place in self.examples.items():
+            what = f"none of {self.skipped.total()} records can be used: {reason} ({place})"
+            break
+        raise DataError(what, path=path, fix=fix)
+
+
+class Options(BaseModel):
+    """Options of a connector; the fields' descriptions are the help of the CLI."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+_REGISTERED: dict[str, Connector[Any]] = {}
+
+
+class Connector(ABC, Generic[OptionsT]):
+    """One kind of source.  A subclass registers itself under its name.
+
+    Attributes:
+        name: how the CLI calls it.
+        summary: one line of help.
+        options: the model of its options.
+    """
+
+    name: str
+    summary: str
+    options: type[OptionsT]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _REGISTERED[cls.name] = cls()
+
+    @abstractmethod
+    def read(self, path: Path, options: OptionsT, report: ImportReport) -> Iterator[Record]:
+        """Yield the records of a source; the same source always gives the same ids.
+
+        Raises:
+            DataError: the source cannot be used at all.
+            ConfigError: the options do not fit the source.
+        """
+
+    def configure(self, values: Mapping[str, Any]) -> OptionsT:
+        """Options from plain values.
+
+        Raises:
+            ConfigError: an option is unknown or its value does not fit.
+        """
+        try:
+            return self.options.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "options"
+            fix = f"the options are {', '.join(self.options.model_fields) or 'none'}"
+            raise ConfigError(first["msg"], where=f"{self.name} {where}", fix=fix) from error
+
+
+def connectors() -> dict[str, Connector[Any]]:
+    """Every connector, by name."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return dict(sorted(_REGISTERED.items()))
+
+
+def get_connector(name: str) -> Connector[Any]:
+    """The connector of that name.
+
+    Raises:
+        ConfigError: there is none; the error lists the names.
+    """
+    found = connectors()
+    if name not in found:
+        raise ConfigError(f"unknown connector {name!r}", fix=f"use one of {', '.join(found)}")
+    return found[name]

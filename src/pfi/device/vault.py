@@ -1,0 +1,259 @@
+"""The vault: the one place where a device's records are stored.
+
+No other file knows that it is SQLite, so that encryption can come in here alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+
+from pfi.data.records import History, Origin, Record
+from pfi.errors import StorageError
+
+SCHEMA_VERSION = 1
+BATCH = 500
+BUSY_SECONDS = 30.0
+
+_SCHEMA = (
+    """CREATE TABLE records (
+        seq INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        hash TEXT NOT NULL UNIQUE,
+        task TEXT NOT NULL,
+        origin TEXT NOT NULL,
+        time TEXT,
+        added TEXT NOT NULL,
+        source TEXT NOT NULL,
+        input TEXT NOT NULL,
+        output TEXT NOT NULL
+    ) STRICT""",
+    "CREATE INDEX records_by_task ON records (task)",
+)
+_COLUMNS = "id, task, input, output, time, origin, source, added"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """How much of one task a vault holds; `first` and `last` are None without dated records."""
+
+    task: str
+    records: int
+    synthetic: int
+    first: datetime | None
+    last: datetime | None
+
+
+class Vault:
+    """The records of one device, made at `path` when missing.
+
+    Several processes may use one vault: each batch is one transaction, and a writer waits for
+    another one for up to `BUSY_SECONDS`.
+
+    Raises:
+        StorageError: the file is damaged, no vault, locked, or written by a newer pfi.
+    """
+
+    def __init__(self, path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
+        self.path = path
+        with self._translate():
+            # Made by us first: SQLite would follow the umask, and these are private.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._db = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _prepare(self) -> None:
+        if self._version() == 0:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            with self._transaction():
+                if self._version() == 0:  # nobody else made it while we waited
+                    if self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                        raise StorageError("this is not a pfi vault", where=str(self.path))
+                    for statement in _SCHEMA:
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if self._version() > SCHEMA_VERSION:
+            raise StorageError(
+                f"the vault has format {self._version()}, this pfi reads up to {SCHEMA_VERSION}",
+                where=str(self.path),
+                fix="update pfi",
+            )
+        # A deleted record is overwritten, not only unlinked.
+        self._db.execute("PRAGMA secure_delete = ON")
+        self._db.execute("SELECT count(*) FROM records").fetchone()
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    # Writing ------------------------------------------------------------------------
+
+    def add(self, records: Iterable[Record]) -> tuple[int, int]:
+        """Store records; one whose content is stored already is passed over, whatever its id.
+
+        An id that other content has taken gets a suffix made of the content, so that nothing is
+        overwritten and adding the same records again still adds nothing.  Records are written
+        in batches: when this is interrupted the whole batches before it are kept.
+
+        Returns:
+            How many were added and how many were already there.
+
+        Raises:
+            StorageError: the vault cannot be written.
+        """
+        added = seen = 0
+        remaining = iter(records)
+        while batch := list(islice(remaining, BATCH)):
+            rows = [_row(record) for record in batch]
+            with self._translate(), self._transaction():
+                new = sum(self._insert(row) for row in rows)
+            added += new
+            seen += len(batch) - new
+        return added, seen
+
+    def _insert(self, row: dict[str, str | None]) -> bool:
+        find = self._db.execute
+        if find("SELECT 1 FROM records WHERE hash = ?", (row["hash"],)).fetchone():
+            return False
+        if find("SELECT 1 FROM records WHERE id = ?", (row["id"],)).fetchone():
+            row = {**row, "id": f"{row['id']}~{str(row['hash'])[:12]}"}
+        names = ", ".join(row)
+        marks = ", ".join(f":{name}" for name in row)
+        find(f"INSERT INTO records ({names}) VALUES ({marks})", row)
+        return True
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Erase the records with these ids, all or none; returns how many there were."""
+        with self._translate():
+            with self._transaction():
+                erased = 0
+                for id_ in ids:
+                    cursor = self._db.execute("DELETE FROM records WHERE id = ?", (id_,))
+                    erased += cursor.rowcount
+            # The log beside the database still holds the old pages; empty it.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return erased
+
+    # Reading ------------------------------------------------------------------------
+
+    def history(self, task: str, *, origin: Origin | None = None, user_id: str = "me") -> History:
+        """The records of one task, oldest first; empty when there are none.
+
+        Where only some of them have a time, the others count as of when they were added: they
+        are no younger than that, and so never answer a question from before it.
+
+        Args:
+            task: the name of the task.
+            origin: only `real` or only `synthetic` records; None for both.
+            user_id: whose history it is called.
+        """
+        query = f"SELECT {_COLUMNS} FROM records WHERE task = ? AND origin LIKE ? ORDER BY seq"
+        with self._translate():
+            rows = self._db.execute(query, (task, origin or "%")).fetchall()
+        dated = any(row[4] is not None for row in rows)
+        return History(user_id, (_record(row, fill_time=dated) for row in rows))
+
+    def summary(self) -> list[TaskSummary]:
+        """Every task with records, the one with most records first."""
+        query = """SELECT task, count(*) AS n, sum(origin = 'synthetic'), min(time), max(time)
+                   FROM records GROUP BY task ORDER BY n DESC, task"""
+        with self._translate():
+            rows = self._db.execute(query).fetchall()
+        return [TaskSummary(t, n, made, _time(a), _time(b)) for t, n, made, a, b in rows]
+
+    def tasks(self) -> dict[str, int]:
+        """The number of records by task, most first."""
+        return {entry.task: entry.records for entry in self.summary()}
+
+    def count(self) -> int:
+        """The number of records of all tasks."""
+        with self._translate():
+            return int(self._db.execute("SELECT count(*) FROM records").fetchone()[0])
+
+    # Plumbing -----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the file; using the vault afterwards is a bug."""
+        self._db.close()
+
+    def __enter__(self) -> Vault:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            # SQLite has rolled back by itself on some errors, a full disk among them.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _translate(self) -> Iterator[None]:
+        """Turn what a user's disk can cause into a StorageError; bugs pass as they are."""
+        try:
+            yield
+        except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
+            raise
+        except sqlite3.OperationalError as error:
+            busy = "locked" in str(error)
+            fix = "wait for the other pfi process or end it" if busy else None
+            what = "the vault is in use" if busy else f"the vault cannot be used: {error}"
+            raise StorageError(what, where=str(self.path), fix=fix) from error
+        except sqlite3.DatabaseError as error:
+            raise StorageError(
+                f"the vault is damaged: {error}",
+                where=str(self.path),
+                fix="restore the file from a backup, or move it away and import again",
+            ) from error
+        except OSError as error:
+            what = f"the vault cannot be opened: {error.strerror}"
+            raise StorageError(what, where=str(self.path)) from error
+
+
+def _row(record: Record) -> dict[str, str | None]:
+    fields = json.dumps(dict(record.input), ensure_ascii=False)
+    return {
+        "id": record.id,
+        "hash": record.content_hash,
+        "task": record.task,
+        "origin": record.origin,
+        "time": record.time.astimezone(UTC).isoformat() if record.time else None,
+        "added": datetime.now(UTC).isoformat(),
+        "source": record.source,
+        "input": fields,
+        "output": record.output,
+    }
+
+
+def _record(row: Sequence[str | None], *, fill_time: bool) -> Record:
+    id_, task, fields, output, time, origin, source, added = row
+    when = _time(time or added if fill_time else time)
+    values = (str(id_), str(task), json.loads(str(fields)), str(output), when)
+    return Record(*values, "synthetic" if origin == "synthetic" else "real", str(source))
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

@@ -1,0 +1,1 @@
+"""Studies: arms, statistics, plots and reports."""

@@ -1,0 +1,51 @@
+"""The configuration of a study: one model for the YAML file, the flags and Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pfi.evaluate.arms import DEFAULT_ARMS, get_arm
+from pfi.learn import TrainConfig
+
+
+class StudyConfig(BaseModel):
+    """What a study compares, on which data, and how adapters are trained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: Path = Field(description="folder with <task>/<split>_questions.json")
+    tasks: list[str] = Field([], description="tasks to run; all tasks of the folder by default")
+    arms: list[str] = Field(DEFAULT_ARMS, description="methods to compare")
+    split: str = Field("dev", description="reads <split>_questions.json and <split>_outputs.json")
+    train_split: str = Field("train", description="the split of the users of the shared adapter")
+    train_data: Path | None = Field(None, description="folder of the train split, if another")
+    users: int | None = Field(None, ge=1, description="a random sample of users a task")
+    train_users: int | None = Field(None, ge=1, description="a random sample of train users")
+    backbone: str = Field("embedded", description="'embedded', a model's folder, or a hub id")
+    engine: str = Field("peft", description="what trains the adapters")
+    seed: int = Field(0, description="decides samples, orders and initial weights")
+    k: int = Field(2, ge=1, description="records retrieved for a prompt")
+    retrieval_budget: int = Field(224, ge=16, description="tokens of a prompt's records together")
+    retrieval_share: float = Field(
+        0.5, ge=0, le=1, description="share of training examples that carry retrieved records"
+    )
+    max_prompt: int = Field(576, ge=32, description="longest prompt, in tokens")
+    shared: TrainConfig = Field(
+        TrainConfig(rank=16, alpha=32, epochs=3, batch_size=16, learning_rate=2e-3),
+        description="how the shared adapter is trained",
+    )
+    personal: TrainConfig = Field(
+        TrainConfig(rank=8, alpha=16, epochs=3, batch_size=4, learning_rate=1e-3),
+        description="how personal adapters are trained",
+    )
+    shared_from: Path | None = Field(
+        None, description="run folder whose shared adapters are used instead of training new ones"
+    )
+    bootstrap: int = Field(1000, ge=1, description="bootstrap draws")
+
+    @field_validator("arms")
+    @classmethod
+    def _known_arms(cls, names: list[str]) -> list[str]:
+        return [get_arm(name).name for name in dict.fromkeys(names)]

@@ -1,0 +1,307 @@
+"""The report of a study: one HTML file that needs nothing else, and a table for the terminal.
+
+The page has no script and fetches nothing; the text of users and models is escaped by the
+template engine, and a content security policy forbids what should slip through.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.table import Table
+from rich.text import Text
+
+from pfi import __version__
+from pfi.evaluate.plots import Plot, history_plot, scatter_plot, training_plot
+from pfi.evaluate.report_data import (
+    Answer,
+    Cell,
+    Estimate,
+    Results,
+    RunData,
+    TaskView,
+    in_order,
+    main_estimate,
+    main_metric,
+    parse_results,
+    read_run,
+    sign_of,
+    task_view,
+    verdict,
+)
+from pfi.evaluate.report_text import (
+    arm_lines,
+    duration,
+    headline,
+    interval,
+    notes_on,
+    number,
+    percent,
+    shorten,
+)
+from pfi.files import write_atomic
+
+#: Below these, settings and examples are shown in short.
+_MOST_SETTINGS, _MOST_EXAMPLES = 12, 4
+
+
+# What is shown ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CellView:
+    """One arm on one task: the main metric's estimate and whether the gain is beyond chance.
+
+    ``verdict`` is ``better``, ``worse`` (the gain's interval excludes zero), ``unsure`` or "".
+    """
+
+    task: TaskView
+    cell: Cell
+    main: Estimate
+    best: bool
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question and what each arm answered: ``(arm, answer, equals the gold answer)``."""
+
+    question: str
+    gold: str | None
+    answers: tuple[tuple[str, str, bool], ...]
+
+
+def _cell_view(results: Results, arm: str, task: TaskView) -> CellView:
+    cell = results.cell(arm, task.main.task)
+    return CellView(
+        task, cell, main_estimate(cell, task.main), arm in task.best, verdict(cell.gain)
+    )
+
+
+# Plots and examples -----------------------------------------------------------------------
+
+
+def _pairs(
+    results: Results, task: str, arms: tuple[str, str]
+) -> list[tuple[float, float, float | None]]:
+    """``(score with the first arm, with the second, records)`` of the users who have both."""
+    first, second = (results.cell(arm, task).users for arm in arms)
+    found = []
+    for user, score in second.items():
+        before = first[user].score if user in first else None
+        if before is not None and score.score is not None:
+            found.append((before, score.score, score.history))
+    return found
+
+
+def _scatter(results: Results, task: TaskView, key: str) -> Plot | None:
+    if task.personalised is None:
+        return None
+    arms = ("generic", task.personalised)
+    pairs = _pairs(results, task.main.task, arms)
+    if not pairs:
+        return None
+    before, after, _ = zip(*pairs, strict=True)
+    return scatter_plot(before, after, task.main.sign, arms, task.main.metric, key)
+
+
+def _history(results: Results, task: TaskView, key: str) -> Plot | None:
+    if task.personalised is None or not task.main.sign:
+        return None
+    arms = ("shared", task.personalised)
+    pairs = _pairs(results, task.main.task, arms)
+    points = [(n, task.main.sign * (b - a)) for a, b, n in pairs if n is not None]
+    if not points:
+        return None
+    lengths, gains = zip(*points, strict=True)
+    return history_plot(lengths, gains, arms, task.main.metric, key)
+
+
+def _training(run: RunData, task: str, key: str) -> Plot | None:
+    mine = [event for event in run.trained if event.task == task]
+    shared = [event.losses for event in mine if event.adapter == "shared"]
+    personal = [event.losses for event in mine if event.adapter == "personal"]
+    return training_plot(shared[-1] if shared else [], personal, key)
+
+
+def _examples(run: RunData, task: str) -> list[Example]:
+    """Questions on which the arms disagree, of as many users as possible, in the run's order."""
+    mine = [event for event in run.answered if event.task == task]
+    # By (user, question), then by arm; the first arm, the plainest, lends prompt and gold.
+    asked: dict[tuple[str, str], dict[str, Answer]] = {}
+    for arm in in_order(dict.fromkeys(event.arm for event in mine)):
+        for event in mine:
+            for answer in event.answers if event.arm == arm else ():
+                asked.setdefault((event.user, answer.id), {})[arm] = answer
+    turns: Counter[str] = Counter()
+    disputed = []
+    for (user, _), by_arm in asked.items():
+        if len({answer.answer.strip() for answer in by_arm.values()}) > 1:
+            disputed.append((turns[user], by_arm))
+            turns[user] += 1
+    disputed.sort(key=lambda pair: pair[0])  # stable: the first question of each user leads
+    return [_example(by_arm) for _, by_arm in disputed[:_MOST_EXAMPLES]]
+
+
+def _example(by_arm: dict[str, Answer]) -> Example:
+    first = next(iter(by_arm.values()))
+    gold = None if first.gold is None else first.gold.strip()
+    texts = ((arm, answer.answer.strip()) for arm, answer in by_arm.items())
+    answers = tuple((arm, shorten(text), text == gold) for arm, text in texts)
+    return Example(shorten(first.prompt), None if gold is None else shorten(gold), answers)
+
+
+# The page -------------------------------------------------------------------------------
+
+
+def _settings(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """A nested configuration as ``(dotted name, short text)``."""
+    if isinstance(value, dict):
+        prefix = f"{name}." if name else ""
+        return [pair for k, v in value.items() for pair in _settings(v, f"{prefix}{k}")]
+    if isinstance(value, list):
+        value = ", ".join(str(v) for v in value)
+    return [] if value is None or value == "" else [(name, shorten(str(value), 120))]
+
+
+def _summary(settings: list[tuple[str, str]], machine: list[tuple[str, str]]) -> str:
+    """The settings that matter most and the machine, in one line for the head of the page."""
+    found = dict(settings)
+    named = [f"{key} {found[key]}" for key in ("backbone", "split", "seed") if key in found]
+    return " · ".join(named + [f"{key} {value}" for key, value in machine])
+
+
+def _seconds(run: RunData, tasks: Sequence[TaskView]) -> list[tuple[str, list[float | None]]]:
+    """``(what, seconds for each task and in total)``: each arm, then training by adapter."""
+    names = [task.main.task for task in tasks]
+    rows: list[tuple[str, list[float | None]]] = [
+        (arm, [run.results.cell(arm, task).seconds for task in names])
+        for arm in run.results.arm_names
+    ]
+    for adapter in dict.fromkeys(event.adapter for event in run.trained):
+        events = [e for e in run.trained if e.adapter == adapter and e.seconds is not None]
+        by_task = [[e.seconds or 0.0 for e in events if e.task == task] for task in names]
+        rows.append((f"training: {adapter}", [sum(t) if t else None for t in by_task]))
+    found = []
+    for what, cells in rows:
+        known = [seconds for seconds in cells if seconds is not None]
+        if known:
+            found.append((what, [*cells, sum(known)]))
+    return found
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number, "percent": percent, "interval": interval, "duration": duration,
+        "arrow": lambda metric: {1: "↑", -1: "↓"}.get(sign_of(metric), ""),
+    }  # fmt: skip
+    return environment
+
+
+def _render(run: RunData) -> str:
+    results = run.results
+    tasks = [task_view(results, task) for task in results.task_names]
+    # Tasks that only the events know belong to a run that was killed before its results.
+    seen = [*(event.task for event in run.trained), *(event.task for event in run.answered)]
+    names = list(dict.fromkeys([*results.task_names, *seen]))
+    titles = {name: main_metric(results, name).title for name in names}
+    machine = run.results.machine
+    machine = _settings(machine if isinstance(machine, dict) else {"machine": machine})
+    settings = _settings({k: v for k, v in run.config.items() if k != "command"})
+    return _environment().get_template("report.html.j2").render(
+        name=str(run.config.get("name") or run.name),
+        command=run.config.get("command"),
+        summary=_summary(settings, machine),
+        settings=settings[:_MOST_SETTINGS],
+        all_settings=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+        more_settings=len(settings) > _MOST_SETTINGS,
+        machine=machine,
+        headline=headline(results, tasks),
+        arm_lines=arm_lines(results, tasks),
+        notes=notes_on(run, tasks),
+        arms=results.arm_names,
+        tasks=tasks,
+        rows=[(arm, [_cell_view(results, arm, t) for t in tasks]) for arm in results.arm_names],
+        all_metrics=_all_metrics(results, tasks),
+        scatters=[(t, _scatter(results, t, f"scatter-{i}")) for i, t in enumerate(tasks)],
+        histories=[(t, _history(results, t, f"history-{i}")) for i, t in enumerate(tasks)],
+        curves=[
+            (titles[name], plot)
+            for i, name in enumerate(names)
+            if (plot := _training(run, name, f"training-{i}"))
+        ],
+        examples=[(titles[t], found) for t in names if (found := _examples(run, t))],
+        seconds=_seconds(run, tasks),
+        version=__version__,
+    )  # fmt: skip
+
+
+def _all_metrics(
+    results: Results, tasks: Sequence[TaskView]
+) -> list[tuple[TaskView, str, list[Estimate]]]:
+    rows = []
+    for task in tasks:
+        cells = [results.cell(arm, task.main.task) for arm in results.arm_names]
+        for metric in dict.fromkeys(name for cell in cells for name in cell.metrics):
+            rows.append((task, metric, [c.metrics.get(metric) or Estimate() for c in cells]))
+    return rows
+
+
+def write_report(run: Path) -> Path:
+    """Write ``report.html`` into a run folder; a run without results gives a page that says so.
+
+    Raises:
+        StorageError: there is no such folder, or its ``metrics.json`` is damaged.
+    """
+    page = _render(read_run(run))
+    path = run / "report.html"
+    # A model can produce lone surrogates, which UTF-8 cannot hold.
+    write_atomic(path, page.encode("utf-8", "replace"))
+    return path
+
+
+# The terminal ---------------------------------------------------------------------------
+
+
+def terminal_table(metrics: dict[str, Any]) -> Table:
+    """The main metric of each task (rows) with each arm (columns), best in bold and starred.
+
+    Args:
+        metrics: the content of ``metrics.json``.
+
+    Raises:
+        StorageError: it does not have the shape of a study's results.
+    """
+    results = parse_results(metrics)
+    table = Table(title="Main metric ± half the 95 % interval over users")
+    table.caption = "↑ higher is better, ↓ lower is better, * best"
+    table.add_column("task", no_wrap=True)
+    for arm in results.arm_names:
+        table.add_column(Text(arm), justify="right")
+    for name in results.task_names:
+        task = task_view(results, name)
+        row = [Text(f"{name}  {task.main.metric} {task.main.arrow}".rstrip())]
+        for arm in results.arm_names:
+            view = _cell_view(results, arm, task)
+            text = number(view.main.mean)
+            if view.main.ci95 is not None:
+                low, high = view.main.ci95
+                text += f" ± {number((high - low) / 2)}"
+            row.append(Text(f"{text} *" if view.best else text, "bold" if view.best else ""))
+        table.add_row(*row)
+    return table

@@ -1,0 +1,352 @@
+"""A run folder as the report reads it: results, training curves and answers.
+
+A run may have been killed or resumed: what is missing becomes a note, lines of the event log
+that are damaged are skipped, and of two results for the same thing the last one counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    model_validator,
+)
+
+from pfi.errors import PfiError, StorageError
+from pfi.tasks import METRICS, get_task
+
+#: The order in which arms are shown; others follow as they come.
+ARM_ORDER = (
+    "generic", "generic+rag", "shared", "rag", "personal-only", "personal", "personal+rag", "pfi",
+)  # fmt: skip
+#: The arms that adapt to one user.
+PERSONALISED = ("personal", "personal+rag", "pfi")
+
+
+def _finite(value: Any) -> float | None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 300 digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _interval(value: Any) -> tuple[float, float] | None:
+    ends = [_finite(v) for v in value] if isinstance(value, list | tuple) else []
+    if len(ends) != 2 or ends[0] is None or ends[1] is None:
+        return None
+    return ends[0], ends[1]
+
+
+def _present(value: Any) -> Any:
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+#: A number; anything that is not finite becomes None, so that nothing shows as NaN.
+Finite = Annotated[float | None, BeforeValidator(_finite)]
+Interval = Annotated[tuple[float, float] | None, BeforeValidator(_interval)]
+
+
+class _Lenient(BaseModel):
+    """Takes null as "left out" and numbers as ids; keys it does not know are ignored."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        return _present(value)
+
+
+class Estimate(_Lenient):
+    """A mean over users and its 95 % bootstrap interval."""
+
+    mean: Finite = None
+    ci95: Interval = None
+
+
+class UserScore(_Lenient):
+    """One user's mean of the main metric and their number of records."""
+
+    score: Finite = None
+    history: Finite = None
+
+
+class Cell(_Lenient):
+    """What one arm reached on one task."""
+
+    metrics: Annotated[dict[str, Estimate], BeforeValidator(_present)] = {}
+    n_users: int = 0
+    n_questions: int = 0
+    harmed: Finite = None
+    worst_decile: Finite = None
+    seconds: Finite = None
+    gain: Estimate | None = None
+    users: Annotated[dict[str, UserScore], BeforeValidator(_present)] = {}
+
+
+class Results(_Lenient):
+    """The content of ``metrics.json``: ``arms[arm][task]`` is a `Cell`."""
+
+    arms: dict[str, Annotated[dict[str, Cell], BeforeValidator(_present)]] = {}
+    config: dict[str, Any] = {}
+    machine: Any = None
+
+    @property
+    def arm_names(self) -> list[str]:
+        """The arms in the order in which they are shown."""
+        return in_order(self.arms)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks as they come; each at least one arm has."""
+        return list(dict.fromkeys(task for cells in self.arms.values() for task in cells))
+
+    def cell(self, arm: str, task: str) -> Cell:
+        """The arm's result on the task; an empty one where there is none."""
+        return self.arms.get(arm, {}).get(task) or Cell()
+
+
+class Trained(_Lenient):
+    """An adapter (shared, personal or another kind) was trained; one loss for each step."""
+
+    event: Literal["trained"]
+    task: str
+    adapter: str
+    user: str | None = None
+    losses: list[Finite] = []
+    seconds: Finite = None
+
+
+class Answer(_Lenient):
+    """One answer to one question."""
+
+    id: str
+    prompt: str = ""
+    answer: str = ""
+    gold: str | None = None
+
+
+class Answered(_Lenient):
+    """An arm answered one user's questions."""
+
+    event: Literal["answered"]
+    arm: str
+    task: str
+    user: str
+    answers: list[Answer] = []
+
+
+@dataclass(frozen=True)
+class MainMetric:
+    """The metric that decides on a task.
+
+    Attributes:
+        sign: 1 where higher is better, -1 where lower is, 0 where that is not known.
+        known: whether the installation knows the task.
+    """
+
+    task: str
+    title: str
+    metric: str
+    sign: int
+    known: bool = True
+
+    @property
+    def arrow(self) -> str:
+        """The direction of better."""
+        return {1: "↑", -1: "↓"}.get(self.sign, "")
+
+
+@dataclass
+class RunData:
+    """Everything that the report shows of one run."""
+
+    name: str
+    results: Results
+    config: dict[str, Any]
+    trained: list[Trained] = field(default_factory=list)
+    answered: list[Answered] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def in_order(arms: Iterable[str]) -> list[str]:
+    """The arms in the order in which they are shown."""
+    place = {arm: i for i, arm in enumerate(ARM_ORDER)}
+    return sorted(arms, key=lambda arm: place.get(arm, len(place)))
+
+
+def sign_of(metric: str) -> int:
+    """1 where higher is better, -1 where lower is, 0 for a metric that is not known."""
+    if metric not in METRICS:
+        return 0
+    return 1 if METRICS[metric].higher_is_better else -1
+
+
+def main_metric(results: Results, task: str) -> MainMetric:
+    """The task's main metric; the first one reported where the task is not known here."""
+    try:
+        known = get_task(task)
+        return MainMetric(task, known.title, known.main_metric, sign_of(known.main_metric))
+    except PfiError:
+        found = (m for arm in results.arm_names for m in results.cell(arm, task).metrics)
+        metric = next(found, "")
+        return MainMetric(task, task, metric, sign_of(metric), known=False)
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """A task as the report shows it.
+
+    Attributes:
+        best: the arms with the best mean (more than one on a tie).
+        personalised: the best personalised arm, None where none was run.
+    """
+
+    main: MainMetric
+    n_users: int
+    n_questions: int
+    best: tuple[str, ...]
+    personalised: str | None
+
+
+def task_view(results: Results, task: str) -> TaskView:
+    """What the report says of a task, over the arms that have results on it."""
+    main = main_metric(results, task)
+    cells = {arm: results.cell(arm, task) for arm in results.arm_names}
+    means = {arm: main_estimate(cell, main).mean for arm, cell in cells.items()}
+    scores = {arm: main.sign * mean for arm, mean in means.items() if mean is not None}
+    top = max(scores.values(), default=0.0)
+    best = tuple(arm for arm, score in scores.items() if score == top) if main.sign else ()
+    own = [arm for arm in reversed(PERSONALISED) if arm in scores]
+    return TaskView(
+        main,
+        max((cell.n_users or len(cell.users) for cell in cells.values()), default=0),
+        max((cell.n_questions for cell in cells.values()), default=0),
+        best if len(scores) > 1 else (),
+        max(own, key=scores.__getitem__, default=None),
+    )
+
+
+def main_estimate(cell: Cell, main: MainMetric) -> Estimate:
+    """The cell's main metric; an empty estimate where it has none."""
+    return cell.metrics.get(main.metric) or Estimate()
+
+
+def verdict(gain: Estimate | None) -> str:
+    """``better`` or ``worse`` (the interval excludes zero), ``unsure``, or "" without a gain."""
+    if gain is None or gain.mean is None:
+        return ""
+    low, high = gain.ci95 or (0.0, 0.0)
+    return "better" if low > 0 else "worse" if high < 0 else "unsure"
+
+
+def parse_results(content: Any, where: str = "metrics") -> Results:
+    """Check the content of ``metrics.json``.
+
+    Raises:
+        StorageError: it does not have the shape of a study's results.
+    """
+    try:
+        return Results.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        what = f"not the results of a study ({place or 'top level'}: {first['msg']})"
+        raise StorageError(what, where=where, fix="Run the study again") from error
+
+
+def read_run(run: Path) -> RunData:
+    """Read ``config.yaml``, ``metrics.json`` and ``events.jsonl``; each may be missing.
+
+    Raises:
+        StorageError: there is no such folder, or ``metrics.json`` is damaged.
+    """
+    if not run.is_dir():
+        fix = "Give the folder of a study, e.g. runs/my-study"
+        raise StorageError("there is no such run folder", where=str(run), fix=fix)
+    notes: list[str] = []
+    path = run / "metrics.json"
+    results = Results()
+    if path.exists():
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            fix = "Go on with the study with --resume; it writes the file anew"
+            raise StorageError("not a JSON file", where=str(path), fix=fix) from error
+        results = parse_results(content, str(path))
+    else:
+        notes.append("metrics.json is missing: the run has not finished.")
+    config = _read_config(run / "config.yaml", notes) or results.config
+    trained, answered = _read_events(run / "events.jsonl", notes)
+    return RunData(run.resolve().name, results, hide_secrets(config), trained, answered, notes)
+
+
+def _read_config(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        notes.append("config.yaml is missing.")
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):
+        notes.append("config.yaml cannot be read.")
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_events(path: Path, notes: list[str]) -> tuple[list[Trained], list[Answered]]:
+    trained: dict[tuple[str, str, str | None], Trained] = {}
+    answered: dict[tuple[str, str, str], Answered] = {}
+    if not path.exists():
+        notes.append("events.jsonl is missing: no training curves and no examples.")
+        return [], []
+    skipped = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                event = json.loads(line)
+                kind = event.get("event") if isinstance(event, dict) else None
+                if kind == "trained":
+                    done = Trained.model_validate(event)
+                    trained[done.task, done.adapter, done.user] = done
+                elif kind == "answered":
+                    told = Answered.model_validate(event)
+                    answered[told.arm, told.task, told.user] = told
+            except ValueError:  # also what JSON, UTF-8 and pydantic errors are
+                skipped += 1
+    if skipped:
+        notes.append(f"Lines of events.jsonl that cannot be read and are left out: {skipped}.")
+    return list(trained.values()), list(answered.values())
+
+
+_SECRET = re.compile(r"(^|_)(api_?key|key|secret|password|passphrase|token)$", re.IGNORECASE)
+
+
+def hide_secrets(value: Any) -> Any:
+    """The configuration with keys and passwords blanked (a report gets passed on), free of NaN."""
+    if isinstance(value, dict):
+        return {
+            str(k): "(hidden)" if v and _SECRET.search(str(k)) else hide_secrets(v)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [hide_secrets(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

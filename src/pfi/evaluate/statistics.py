@@ -1,0 +1,120 @@
+"""Statistics over users: paired bootstrap intervals, share harmed, worst tenth.
+
+The user is the unit of resampling, since one user's questions are not independent
+(Efron and Tibshirani 1993, chapter 6: percentile intervals).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pfi.tasks import METRICS, Task
+
+
+@dataclass(frozen=True)
+class UserAnswers:
+    """One user's answers and gold answers, aligned."""
+
+    answers: Sequence[str]
+    golds: Sequence[str]
+    history: int = 0
+
+
+def resamples(users: int, rounds: int, seed: int) -> np.ndarray:
+    """Bootstrap draws ``(rounds, users)`` of user positions, with replacement."""
+    return np.random.default_rng(seed).integers(users, size=(rounds, users))
+
+
+def metric_samples(
+    task: Task, name: str, users: Sequence[UserAnswers], draws: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """A metric over all questions, and its value ``(rounds,)`` in every draw of users."""
+    metric = METRICS[name]
+    full = _pooled(task, name, users)
+    if metric.per_question:
+        means = np.array([_pooled(task, name, [user]) for user in users])
+        counts = np.array([len(user.golds) for user in users], dtype=float)
+        weights = counts[draws]
+        return full, (means[draws] * weights).sum(1) / weights.sum(1)
+    return full, np.array([_pooled(task, name, [users[i] for i in draw]) for draw in draws])
+
+
+def _pooled(task: Task, name: str, users: Sequence[UserAnswers]) -> float:
+    answers = [task.parse(answer) for user in users for answer in user.answers]
+    golds = [task.parse(gold) for user in users for gold in user.golds]
+    return METRICS[name].compute(answers, golds, task.labels)
+
+
+def interval(samples: np.ndarray) -> list[float]:
+    """The 95 % percentile interval of bootstrap samples."""
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return [float(low), float(high)]
+
+
+def user_scores(task: Task, users: Mapping[str, UserAnswers]) -> dict[str, float]:
+    """Every user's own value of the task's main metric."""
+    return {key: _pooled(task, task.main_metric, [user]) for key, user in users.items()}
+
+
+def worst_decile(scores: Sequence[float], higher_is_better: bool) -> float:
+    """Mean score of the worst tenth of users, at least one user."""
+    ordered = sorted(scores, reverse=not higher_is_better)
+    return float(np.mean(ordered[: max(1, math.ceil(len(ordered) / 10))]))
+
+
+def summarise(
+    task: Task,
+    arm: Mapping[str, UserAnswers],
+    reference: Mapping[str, UserAnswers] | None,
+    *,
+    rounds: int,
+    seed: int,
+) -> dict[str, Any]:
+    """One cell of ``metrics.json``: a task under an arm.
+
+    Args:
+        task: the task.
+        arm: answers by user id.
+        reference: the same users' answers under the arm ``shared``, if it was run and is
+            another arm; ``gain`` and ``harmed`` compare with it, user by user.
+        rounds: number of bootstrap draws.
+        seed: of the draws; one seed gives every arm the same draws, so differences are paired.
+    """
+    ids = sorted(arm)
+    users = [arm[i] for i in ids]
+    draws = resamples(len(ids), rounds, seed)
+    better = METRICS[task.main_metric].higher_is_better
+    metrics: dict[str, Any] = {}
+    samples: dict[str, np.ndarray] = {}
+    for name in task.metrics:
+        mean, samples[name] = metric_samples(task, name, users, draws)
+        metrics[name] = {"mean": mean, "ci95": interval(samples[name])}
+    scores = user_scores(task, arm)
+    cell: dict[str, Any] = {
+        "main": task.main_metric,
+        "metrics": metrics,
+        "n_users": len(ids),
+        "n_questions": sum(len(user.golds) for user in users),
+        "harmed": None,
+        "gain": None,
+        "worst_decile": worst_decile(list(scores.values()), better),
+        "users": {i: {"score": scores[i], "history": arm[i].history} for i in ids},
+    }
+    if reference is not None and all(i in reference for i in ids):
+        sign = 1.0 if better else -1.0
+        base = {i: reference[i] for i in ids}
+        mean, base_samples = metric_samples(task, task.main_metric, list(base.values()), draws)
+        difference = sign * (samples[task.main_metric] - base_samples)
+        cell["gain"] = {
+            "mean": sign * (metrics[task.main_metric]["mean"] - mean),
+            "ci95": interval(difference),
+        }
+        base_scores = user_scores(task, base)
+        harmed = [sign * (scores[i] - base_scores[i]) < -1e-9 for i in ids]
+        cell["harmed"] = float(np.mean(harmed))
+    return cell

@@ -1,0 +1,435 @@
+"""The documentation is true: commands parse, links lead somewhere, examples work.
+
+Generated parts are made anew by ``scripts/document_commands.py`` and compared.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+import typer
+from pydantic import BaseModel
+
+import pfi.data.connectors as connector_module
+from pfi.cli.app import app
+from pfi.cli.study import build_config
+from pfi.data.connectors import ImportReport, connectors, get_connector
+from pfi.device import Home, import_records, parse_options
+from pfi.errors import PfiError
+from pfi.tasks import get_task, read_task, tasks
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^(```+)(\w*)\n(.*?)^\1 *$", re.MULTILINE | re.DOTALL)
+
+
+def load_script() -> ModuleType:
+    path = ROOT / "scripts" / "document_commands.py"
+    spec = importlib.util.spec_from_file_location("document_commands", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return FENCE.sub("", page.read_text("utf-8"))
+
+
+def block_after(page: str, marker: str) -> str:
+    """The code block that follows ``<!-- example: marker -->``."""
+    _, found, rest = (ROOT / "docs" / page).read_text("utf-8").partition(f"example: {marker} -->\n")
+    assert found, f"{page} has no example {marker}"
+    block = FENCE.match(rest)
+    assert block, f"no code block follows the marker {marker} in {page}"
+    return block[3]
+
+
+# Commands -----------------------------------------------------------------------------
+
+
+def shell_commands(text: str, program: str) -> Iterator[list[str]]:
+    """Every call of a program in a line of shell, as its arguments."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    for line in text.splitlines():
+        if program not in line:
+            continue
+        line = line.strip().removeprefix("$ ")
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        with contextlib.suppress(ValueError):  # prose in a help text: an apostrophe
+            words: list[str] = []
+            for token in [*lexer, ";"]:
+                if re.fullmatch(r"[|&;<>()]+", token):
+                    if words[:1] == [program]:
+                        yield words[1:]
+                    words = []
+                elif words or "=" not in token:  # settings of the environment come first
+                    words.append(token)
+
+
+def documented(program: str) -> list[tuple[str, list[str]]]:
+    """``(page, arguments)`` of every call in the code blocks of all pages."""
+    return [
+        (page.name, words)
+        for page in PAGES
+        for block in FENCE.finditer(page.read_text("utf-8"))
+        for words in shell_commands(block[3], program)
+    ]
+
+
+def parse(words: list[str]) -> click.Context | None:
+    """Parse a command line without running it; None for a group or where --help ends it.
+
+    Raises:
+        click.UsageError: the command or an option does not exist, or a value does not fit.
+    """
+    command: click.Command = typer.main.get_command(app)
+    context = click.Context(command, info_name="pfi")
+    rest = list(words)
+    while isinstance(command, click.Group):
+        if not rest or rest[0].startswith("-"):
+            options = {o for p in command.get_params(context) for o in p.opts}
+            if unknown := [word for word in rest if word not in options]:
+                raise click.UsageError(f"{context.command_path} has no option {unknown[0]}")
+            return None
+        if rest[0] not in command.commands:
+            raise click.UsageError(f"{context.command_path} has no command {rest[0]}")
+        command = command.commands[rest.pop(0)]
+        context = click.Context(command, info_name=command.name, parent=context)
+    with contextlib.suppress(click.exceptions.Exit):
+        return command.make_context(command.name, rest, parent=context.parent)
+    return None
+
+
+def check_values(context: click.Context) -> None:
+    """Check what parsing leaves open: the names of tasks, arms, connectors and settings.
+
+    Raises:
+        PfiError: one of them does not exist.
+    """
+    from pfi.learn import TrainConfig
+
+    given: dict[str, Any] = context.params
+    if task := given.get("task"):
+        check_task(task)
+    if context.info_name == "import":
+        connector = get_connector(given["kind"])
+        options = connector.configure(parse_options(given["settings"] or [], connector.options))
+        check_task(getattr(options, "task", None))
+    elif context.info_name == "connectors" and given["kind"]:
+        get_connector(given["kind"])
+    elif context.info_name == "train":
+        TrainConfig.model_validate(parse_options(given["settings"] or [], TrainConfig))
+    elif context.info_name == "study":
+        lists = {name: given[name].split(",") for name in ("tasks", "arms") if given[name]}
+        config = build_config(None, {"data": Path("lamp"), **lists}, given["set_"] or [])
+        for name in config.tasks:
+            check_task(name)
+
+
+def check_task(name: str | None) -> None:
+    if name and not name.endswith((".yaml", ".yml")):
+        get_task(name)
+
+
+PFI_LINES = [
+    pytest.param(words, id=f"{page}: {' '.join(words)}")
+    for page, words in documented("pfi")
+    if words[:1] != ["COMMAND"]  # stands for any command in the help of `pfi`
+]
+
+
+@pytest.mark.parametrize("words", PFI_LINES)
+def test_command_lines_in_the_docs_parse(words: list[str]) -> None:
+    context = parse(words)
+    if context is not None:
+        check_values(context)
+
+
+def test_there_are_command_lines_to_check() -> None:
+    assert len(PFI_LINES) > 40
+    assert {"init", "import", "train", "ask", "study", "adapters"} <= {
+        words[0] for _, words in documented("pfi") if words
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pfi fly",
+        "pfi train --epoch-count 3",
+        "pfi train --epochs many",
+        "pfi import git",
+        "pfi adapters burn",
+        "pfi --nothing",
+        "PFI_HOME=x git diff | pfi ask - --nothing",
+    ],
+)
+def test_wrong_command_lines_are_found(line: str) -> None:
+    [words] = shell_commands(line, "pfi")
+    with pytest.raises(click.UsageError):
+        parse(words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pfi train --task LaMP_9",
+        "pfi train --set epoch=3",
+        "pfi import git . --set authors=x",
+        "pfi import carrier-pigeon .",
+        "pfi study --arms magic",
+        "pfi study --tasks LaMP_9",
+        "pfi study --set personal.epoch=5",
+    ],
+)
+def test_wrong_names_in_command_lines_are_found(line: str) -> None:
+    [words] = shell_commands(line, "pfi")
+    context = parse(words)
+    assert context is not None
+    with pytest.raises((PfiError, ValueError)):
+        check_values(context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_named_in_prose_exist(page: Path) -> None:
+    for span in re.findall(r"`pfi ([^`]+)`", prose(page)):
+        words = re.sub(r"\b(KIND|PATH|TEXT|VERSION)\b", "", span).split()
+        with contextlib.suppress(click.MissingParameter):  # prose leaves arguments out
+            parse(words)
+
+
+def test_every_command_is_documented() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    found = script.commands()
+    assert ("adapters", "rollback") in found
+    for words, help_text in found.items():
+        assert f"\n## {' '.join(['pfi', *words])}\n" in text
+        assert help_text.rstrip() in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_exist(page: Path) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    text = page.read_text("utf-8")
+    for name in re.findall(r"`make (\w+)`|^make (\w+)$", text, re.MULTILINE):
+        assert (name[0] or name[1]) in targets
+
+
+def test_pretraining_commands_parse() -> None:
+    """The jobs call scripts/pretrain.py with options that it has."""
+    source = (ROOT / "scripts" / "pretrain.py").read_text("utf-8")
+    known = set(re.findall(r'add_argument\("(--[\w-]+)"', source))
+    stages = re.search(r'"stage", choices=\[(.*?)\]', source)
+    assert stages
+    calls = []
+    for block in FENCE.finditer((ROOT / "docs" / "gpu-jobs.md").read_text("utf-8")):
+        calls += re.findall(r"scripts/pretrain\.py (\w+) ([^|\n]*)", block[3])
+    assert len(calls) >= 4
+    for stage, options in calls:
+        assert f'"{stage}"' in stages[1]
+        assert set(re.findall(r"--[\w-]+", options)) <= known
+
+
+# Pages --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_generated_parts_are_current(page: Path) -> None:
+    text = page.read_text("utf-8")
+    message = "run `python scripts/document_commands.py`"
+    assert script.filled(text) == text, message
+
+
+def test_every_generated_part_is_in_a_page() -> None:
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    names = re.findall(r"<!-- generated: ([\w-]+) -->", text)
+    assert sorted(names) == sorted(script.PARTS)
+
+
+def test_a_stale_part_is_found() -> None:
+    page = ROOT / "docs" / "studies.md"
+    text = page.read_text("utf-8").replace("| `k` | whole number ≥ 1 | `2` |", "| `k` | 3 |")
+    assert text != page.read_text("utf-8")
+    assert script.filled(text) == page.read_text("utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"\w+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = PAGES[0].read_text("utf-8")
+    for page in PAGES[1:]:
+        assert f"](docs/{page.name})" in readme
+
+
+def test_pages_named_in_the_code_exist() -> None:
+    named = {
+        name
+        for path in (ROOT / "src").rglob("*.py")
+        for name in re.findall(r"docs/([\w-]+\.md)", path.read_text("utf-8"))
+    }
+    assert "studies.md" in named
+    assert named <= {page.name for page in PAGES}
+
+
+def test_lines_are_readable() -> None:
+    """Prose lines stay short enough to review; tables, code and generated parts do not count."""
+    for page in PAGES:
+        for line in prose(page).splitlines():
+            assert line.startswith(("|", "!", "<!--")) or len(line) <= 120, (page.name, line)
+
+
+# Contents -----------------------------------------------------------------------------
+
+
+def test_tasks_and_connectors_are_documented() -> None:
+    task_page = (ROOT / "docs" / "tasks.md").read_text("utf-8")
+    connector_page = (ROOT / "docs" / "connectors.md").read_text("utf-8")
+    for name in tasks():
+        assert f"| `{name}` |" in task_page
+    for name, connector in connectors().items():
+        assert f"### {name}\n" in connector_page
+        assert f"- **{name}**: " in connector_page, "say what it reads"
+        assert issubclass(connector.options, BaseModel)
+        for option in connector.options.model_fields:
+            assert f"| `{option}` |" in connector_page
+
+
+def test_every_figure_of_metrics_json_is_documented() -> None:
+    from pfi.evaluate.config import StudyConfig
+    from pfi.evaluate.statistics import UserAnswers, summarise
+    from pfi.evaluate.study import machine
+
+    page = (ROOT / "docs" / "studies.md").read_text("utf-8")
+    answers = {"u": UserAnswers(["1", "2"], ["1", "1"], 3)}
+    cell = summarise(get_task("LaMP_3"), answers, answers, rounds=10, seed=0)
+    leaves = {f"metrics.<metric>.{key}" for key in cell.pop("metrics")["mae"]}
+    leaves |= {f"users.<id>.{key}" for key in cell.pop("users")["u"]}
+    leaves |= {f"gain.{key}" for key in cell.pop("gain")} | set(cell) | {"seconds"}
+    for leaf in leaves:
+        assert f"`….{leaf}`" in page
+    for key in machine():
+        assert f"`{key}`" in page
+    for name in StudyConfig.model_fields:
+        assert f"| `{name}` |" in page or f"`{name}.`" in page
+
+
+def test_every_event_of_a_study_is_documented() -> None:
+    files = sorted((ROOT / "src/pfi/evaluate").glob("*.py"))
+    source = "\n".join(file.read_text("utf-8") for file in files)
+    page = (ROOT / "docs" / "studies.md").read_text("utf-8")
+    found = {
+        str(ast.literal_eval(call.args[0])): [k.arg for k in call.keywords if k.arg]
+        for call in ast.walk(ast.parse(source))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("log.append")
+    }
+    assert set(found) == {"started", "trained", "answered", "finished"}
+    for event, keys in found.items():
+        row = re.search(rf"^\| `{event}` \| (.*) \|$", page, re.MULTILINE)
+        assert row, event
+        for key in keys:
+            assert f"`{key}`" in row[1], (event, key)
+
+
+# Worked examples ----------------------------------------------------------------------
+
+
+def test_the_example_task_works(tmp_path: Path) -> None:
+    path = tmp_path / "triage.yaml"
+    path.write_text(block_after("tasks.md", "triage.yaml"), "utf-8")
+    task = read_task(path)
+    (tmp_path / "sorted.csv").write_text(
+        'text,folder\n"Call me, please",now\nSale!,never\n', "utf-8"
+    )
+    home = Home.create(root=tmp_path / "home")
+    options = parse_options([f"task={path}"], get_connector("table").options)
+    assert import_records(home, "table", tmp_path / "sorted.csv", options).added == 2
+    with home.open_vault() as vault:
+        records = list(vault.history("triage"))
+    prompt = task.prompt({"text": "Hello"})
+    assert "one of: now, later, never. message: Hello" in prompt
+    assert task.fields(prompt) == {"text": "Hello"}
+    filled = task.retrieval_prompt(prompt, records, lambda text, tokens: text, 100)
+    assert '"Call me, please" went to "now" ' in filled
+    assert task.score(["now", "later"], ["now", "never"])["accuracy"] == 0.5
+
+
+def test_the_example_connector_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered = dict(connectors())
+    monkeypatch.setattr(connector_module, "_REGISTERED", registered)
+    path = tmp_path / "journal_example.py"
+    path.write_text(block_after("connectors.md", "journal.py"), "utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    folder = tmp_path / "diary"
+    folder.mkdir()
+    for name, text in [
+        ("2024-05-02.md", "Rain again."),
+        ("2024-05-01.md", "Sun at last."),
+        ("2024-05-03.md", " \n"),
+        ("ideas.md", "Not a day."),
+        ("2024-05-04.txt", "Another suffix."),
+    ]:
+        (folder / name).write_text(text, "utf-8")
+    report = ImportReport()
+    connector = registered["journal"]
+    records = list(connector.read(folder, connector.configure({}), report))
+    assert [record.output for record in records] == ["Sun at last.", "Rain again."]
+    assert records[0].task == "continuation" and records[0].time is not None
+    assert report.read == 2
+    assert dict(report.examples) == {
+        "text is empty": "2024-05-03.md",
+        "time is not understood": "ideas.md",
+    }
+    with pytest.raises(PfiError, match="YYYY-MM-DD"):
+        list(connector.read(tmp_path / "home", connector.configure({}), ImportReport()))
+
+
+def test_the_example_study_file_works() -> None:
+    import yaml
+
+    from pfi.evaluate.config import StudyConfig
+
+    page = (ROOT / "docs" / "studies.md").read_text("utf-8")
+    [block] = [found[3] for found in FENCE.finditer(page) if found[2] == "yaml"]
+    config = build_config(None, yaml.safe_load(block), [])
+    assert config.tasks == ["LaMP_3", "LaMP_5"] and config.users == 50
+    default = StudyConfig.model_fields["personal"].default
+    assert config.personal == default.model_copy(update={"epochs": 5})
