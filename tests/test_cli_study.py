@@ -38,14 +38,16 @@ def test_a_study_prints_its_table_and_names_its_report(
     flags = ["--data", str(data), "--tasks", "LaMP_3", "--split", "test", "--users", "2"]
     flags += ["--arms", "shared, personal", "--backbone", str(backbone_folder("llama"))]
     flags += ["--config", str(settings), "--set", "personal.epochs=0.5", "--out", str(out)]
+    flags += ["--engine", "peft", "--set", "working_set=1"]
     said = pfi("study", *flags).stdout
     assert "LaMP_3" in said and "mae" in said and "report.html" in said
     config = json.loads((out / "metrics.json").read_text())["config"]
     assert config["arms"] == ["shared", "personal"]
+    assert (config["engine"], config["working_set"], config["workers"]) == ("peft", 1, 1)
     assert (config["shared"]["epochs"], config["personal"]["epochs"]) == (0.1, 0.5)
     assert config["shared"]["rank"] == 16, "settings left out keep the study's defaults"
     assert "--resume" in pfi("study", *flags, code=2).stderr
-    pfi("study", *flags, "--resume")
+    pfi("study", *flags, "--resume", "--workers", "2")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,8 @@ def test_a_study_prints_its_table_and_names_its_report(
         (["--data", "x", "--set", "k=0"], "k: "),
         (["--data", "x", "--set", "personal.magic=1"], "personal.magic"),
         (["--data", "x", "--arms", "magic"], "unknown arm"),
+        (["--data", "x", "--engine", "magic"], "'bank' or 'peft'"),
+        (["--data", "x", "--workers", "-1"], "workers: "),
         (["--data", "x", "--config", "no-such.yaml"], "no-such.yaml"),
     ],
 )

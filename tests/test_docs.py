@@ -355,7 +355,7 @@ def test_every_event_of_a_study_is_documented() -> None:
     found = {
         str(ast.literal_eval(call.args[0])): [k.arg for k in call.keywords if k.arg]
         for call in ast.walk(ast.parse(source))
-        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("log.append")
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "new_event"
     }
     assert set(found) == {"started", "trained", "answered", "finished"}
     for event, keys in found.items():

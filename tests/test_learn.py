@@ -11,9 +11,10 @@ import torch
 from conftest import FAMILIES
 
 from pfi.errors import BackboneError, ConfigError, DataError
-from pfi.learn import Adapter, TrainConfig, get_trainer
-from pfi.learn.training import IGNORED, batches, collate, encode, rate_at
-from pfi.models import load_backbone
+from pfi.learn import TRAINERS, Adapter, TrainConfig, TrainResult, get_trainer, train_one
+from pfi.learn.peft_trainer import IGNORED, collate
+from pfi.learn.training import batches, encode, rate_at
+from pfi.models import Backbone, load_backbone
 from pfi.tasks import Example
 
 Folder = Callable[[str], Path]
@@ -24,9 +25,13 @@ EXAMPLES = [
 CONFIG = TrainConfig(rank=4, alpha=8, epochs=10, batch_size=2, learning_rate=1e-2)
 
 
-def train(folder: Path, **changes: object) -> Adapter:
+def train(folder: Path, engine: str = "bank", **changes: object) -> Adapter:
     config = CONFIG.model_copy(update=changes)
-    return get_trainer().train(load_backbone(folder), EXAMPLES, config, seed=3).adapter
+    return train_one(get_trainer(engine), load_backbone(folder), EXAMPLES, config, seed=3).adapter
+
+
+def train_on(backbone: Backbone, examples: list[Example], seed: int = 0) -> TrainResult:
+    return train_one(get_trainer(), backbone, examples, CONFIG, seed=seed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -40,7 +45,7 @@ def test_plain_peft_loads_the_adapter_and_gives_the_same_logits(
     backbone = load_backbone(folder)
     shared = train(folder)
     stacked = backbone.with_adapters([shared])
-    own = get_trainer().train(stacked, EXAMPLES[:2], CONFIG, seed=4).adapter
+    own = train_on(stacked, EXAMPLES[:2], 4).adapter
     shared.save(tmp_path / "shared")
     own.save(tmp_path / "own")
 
@@ -59,27 +64,30 @@ def test_plain_peft_loads_the_adapter_and_gives_the_same_logits(
     assert not torch.allclose(found, untouched, atol=1e-2)
 
 
+@pytest.mark.parametrize("engine", TRAINERS)
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_training_equals_a_loop_written_out(backbone_folder: Folder, family: str) -> None:
+def test_training_equals_a_loop_written_out(
+    backbone_folder: Folder, family: str, engine: str
+) -> None:
     """Same initial factors, order and optimiser: full logits and labels instead of our loss."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     folder = backbone_folder(family)
     backbone = load_backbone(folder)
-    found = train(folder)
+    found = train(folder, engine, learning_rate=2e-3)
 
     torch.manual_seed(3)
     kind = "SEQ_2_SEQ_LM" if family == "t5" else "CAUSAL_LM"
     lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=kind)
     model = get_peft_model(load_backbone(folder).model, lora)
-    model.train()
+    model.eval()  # a frozen backbone's own dropout stays off
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.01)
     rows = [encode(backbone, example, 640) for example in EXAMPLES]
     plan = batches([len(p) + len(t) for p, t in rows], 2, 10, random.Random(3))
     for step, picked in enumerate(plan):
         batch = collate(backbone, [rows[i] for i in picked])
-        optimizer.param_groups[0]["lr"] = 1e-2 * rate_at(step, len(plan), 0.1)
+        optimizer.param_groups[0]["lr"] = 2e-3 * rate_at(step, len(plan), 0.1)
         output = model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
         )
@@ -98,10 +106,10 @@ def test_training_is_repeatable_lowers_the_loss_and_leaves_the_backbone(
 ) -> None:
     backbone = load_backbone(backbone_folder("llama"))
     before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
-    results = [get_trainer().train(backbone, EXAMPLES, CONFIG, seed=1) for _ in range(2)]
+    results = [train_on(backbone, EXAMPLES, 1) for _ in range(2)]
     assert results[0].losses == results[1].losses
     assert results[0].losses[-1] < results[0].losses[0]
-    other = get_trainer().train(backbone, EXAMPLES, CONFIG, seed=2)
+    other = train_on(backbone, EXAMPLES, 2)
     assert other.losses != results[0].losses
     assert all(torch.equal(v, before[k]) for k, v in backbone.model.state_dict().items())
 
@@ -157,9 +165,9 @@ def test_adapters_that_cannot_be_used_are_refused(backbone_folder: Folder, tmp_p
 def test_mistakes_in_settings_have_one_clear_line(backbone_folder: Folder) -> None:
     backbone = load_backbone(backbone_folder("llama"))
     with pytest.raises(DataError, match="nothing to train on"):
-        get_trainer().train(backbone, [], CONFIG)
+        train_on(backbone, [])
     with pytest.raises(ConfigError, match="unknown engine"):
         get_trainer("missing")
     wrong = CONFIG.model_copy(update={"targets": ["no_such_layer"]})
     with pytest.raises(ConfigError, match="targets"):
-        get_trainer().train(backbone, EXAMPLES, wrong)
+        train_one(get_trainer(), backbone, EXAMPLES, wrong)

@@ -7,10 +7,10 @@ import pytest
 from sklearn.metrics import f1_score
 
 from pfi.evaluate.statistics import (
+    Draws,
     UserAnswers,
     interval,
     metric_samples,
-    resamples,
     summarise,
     user_scores,
     worst_decile,
@@ -18,6 +18,11 @@ from pfi.evaluate.statistics import (
 from pfi.tasks import get_task
 
 CHOICE, SCORE, TEXT = get_task("LaMP_2M"), get_task("LaMP_3"), get_task("LaMP_7")
+
+
+def resamples(users: int, rounds: int, seed: int) -> np.ndarray:
+    """All draws as one table."""
+    return np.array(list(Draws(users, rounds, seed)))
 
 
 def people(labels: list[str], n: int = 7, seed: int = 0) -> dict[str, UserAnswers]:

@@ -7,6 +7,7 @@ sees the old file or the new one, never half of either.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -43,7 +44,11 @@ def write_json(path: Path, obj: Any) -> None:
         ValueError: a number is NaN or infinite, which JSON does not have.
         OSError: the folder cannot be written.
     """
-    write_atomic(path, json.dumps(obj, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    # json.dumps would hold a list of all the pieces, which takes ten times the memory.
+    text = io.StringIO()
+    for piece in json.JSONEncoder(ensure_ascii=False, indent=2, allow_nan=False).iterencode(obj):
+        text.write(piece)
+    write_atomic(path, text.getvalue() + "\n")
 
 
 def sha256_file(path: Path) -> str:

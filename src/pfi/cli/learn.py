@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     lines = [
         "pfi train",
         "pfi train --task LaMP_4 --epochs 2 --holdout 0.2",
+        "pfi train --adapt-layers last:2 --set precision=bfloat16",
         "pfi train --set max_length=512 --set weight_decay=0",
     ]
     add_command(app, train, lines)
@@ -28,6 +29,10 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Examples a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
+    adapt_layers: Annotated[
+        str | None,
+        typer.Option(help="Blocks that are adapted: all, or last:N, which is faster."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,6 +46,9 @@ def train(
             "training on it."
         ),
     ] = 0.0,
+    engine: Annotated[
+        str, typer.Option(help="What trains: bank, or peft, the slower reference.")
+    ] = "bank",
     seed: Annotated[int, typer.Option(help="Same seed, same adapter.")] = 0,
     profile: Profile = "default",
 ) -> None:
@@ -57,6 +65,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "rank": rank,
+        "layers": adapt_layers,
     }
     values = {name: value for name, value in given.items() if value is not None}
     with progress(bar=True) as shown:
@@ -66,6 +75,7 @@ def train(
             chosen,
             {**parse_options(settings or [], TrainConfig), **values},
             holdout=holdout,
+            engine=engine,
             seed=seed,
             on_step=lambda step, steps, loss: shown.update(
                 bar, completed=step, total=steps, description=f"training, loss {loss:.3f}"

@@ -19,6 +19,7 @@ EXAMPLES = [
     "pfi study --data lamp --tasks LaMP_3,LaMP_5 --split dev --users 20 --out runs/first",
     "pfi study --data lamp --arms shared,personal --backbone ./my-model --out runs/mine",
     "pfi study --data lamp --set personal.epochs=5 --set k=4 --out runs/tuned",
+    "pfi study --data lamp --workers 4 --set working_set=32 --out runs/large",
     "pfi study --config runs/tuned/config.yaml --out runs/tuned --resume",
 ]
 
@@ -39,7 +40,10 @@ def study(
     users: Annotated[int, typer.Option(help="Random sample of users a task; 0: all.")] = 0,
     backbone: Annotated[str, typer.Option(help="'embedded', a folder, or a hub id.")] = "",
     seed: Annotated[int | None, typer.Option(help="Decides samples and weights.")] = None,
-    engine: Annotated[str, typer.Option(help="What trains the adapters.")] = "",
+    engine: Annotated[
+        str, typer.Option(help="bank: many adapters in one pass (default); peft: one by one.")
+    ] = "",
+    workers: Annotated[int, typer.Option(help="Processes; changes no result. 0: one.")] = 0,
     config: Annotated[Path | None, typer.Option(help="YAML file with any setting.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, e.g. personal.epochs=5.")
@@ -56,6 +60,7 @@ def study(
         "backbone": backbone,
         "seed": seed,
         "engine": engine,
+        "workers": workers,
     }
     given = {key: value for key, value in overrides.items() if value not in (None, "", [], 0)}
     if seed == 0:

@@ -1,7 +1,8 @@
 """Reading and writing the file format of the LaMP benchmark (arXiv 2304.11406).
 
 `<task>/<split>_questions.json` is a list of questions, each with its user's profile;
-`<split>_outputs.json` holds the answers. Profiles become histories, one a user.
+`<split>_outputs.json` holds the answers. Profiles become histories, one a user, read when they
+are needed: a file may hold more users than memory does.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from pfi.data.connectors import ImportReport
-from pfi.data.reading import JsonArray, open_file, parse_json
+from pfi.data.reading import JsonArray, open_file, parse_json, read_object
 from pfi.data.records import History, Question, Record, User
 from pfi.data.values import Unusable, as_id, as_text, as_time, past_time, record_fields
 from pfi.errors import ConfigError, DataError
@@ -22,7 +23,15 @@ from pfi.files import write_json
 if TYPE_CHECKING:
     from pfi.tasks.base import Task
 
-__all__ = ["available_tasks", "read_history", "read_outputs", "read_users", "write_predictions"]
+__all__ = [
+    "LampUsers",
+    "available_tasks",
+    "open_users",
+    "read_history",
+    "read_outputs",
+    "read_users",
+    "write_predictions",
+]
 
 _QUESTIONS = "_questions.json"
 
@@ -30,6 +39,55 @@ _QUESTIONS = "_questions.json"
 def available_tasks(folder: Path, split: str) -> list[str]:
     """The names of the task folders inside `folder` that have this split."""
     return sorted(path.parent.name for path in folder.glob(f"*/{split}{_QUESTIONS}"))
+
+
+class LampUsers(Sequence[User]):
+    """The users of one task and split, read from the file when they are asked for.
+
+    It holds of each user the id, the gold answers and where the questions stand in the file; a
+    slice holds that of its users, and can be sent to another process.
+
+    Raises:
+        DataError: (when a user is read) the file was changed since it was opened.
+    """
+
+    def __init__(self, path: Path, task: Task, places: Mapping[str, Sequence[_Place]]) -> None:
+        self.path, self.task = path, task
+        self.ids = list(places)
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        """One user by position, or some of them, not yet read, by slice."""
+        if isinstance(index, slice):
+            places = {key: self._places[key] for key in self.ids[index]}
+            return LampUsers(self.path, self.task, places)
+        position = range(len(self))[index]
+        return next(iter(self[position : position + 1]))
+
+    def __iter__(self) -> Iterator[User]:
+        return self.read()
+
+    def read(self, report: ImportReport | None = None) -> Iterator[User]:
+        """The users one by one; `report` counts as for `read_users`."""
+        with open_file(self.path) as file:
+            for user_id, places in self._places.items():
+                gathered = _Gathered(user_id)
+                for place in places:
+                    gathered.add(self._entry(file, user_id, place), self.task, place.gold)
+                yield gathered.user(report)
+
+    def _entry(self, file: IO[bytes], user_id: str, place: _Place) -> _Entry:
+        content = read_object(file, place.bytes)
+        if content is not None:
+            entry = _entry(self.path, place.line, "?", content)
+            if (entry.user_id, entry.id) == (user_id, place.question):
+                return entry
+        what = "the file was changed while it was in use"
+        fix = "run the command again, and leave the file alone meanwhile"
+        raise DataError(what, path=self.path, line=place.line, fix=fix)
 
 
 def read_users(
@@ -54,6 +112,17 @@ def read_users(
             the outputs are not those of the questions.  A missing outputs file is no error.
         ConfigError: `limit` is negative.
     """
+    return list(open_users(folder, task, split, limit=limit, seed=seed).read(report))
+
+
+def open_users(
+    folder: Path, task: Task, split: str, *, limit: int | None = None, seed: int = 0
+) -> LampUsers:
+    """What `read_users` gives, checked throughout, but holding no histories.
+
+    Raises:
+        DataError, ConfigError: as for `read_users`.
+    """
     if limit is not None and limit < 0:
         raise ConfigError("the number of users is negative", where="limit", fix="use 0 or more")
     path = _questions_path(folder, task.name, split)
@@ -68,20 +137,22 @@ def read_users(
             )
     sample = _Sample(limit, random.Random(seed))
     ids: set[str] = set()
-    for entry in _entries(path):
+    for entry, place in _entries(path):
         if entry.id in ids:
             entry.fail("the question id comes twice", "give every question its own id")
         ids.add(entry.id)
         if golds is not None and entry.id not in golds:
             fix = f"correct {outputs_path.name}, or remove it if the answers are not known"
             entry.fail(f"{outputs_path.name} has no output for this question", fix)
-        if gathered := sample.take(entry.user_id):
+        places = sample.take(entry.user_id)
+        if places is not None:
             gold = golds[entry.id] if golds is not None else None
             if gold is not None and task.labels and gold.strip() not in task.labels:
                 fix = f"the labels of {task.name} are {', '.join(task.labels)}"
                 what = f"the expected answer {gold!r} is no label"
                 raise DataError(what, path=outputs_path, record=entry.id, fix=fix)
-            gathered.add(entry, task, gold)
+            _Gathered(entry.user_id).add(entry, task, gold)  # fails now, not hours later
+            places.append(_Place(place, entry.line, entry.id, gold))
     if not ids:
         raise DataError("the file holds no questions", path=path, fix="give a file with data")
     if golds is not None and len(golds) > len(ids):
@@ -89,7 +160,7 @@ def read_users(
         what = f"{len(golds) - len(ids)} outputs belong to no question"
         fix = f"use the outputs file that belongs to {path.name}"
         raise DataError(what, path=outputs_path, record=extra, fix=fix)
-    return [gathered.user(report) for gathered in sample.kept.values()]
+    return LampUsers(path, task, sample.kept)
 
 
 def read_history(
@@ -107,7 +178,7 @@ def read_history(
     """
     gathered = _Gathered(user_id) if user_id is not None else None
     users: dict[str, None] = {}
-    for entry in _entries(path):
+    for entry, _ in _entries(path):
         users[entry.user_id] = None
         if gathered is None:
             gathered = _Gathered(entry.user_id)
@@ -224,22 +295,37 @@ class _Entry:
         raise DataError(what, path=self.path, line=self.line, record=record, fix=fix) from None
 
 
-def _entries(path: Path) -> Iterator[_Entry]:
-    """The questions of a file, checked for the keys that all tasks share."""
-    for number, (line, content) in enumerate(JsonArray(path), 1):
-        name = f"no. {number}"
-        try:
-            name = as_id(content.get("id"), "id")
-            user_id = as_id(content["user_id"], "user_id") if "user_id" in content else name
-            if not as_text(content.get("input"), "input").strip():
-                raise Unusable("input is missing or empty")
-            if not isinstance(content.get("profile"), list):
-                raise Unusable("profile is missing or not a list")
-        except Unusable as error:
-            fix = "a question needs id, input and profile"
-            record = f"question {name}"
-            raise DataError(error.reason, path=path, line=line, record=record, fix=fix) from error
-        yield _Entry(path, line, name, user_id, content)
+def _entry(path: Path, line: int, name: str, content: Mapping[str, Any]) -> _Entry:
+    """A question, checked for the keys that all tasks share; `name` is for want of an id."""
+    try:
+        name = as_id(content.get("id"), "id")
+        user_id = as_id(content["user_id"], "user_id") if "user_id" in content else name
+        if not as_text(content.get("input"), "input").strip():
+            raise Unusable("input is missing or empty")
+        if not isinstance(content.get("profile"), list):
+            raise Unusable("profile is missing or not a list")
+    except Unusable as error:
+        fix = "a question needs id, input and profile"
+        record = f"question {name}"
+        raise DataError(error.reason, path=path, line=line, record=record, fix=fix) from error
+    return _Entry(path, line, name, user_id, content)
+
+
+def _entries(path: Path) -> Iterator[tuple[_Entry, tuple[int, int]]]:
+    """The questions of a file, each with its place in bytes."""
+    array = JsonArray(path)
+    for number, (line, content) in enumerate(array, 1):
+        yield _entry(path, line, f"no. {number}", content), array.place
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a question stands in its file, and its gold answer."""
+
+    bytes: tuple[int, int]
+    line: int
+    question: str
+    gold: str | None
 
 
 @dataclass
@@ -323,13 +409,13 @@ class _Sample:
     """Every user, or a uniform sample of a given size taken in one pass (reservoir)."""
 
     def __init__(self, limit: int | None, rng: random.Random) -> None:
-        self.kept: dict[str, _Gathered] = {}
+        self.kept: dict[str, list[_Place]] = {}
         self._limit, self._rng = limit, rng
         self._slots: list[str] = []
         self._dropped: set[str] = set()
 
-    def take(self, user_id: str) -> _Gathered | None:
-        """Where to gather what belongs to this user; None if the user is not in the sample."""
+    def take(self, user_id: str) -> list[_Place] | None:
+        """The list for this user's questions; None if the user is not in the sample."""
         if user_id in self._dropped:
             return None
         if user_id not in self.kept:
@@ -343,5 +429,5 @@ class _Sample:
                 self._dropped.add(self._slots[slot])
                 del self.kept[self._slots[slot]]
                 self._slots[slot] = user_id
-            self.kept[user_id] = _Gathered(user_id)
+            self.kept[user_id] = []
         return self.kept[user_id]

@@ -69,10 +69,16 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 class JsonArray:
-    """The objects of a file that holds one JSON list, with the line each starts on."""
+    """The objects of a file that holds one JSON list, with the line each starts on.
+
+    Attributes:
+        place: where the object last given starts and how long it is, in bytes (`read_object`).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.place = (0, 0)
+        self._used = 0  # bytes of the file before `_at`
         self._buffer = ""
         self._at = 0  # what is before this position has been used
         self._line = 1
@@ -87,6 +93,7 @@ class JsonArray:
             DataError: the file is missing, cut off, not UTF-8, not JSON, or not a list of objects.
         """
         with open_file(self.path) as file:
+            self._used = file.tell()
             self._expect(file, "[", "does not hold a JSON list")
             if self._peek(file) == "]":
                 self._use(self._at + 1)
@@ -94,7 +101,10 @@ class JsonArray:
                 while True:
                     if self._peek(file) not in ("{", ""):
                         self._fail("is not a JSON object", "give a list of objects")
-                    yield self._line, self._object(file)
+                    line, start = self._line, self._used
+                    value = self._object(file)
+                    self.place = (start, self._used - start)
+                    yield line, value
                     self._count += 1
                     if self._peek(file) != ",":
                         break
@@ -168,12 +178,25 @@ class JsonArray:
         self._end = not data
 
     def _use(self, end: int) -> None:
-        self._line += self._buffer.count("\n", self._at, end)
+        used = self._buffer[self._at : end]
+        self._line += used.count("\n")
+        self._used += len(used) if used.isascii() else len(used.encode())
         self._at = end
 
     def _fail(self, problem: str, fix: str, *, entry: bool = True) -> NoReturn:
         what = f"entry {self._count + 1} {problem}" if entry else f"the file {problem}"
         raise DataError(what, path=self.path, line=self._line, fix=fix) from None
+
+
+def read_object(file: IO[bytes], place: tuple[int, int]) -> dict[str, Any] | None:
+    """The object that `JsonArray` gave with this `place`; None if it is there no more."""
+    start, length = place
+    file.seek(start)
+    try:
+        value = parse_json(file.read(length).decode("utf-8"))
+    except ValueError:  # also what is not UTF-8
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def bounded_lines(path: Path, encoding: str, limit: int) -> Iterator[tuple[int, str | None]]:

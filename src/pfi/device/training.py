@@ -51,6 +51,7 @@ def train(
     holdout: float = 0.0,
     seed: int = 0,
     backbone: Backbone | None = None,
+    engine: str = "bank",
     on_step: Callable[[int, int, float], None] | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
 ) -> Trained:
@@ -64,6 +65,7 @@ def train(
             trained on.
         seed: of the examples' choices and of the training.
         backbone: the profile's one, where it is loaded already.
+        engine: what trains, `bank` or `peft`.
         on_step: told the step, the number of steps and the loss.
         on_stage: told what begins, in a few words.
 
@@ -72,7 +74,7 @@ def train(
         DataError: there are too few records.
         StorageError: an adapter or the vault cannot be read or written.
     """
-    from pfi.learn import get_trainer
+    from pfi.learn import get_trainer, train_one
     from pfi.memory import Retrieval
     from pfi.models import load_backbone
 
@@ -98,7 +100,7 @@ def train(
         on_stage("measuring before training")
     before = measure(base, task, measured)
     on_stage("training")
-    result = get_trainer("peft").train(base, examples, config, seed=seed, on_step=on_step)
+    result = train_one(get_trainer(engine), base, examples, config, seed=seed, on_step=on_step)
     if measured:
         on_stage("measuring after training")
     after = measure(base.with_adapters([result.adapter]), task, measured) if measured else {}
@@ -171,16 +173,17 @@ def measure(backbone: Backbone, task: Task, examples: Sequence[Example]) -> dict
     """Mean loss (nats a target token) and the task's metrics; empty without examples."""
     import torch
 
-    from pfi.learn.training import collate, encode, target_loss
+    from pfi.learn.training import as_piece
     from pfi.models import answer
+    from pfi.models.packing import Row, target_losses
 
     if not examples:
         return {}
     losses = []
     with torch.inference_mode():
         for example in examples:
-            batch = collate(backbone, [encode(backbone, example, backbone.max_length)])
-            losses.append(target_loss(backbone.model, batch, seq2seq=backbone.seq2seq).item())
+            piece = as_piece(backbone, example, backbone.max_length)
+            losses.append(target_losses(backbone, [Row([piece])]).mean().item())
     predictions = answer(backbone, task, [example.prompt for example in examples])
     scores = task.score(predictions, [example.target for example in examples])
     return {"loss": _mean(losses), **scores}

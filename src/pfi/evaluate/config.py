@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -24,7 +27,12 @@ class StudyConfig(BaseModel):
     users: int | None = Field(None, ge=1, description="a random sample of users a task")
     train_users: int | None = Field(None, ge=1, description="a random sample of train users")
     backbone: str = Field("embedded", description="'embedded', a model's folder, or a hub id")
-    engine: str = Field("peft", description="what trains the adapters")
+    engine: Literal["bank", "peft"] = Field(
+        "bank",
+        description="what trains the adapters: `bank` many in one pass, `peft` one by one",
+    )
+    working_set: int = Field(16, ge=1, description="users trained and answered together")
+    workers: int = Field(1, ge=1, description="processes; changes no result")
     seed: int = Field(0, description="decides samples, orders and initial weights")
     k: int = Field(2, ge=1, description="records retrieved for a prompt")
     retrieval_budget: int = Field(224, ge=16, description="tokens of a prompt's records together")
@@ -49,3 +57,12 @@ class StudyConfig(BaseModel):
     @classmethod
     def _known_arms(cls, names: list[str]) -> list[str]:
         return [get_arm(name).name for name in dict.fromkeys(names)]
+
+    def seed_of(self, *parts: object) -> int:
+        """A seed for one unit of work, the same whenever and wherever it is run."""
+        text = json.dumps([self.seed, *map(str, parts)])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+    def same_results(self, other: StudyConfig) -> bool:
+        """Whether a run with ``other`` gives the same results: all but ``workers`` is equal."""
+        return self.model_copy(update={"workers": other.workers}) == other

@@ -27,6 +27,7 @@ from pfi.evaluate.report_data import (
     Results,
     RunData,
     TaskView,
+    Training,
     in_order,
     main_estimate,
     main_metric,
@@ -185,10 +186,9 @@ def _seconds(run: RunData, tasks: Sequence[TaskView]) -> list[tuple[str, list[fl
         (arm, [run.results.cell(arm, task).seconds for task in names])
         for arm in run.results.arm_names
     ]
-    for adapter in dict.fromkeys(event.adapter for event in run.trained):
-        events = [e for e in run.trained if e.adapter == adapter and e.seconds is not None]
-        by_task = [[e.seconds or 0.0 for e in events if e.task == task] for task in names]
-        rows.append((f"training: {adapter}", [sum(t) if t else None for t in by_task]))
+    for adapter in dict.fromkeys(adapter for _, adapter in run.training):
+        took = [run.training.get((task, adapter), Training()) for task in names]
+        rows.append((f"training: {adapter}", [training.seconds for training in took]))
     found = []
     for what, cells in rows:
         known = [seconds for seconds in cells if seconds is not None]

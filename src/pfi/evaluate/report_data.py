@@ -13,19 +13,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    SkipValidation,
     ValidationError,
     model_validator,
 )
 
 from pfi.errors import PfiError, StorageError
 from pfi.tasks import METRICS, get_task
+
+#: Events of that many users are kept for curves and examples.
+_MOST_KEPT = 256
+#: What an engine's reason says where a loss or a gradient was NaN or infinite.
+_NOT_FINITE = re.compile(r"\bwas (nan|-?inf)\b")
 
 #: The order in which arms are shown; others follow as they come.
 ARM_ORDER = (
@@ -79,11 +85,21 @@ class Estimate(_Lenient):
     ci95: Interval = None
 
 
-class UserScore(_Lenient):
-    """One user's mean of the main metric and their number of records."""
+class UserScore(NamedTuple):
+    """One user's mean of the main metric and their number of records; there may be very many."""
 
-    score: Finite = None
-    history: Finite = None
+    score: float | None
+    history: float | None
+
+
+def _user_scores(value: Any) -> dict[str, UserScore]:
+    if not isinstance(value, dict) or not all(isinstance(v, dict | None) for v in value.values()):
+        raise ValueError("not the scores of users")
+    return {
+        user: UserScore(_finite(v.get("score")), _finite(v.get("history")))
+        for user, v in value.items()
+        if v is not None
+    }
 
 
 class Cell(_Lenient):
@@ -96,7 +112,7 @@ class Cell(_Lenient):
     worst_decile: Finite = None
     seconds: Finite = None
     gain: Estimate | None = None
-    users: Annotated[dict[str, UserScore], BeforeValidator(_present)] = {}
+    users: Annotated[SkipValidation[dict[str, UserScore]], BeforeValidator(_user_scores)] = {}
 
 
 class Results(_Lenient):
@@ -130,6 +146,7 @@ class Trained(_Lenient):
     user: str | None = None
     losses: list[Finite] = []
     seconds: Finite = None
+    stopped: str | None = None
 
 
 class Answer(_Lenient):
@@ -172,15 +189,29 @@ class MainMetric:
         return {1: "↑", -1: "↓"}.get(self.sign, "")
 
 
+class Training(NamedTuple):
+    """What all adapters of a task and kind took: seconds, and how many met a loss not finite."""
+
+    seconds: float | None = None
+    broken: int = 0
+
+
 @dataclass
 class RunData:
-    """Everything that the report shows of one run."""
+    """Everything that the report shows of one run.
+
+    Attributes:
+        trained: for the curves; of each task and kind of adapter the first `_MOST_KEPT`.
+        answered: for the examples; of each task the first `_MOST_KEPT` users'.
+        training: by task and kind of adapter.
+    """
 
     name: str
     results: Results
     config: dict[str, Any]
     trained: list[Trained] = field(default_factory=list)
     answered: list[Answered] = field(default_factory=list)
+    training: dict[tuple[str, str], Training] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -284,16 +315,16 @@ def read_run(run: Path) -> RunData:
     results = Results()
     if path.exists():
         try:
-            content = json.loads(path.read_bytes())
+            results = parse_results(json.loads(path.read_bytes()), str(path))
         except ValueError as error:
             fix = "Go on with the study with --resume; it writes the file anew"
             raise StorageError("not a JSON file", where=str(path), fix=fix) from error
-        results = parse_results(content, str(path))
     else:
         notes.append("metrics.json is missing: the run has not finished.")
     config = _read_config(run / "config.yaml", notes) or results.config
-    trained, answered = _read_events(run / "events.jsonl", notes)
-    return RunData(run.resolve().name, results, hide_secrets(config), trained, answered, notes)
+    data = RunData(run.resolve().name, results, hide_secrets(config), notes=notes)
+    _read_events(run / "events.jsonl", data)
+    return data
 
 
 def _read_config(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -308,12 +339,14 @@ def _read_config(path: Path, notes: list[str]) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _read_events(path: Path, notes: list[str]) -> tuple[list[Trained], list[Answered]]:
-    trained: dict[tuple[str, str, str | None], Trained] = {}
-    answered: dict[tuple[str, str, str], Answered] = {}
+def _read_events(path: Path, data: RunData) -> None:
+    """Fill in what the event log says; of the many users' events only light figures are kept."""
     if not path.exists():
-        notes.append("events.jsonl is missing: no training curves and no examples.")
-        return [], []
+        data.notes.append("events.jsonl is missing: no training curves and no examples.")
+        return
+    trained: dict[tuple[str, str], dict[str | None, Trained]] = {}
+    answered: dict[str, dict[str, dict[str, Answered]]] = {}
+    took: dict[tuple[str, str], dict[str | None, tuple[float | None, bool]]] = {}
     skipped = 0
     with path.open("rb") as file:
         for line in file:
@@ -324,15 +357,33 @@ def _read_events(path: Path, notes: list[str]) -> tuple[list[Trained], list[Answ
                 kind = event.get("event") if isinstance(event, dict) else None
                 if kind == "trained":
                     done = Trained.model_validate(event)
-                    trained[done.task, done.adapter, done.user] = done
+                    key = (done.task, done.adapter)
+                    _keep(trained.setdefault(key, {}), done.user, done)
+                    broken = _NOT_FINITE.search(done.stopped or "") is not None
+                    took.setdefault(key, {})[done.user] = (done.seconds, broken)
                 elif kind == "answered":
                     told = Answered.model_validate(event)
-                    answered[told.arm, told.task, told.user] = told
+                    people = answered.setdefault(told.task, {})
+                    _keep(people, told.user, {**people.get(told.user, {}), told.arm: told})
             except ValueError:  # also what JSON, UTF-8 and pydantic errors are
                 skipped += 1
     if skipped:
-        notes.append(f"Lines of events.jsonl that cannot be read and are left out: {skipped}.")
-    return list(trained.values()), list(answered.values())
+        what = "Lines of events.jsonl that cannot be read and are left out"
+        data.notes.append(f"{what}: {skipped}.")
+    data.trained = [event for kept in trained.values() for event in kept.values()]
+    data.answered = [
+        event for kept in answered.values() for arms in kept.values() for event in arms.values()
+    ]
+    for key, users in took.items():
+        known = [seconds for seconds, _ in users.values() if seconds is not None]
+        broken_count = sum(broken for _, broken in users.values())
+        data.training[key] = Training(sum(known) if known else None, broken_count)
+
+
+def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
+    """Keep the latest value of the first `_MOST_KEPT` keys that come."""
+    if key in kept or len(kept) < _MOST_KEPT:
+        kept[key] = value
 
 
 _SECRET = re.compile(r"(^|_)(api_?key|key|secret|password|passphrase|token)$", re.IGNORECASE)

@@ -123,6 +123,12 @@ def arm_lines(results: Results, tasks: Sequence[TaskView]) -> list[str]:
 def notes_on(run: RunData, tasks: Sequence[TaskView]) -> list[str]:
     """What a reader should know before trusting the figures: what is missing or unknown."""
     notes, results = list(run.notes), run.results
+    for (name, adapter), training in run.training.items():
+        if training.broken:
+            notes.append(
+                f"{name}: the training of {_count(training.broken, f'{adapter} adapter')} stopped "
+                "early because a loss or gradient was not finite (NaN); see events.jsonl."
+            )
     for arm, why in (
         ("shared", "no gain and no share of harmed users"),
         ("generic", "no plot of personalised against generic scores"),

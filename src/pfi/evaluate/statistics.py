@@ -7,7 +7,7 @@ The user is the unit of resampling, since one user's questions are not independe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from pfi.tasks import METRICS, Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UserAnswers:
     """One user's answers and gold answers, aligned."""
 
@@ -25,13 +25,24 @@ class UserAnswers:
     history: int = 0
 
 
-def resamples(users: int, rounds: int, seed: int) -> np.ndarray:
-    """Bootstrap draws ``(rounds, users)`` of user positions, with replacement."""
-    return np.random.default_rng(seed).integers(users, size=(rounds, users))
+@dataclass(frozen=True)
+class Draws:
+    """Bootstrap draws of user positions, with replacement: ``rounds`` rows ``(users,)``.
+
+    They are made as they are needed and the same each time: all of them fill the memory.
+    """
+
+    users: int
+    rounds: int
+    seed: int
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(self.seed)
+        return (rng.integers(self.users, size=self.users) for _ in range(self.rounds))
 
 
 def metric_samples(
-    task: Task, name: str, users: Sequence[UserAnswers], draws: np.ndarray
+    task: Task, name: str, users: Sequence[UserAnswers], draws: Iterable[np.ndarray]
 ) -> tuple[float, np.ndarray]:
     """A metric over all questions, and its value ``(rounds,)`` in every draw of users."""
     metric = METRICS[name]
@@ -39,8 +50,8 @@ def metric_samples(
     if metric.per_question:
         means = np.array([_pooled(task, name, [user]) for user in users])
         counts = np.array([len(user.golds) for user in users], dtype=float)
-        weights = counts[draws]
-        return full, (means[draws] * weights).sum(1) / weights.sum(1)
+        totals = means * counts
+        return full, np.array([totals[draw].sum() / counts[draw].sum() for draw in draws])
     return full, np.array([_pooled(task, name, [users[i] for i in draw]) for draw in draws])
 
 
@@ -87,7 +98,7 @@ def summarise(
     """
     ids = sorted(arm)
     users = [arm[i] for i in ids]
-    draws = resamples(len(ids), rounds, seed)
+    draws = Draws(len(ids), rounds, seed)
     better = METRICS[task.main_metric].higher_is_better
     metrics: dict[str, Any] = {}
     samples: dict[str, np.ndarray] = {}

@@ -4,33 +4,33 @@ A run folder holds everything: ``config.yaml``, ``events.jsonl`` (what was train
 answered, in order), ``checkpoints/`` (adapters), ``predictions/<arm>/<task>.json`` in the
 benchmark's format, ``metrics.json`` and ``report.html``.  Every unit of work is a function of
 the configuration and the seed alone, so a run that was killed goes on with ``resume`` and
-ends with the same metrics.
+ends with the same metrics.  Users are read, trained and answered in groups, so that memory
+is bounded by a group, apart from ids, answers and scores.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pfi import __version__
-from pfi.data.lamp import available_tasks, read_users, write_predictions
-from pfi.data.records import User
+from pfi.data.lamp import LampUsers, available_tasks, open_users, write_predictions
 from pfi.errors import DataError, StorageError
 from pfi.evaluate.arms import get_arm
 from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import EventLog
+from pfi.evaluate.events import EventLog, new_event
 from pfi.evaluate.statistics import UserAnswers, summarise
 from pfi.evaluate.task_run import TaskRun
 from pfi.files import write_atomic, write_json
 from pfi.learn import get_trainer
 from pfi.models import load_backbone
-from pfi.tasks import get_task
+from pfi.tasks import Task, get_task
 
 #: Called with a line for people, the units of work done and the units planned.
 OnProgress = Callable[[str, int, int], None]
@@ -74,15 +74,20 @@ class Study:
 
     def _open(self, resume: bool) -> None:
         path = self.out / "config.yaml"
-        content = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         if path.exists():
             if not resume:
                 fix = "add --resume to go on with it, or give another --out"
                 raise StorageError("this folder already holds a run", where=str(self.out), fix=fix)
-            if path.read_text(encoding="utf-8") != content:
+            try:
+                found = yaml.safe_load(path.read_text(encoding="utf-8"))
+                same = self.config.same_results(StudyConfig.model_validate(found))
+            except (ValueError, yaml.YAMLError):  # also what pydantic's errors are
+                same = False
+            if not same:
                 fix = "resume with the same options (see config.yaml), or give another --out"
                 what = "this folder holds a run with another configuration"
                 raise StorageError(what, where=str(self.out), fix=fix)
+        content = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
 
@@ -95,19 +100,20 @@ class Study:
             the content of ``metrics.json``.
         """
         config = self.config
-        self.log.append("started", version=__version__, resumed=bool(self.log.events))
+        resumed = not self.log.empty
+        self.log.append(new_event("started", version=__version__, resumed=resumed))
         backbone = load_backbone(config.backbone)
-        people: dict[str, list[User]] = {}
+        people: dict[str, LampUsers] = {}
         for task in self.tasks:
             folder = config.data / task.name
-            people[task.name] = read_users(
+            people[task.name] = open_users(
                 folder, task, config.split, limit=config.users, seed=config.seed
             )
         self._planned = sum(len(people[task.name]) * len(self.arms) for task in self.tasks)
         for task in self.tasks:
             TaskRun(self, task, backbone, people[task.name]).run()
-        metrics = self.finish(people)
-        self.log.append("finished")
+        metrics = self.finish({name: users.ids for name, users in people.items()})
+        self.log.append(new_event("finished"))
         return metrics
 
     def progress(self, text: str, units: int = 0) -> None:
@@ -116,58 +122,28 @@ class Study:
         if self._on_progress:
             self._on_progress(text, self._done, self._planned)
 
-    def seed_of(self, *parts: object) -> int:
-        """A seed for one unit of work, the same whenever it is run."""
-        text = json.dumps([self.config.seed, *map(str, parts)])
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
     # Results ------------------------------------------------------------------------
 
-    def answered(self) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
-        """The latest ``answered`` event by (arm, task), then by user."""
-        found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-        for event in self.log.events:
-            if event["event"] == "answered":
-                found.setdefault((event["arm"], event["task"]), {})[event["user"]] = event
+    def answered(self, task: str) -> dict[str, dict[str, _Answered]]:
+        """What the latest ``answered`` events of a task say, by arm, then by user."""
+        found: dict[str, dict[str, _Answered]] = {arm.name: {} for arm in self.arms}
+        for event in self.log:
+            if (event["event"], event.get("task")) == ("answered", task):
+                found[event["arm"]][sys.intern(event["user"])] = _Answered.of(event)
         return found
 
-    def finish(self, people: dict[str, list[User]]) -> dict[str, Any]:
-        """Write ``predictions/``, ``metrics.json`` and ``report.html`` from the events."""
+    def finish(self, people: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """Write ``predictions/``, ``metrics.json`` and ``report.html`` from the events.
+
+        Args:
+            people: the ids of every task's users, in the order of the predictions.
+        """
         from pfi.evaluate.report import write_report
 
-        answered = self.answered()
         arms: dict[str, dict[str, Any]] = {arm.name: {} for arm in self.arms}
         for task in self.tasks:
-            order = [q.id for user in people[task.name] for q in user.questions]
-            cells = {}
-            for arm in self.arms:
-                events = answered.get((arm.name, task.name), {})
-                given = {a["id"]: a["answer"] for e in events.values() for a in e["answers"]}
-                path = self.out / "predictions" / arm.name / f"{task.name}.json"
-                write_predictions(path, task.name, {i: given[i] for i in order})
-                cells[arm.name] = {
-                    user: UserAnswers(
-                        [a["answer"] for a in event["answers"]],
-                        [a["gold"] for a in event["answers"]],
-                        event["history"],
-                    )
-                    for user, event in events.items()
-                    if all(a["gold"] is not None for a in event["answers"])
-                }
-            for arm in self.arms:
-                if not cells[arm.name]:
-                    continue  # no gold answers: predictions only
-                compared = arm.name not in ("generic", "generic+rag", "shared")
-                cell = summarise(
-                    task,
-                    cells[arm.name],
-                    cells.get("shared") if compared else None,
-                    rounds=self.config.bootstrap,
-                    seed=self.config.seed,
-                )
-                events = answered[arm.name, task.name]
-                cell["seconds"] = sum(e["seconds"] for e in events.values())
-                arms[arm.name][task.name] = cell
+            for arm, cell in self._cells(task, people[task.name]):
+                arms[arm][task.name] = cell
         metrics = {
             "arms": arms,
             "config": self.config.model_dump(mode="json"),
@@ -176,6 +152,63 @@ class Study:
         write_json(self.out / "metrics.json", metrics)
         write_report(self.out)
         return metrics
+
+    def _cells(self, task: Task, people: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Write a task's predictions; the figures of each arm if the gold answers are known."""
+        answered = self.answered(task.name)
+        for arm, users in answered.items():
+            path = self.out / "predictions" / arm / f"{task.name}.json"
+            given = [pair for user in people for pair in users[user].pairs()]
+            write_predictions(path, task.name, given)
+        scored = {
+            arm: {
+                user: UserAnswers(e.answers, e.golds, e.history)
+                for user, e in users.items()
+                if e.golds is not None
+            }
+            for arm, users in answered.items()
+        }
+        for arm, known in scored.items():
+            if not known:
+                continue
+            compared = arm not in ("generic", "generic+rag", "shared")
+            cell = summarise(
+                task,
+                known,
+                scored.get("shared") if compared else None,
+                rounds=self.config.bootstrap,
+                seed=self.config.seed,
+            )
+            cell["seconds"] = sum(e.seconds for e in answered[arm].values())
+            yield arm, cell
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """What figures and predictions need of one ``answered`` event."""
+
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    golds: tuple[str, ...] | None
+    history: int
+    seconds: float
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any]) -> _Answered:
+        """Without the prompts; equal texts, such as labels and ids, are held once."""
+        given = event["answers"]
+        known = all(a["gold"] is not None for a in given)
+        return cls(
+            tuple(sys.intern(a["id"]) for a in given),
+            tuple(sys.intern(a["answer"]) for a in given),
+            tuple(sys.intern(a["gold"]) for a in given) if known else None,
+            event["history"],
+            event["seconds"],
+        )
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Question ids with their answers."""
+        return zip(self.questions, self.answers, strict=True)
 
 
 def machine() -> dict[str, Any]:

@@ -1,25 +1,21 @@
-"""One task of a study: the shared adapter, then every arm over every user.
-
-A user's records count only from before the question: for prompts those older than the
-question itself, for the personal adapter those older than the user's first question.
-"""
+"""One task of a study: the shared adapter, then every arm over the users, group by group."""
 
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pfi.data.lamp import read_users
-from pfi.data.records import Record, User
-from pfi.evaluate.arms import Arm
-from pfi.evaluate.events import EventLog
-from pfi.learn import Adapter
-from pfi.memory import Memory, Retrieval
-from pfi.models import Backbone, answer
+from pfi.data.lamp import LampUsers
+from pfi.data.records import User
+from pfi.evaluate.checkpoints import Checkpoints
+from pfi.evaluate.events import Event, new_event, read_events
+from pfi.evaluate.group_run import KINDS, Group, TaskSetup
+from pfi.evaluate.workers import run_in_workers
+from pfi.learn import Adapter, train_one
+from pfi.memory import Memory
+from pfi.models import Backbone
 from pfi.tasks import Example, Task
 
 if TYPE_CHECKING:
@@ -27,206 +23,119 @@ if TYPE_CHECKING:
 
 
 class TaskRun:
-    """One task of a study: the shared adapter, then every arm over every user."""
+    """One task of a study: the shared adapter, then every arm over the users."""
 
-    #: Users answered in one batch by the arms that need no personal adapter.
-    CHUNK = 16
-
-    def __init__(self, study: Study, task: Task, backbone: Backbone, users: list[User]) -> None:
+    def __init__(self, study: Study, task: Task, backbone: Backbone, users: LampUsers) -> None:
         self.study, self.task, self.backbone, self.users = study, task, backbone, users
-        config = study.config
-        self.retrieval = Retrieval(
-            config.k, config.retrieval_budget, config.retrieval_share, backbone.trim
-        )
-        self._trainees: list[User] | None = None
-        self._memories: dict[tuple[str, datetime | None], Memory] = {}
+        self.checkpoints = Checkpoints(study.out)
 
     def run(self) -> None:
         """Answer every question under every arm, skipping what the events say is done."""
         study, name = self.study, self.task.name
-        done = {key[0]: set(users) for key, users in study.answered().items() if key[1] == name}
-        todo: dict[str, list[User]] = {}
-        for arm in study.arms:
-            answered = done.get(arm.name, set())
-            todo[arm.name] = [user for user in self.users if user.id not in answered]
-        study.progress(name, sum(len(self.users) - len(users) for users in todo.values()))
-        arms = [arm for arm in study.arms if todo[arm.name]]
-        shared = [self.shared_adapter()] if any(arm.shared for arm in arms) else []
-        with_shared = self.backbone.with_adapters(shared)
-        for arm in arms:
-            if not arm.personal:
-                base = with_shared if arm.shared else self.backbone
-                self.answer_in_chunks(arm, base, todo[arm.name])
-        for user in self.users:
-            for below, base in ((True, with_shared), (False, self.backbone)):
-                personal = [arm for arm in arms if arm.personal and arm.shared is below]
-                personal = [arm for arm in personal if user in todo[arm.name]]
-                if personal:
-                    self.answer_as(user, personal, base)
+        ids = set(self.users.ids)
+        done = {arm.name: len(ids & study.log.answered(arm.name, name)) for arm in study.arms}
+        study.progress(name, sum(done.values()))
+        arms = [arm for arm in study.arms if done[arm.name] < len(ids)]
+        if not arms:
+            return
+        shared = self.shared_adapter() if any(arm.shared for arm in arms) else None
+        for event in self._events(shared):
+            study.log.append(event)
+            if event["event"] == "answered":
+                study.progress(f"{name} {event['arm']}", 1)
+            else:
+                study.progress(f"{name} personal, user {event['user']}")
 
-    def answer_in_chunks(self, arm: Arm, base: Backbone, todo: Sequence[User]) -> None:
-        """Answer several users' questions in one batch.
+    def _events(self, shared: Adapter | None) -> Iterator[Event]:
+        """What is left to do, done here or in workers."""
+        config, out = self.study.config, self.study.out
+        if config.workers > 1:
+            given = shared is not None
+            yield from run_in_workers(config, out, self.task, self.groups(), shared=given)
+            return
+        setup = TaskSetup(config, out, self.task, self.backbone, shared)
+        for group in self.groups():
+            yield from setup.run(group)
 
-        Chunks are cut from the list of all users, so that a resumed run has the same batches.
+    def groups(self) -> Iterator[Group]:
+        """The groups with something left to do.
+
+        They are cut from the list of all users, so that a resumed run has the same groups.
         """
-        label = f"{self.task.name} {arm.name}"
-        self.study.progress(label)
-        for start in range(0, len(self.users), self.CHUNK):
-            chunk = self.users[start : start + self.CHUNK]
-            fresh = sum(user in todo for user in chunk)
-            if fresh:
-                self.answer(arm, base, chunk)
-                self.study.progress(label, fresh)
+        log, name, size = self.study.log, self.task.name, self.study.config.working_set
+        for index, start in enumerate(range(0, len(self.users), size)):
+            users = self.users[start : start + size]
+            ids = frozenset(users.ids)
+            todo = {arm.name: ids - log.answered(arm.name, name) for arm in self.study.arms}
+            if any(todo.values()):
+                trained = {kind: ids & log.trained(kind, name) for kind in KINDS.values()}
+                yield Group(index, users, todo, trained)
 
-    def answer_as(self, user: User, arms: Sequence[Arm], base: Backbone) -> None:
-        """Answer one user's questions with their own adapter over ``base``."""
-        self.study.progress(f"{self.task.name} personal, user {user.id}")
-        own = self.personal_adapter(user, base, arms[0].shared)
-        model = base.with_adapters([own] if own else [])
-        for arm in arms:
-            self.answer(arm, model, [user])
-            self.study.progress(f"{self.task.name} {arm.name}", 1)
-
-    # Adapters -----------------------------------------------------------------------
-
-    def trainees(self) -> list[User]:
-        """The users whose records the shared adapter is learnt from."""
-        if self._trainees is None:
-            config = self.study.config
-            folder = (config.train_data or config.data) / self.task.name
-            self._trainees = read_users(
-                folder, self.task, config.train_split, limit=config.train_users, seed=config.seed
-            )
-        return self._trainees
-
-    def pool(self) -> list[Record]:
-        """Records of other people, for practices that contrast a user with others."""
-        if self.task.practice != "citation":
-            return []
-        return [record for user in self.trainees() for record in user.history]
+    # The shared adapter -------------------------------------------------------------
 
     def shared_adapter(self) -> Adapter:
         """Train the shared adapter over all train users, or load the one already trained."""
+        study, name = self.study, self.task.name
+        if study.config.shared_from is not None:
+            self._copy_shared(study.config.shared_from)
+        found = self.checkpoints.load("shared", name)
+        if found is not None:
+            event = self.checkpoints.event("shared", name)
+            if event is not None and None not in study.log.trained("shared", name):
+                study.log.append(event)
+            return found
 
-        def examples() -> list[Example]:
-            made: list[Example] = []
-            rng = random.Random(self.study.seed_of("examples", self.task.name))
-            pool = self.pool()
-            for user in self.trainees():
-                made += self.retrieval.examples(self.task, user.history, rng, pool)
-                made += list(self.question_examples(user, rng))
-            return made
+        def on_step(step: int, steps: int, loss: float) -> None:
+            study.progress(f"{name} shared adapter {step}/{steps} loss {loss:.3f}")
 
-        if self.study.config.shared_from is not None:
-            self._copy_shared(self.study.config.shared_from)
-        return self._trained("shared", None, self.backbone, examples)
+        result = train_one(
+            study.trainer,
+            self.backbone,
+            self._shared_examples(),
+            study.config.shared,
+            seed=study.config.seed_of("shared", name),
+            on_step=on_step,
+            state=self.checkpoints.state("shared", name),
+        )
+        study.log.append(self.checkpoints.save(result, "shared", name))
+        self.checkpoints.drop_state("shared", name)
+        return result.adapter
 
-    def _copy_shared(self, run: Path) -> None:
-        """Take this task's shared adapter, and the event of its training, from another run."""
-        name = self.task.name
-        target = self.study.out / "checkpoints" / "shared" / name
-        if (target / "adapter_config.json").exists():
-            return
-        adapter = Adapter.load(run / "checkpoints" / "shared" / name)
-        for event in EventLog(run / "events.jsonl").events:
-            if (event["event"], event.get("task"), event.get("user")) == ("trained", name, None):
-                details = {k: v for k, v in event.items() if k not in ("event", "time")}
-                self.study.log.append("trained", **details, copied_from=run.name)
-        adapter.save(target)
+    def _shared_examples(self) -> list[Example]:
+        """The examples of all train users; they stay in memory, ``train_users`` limits them."""
+        setup = TaskSetup(self.study.config, self.study.out, self.task, self.backbone, None)
+        rng = random.Random(self.study.config.seed_of("examples", self.task.name))
+        made: list[Example] = []
+        for user in setup.train_users():
+            made += setup.retrieval.examples(self.task, user.history, rng, setup.pool)
+            made += self._question_examples(setup, user, rng)
+        return made
 
-    def question_examples(self, user: User, rng: random.Random) -> Iterator[Example]:
+    def _question_examples(
+        self, setup: TaskSetup, user: User, rng: random.Random
+    ) -> Iterator[Example]:
         """A train user's answered questions, a share of them with retrieved records."""
         memory = Memory(self.task, user.history)
         for question in user.questions:
             if question.gold is None:
                 continue
             example = self.task.example(question)
-            if rng.random() < self.retrieval.share:
-                prompt = self.retrieval.prompt(
+            if rng.random() < setup.retrieval.share:
+                prompt = setup.retrieval.prompt(
                     self.task, memory, question.prompt, question.fields, before=question.time
                 )
                 example = Example(prompt, example.target, example.fields, example.record_id)
             yield example
 
-    def personal_adapter(self, user: User, base: Backbone, shared_below: bool) -> Adapter | None:
-        """Train one user's adapter on their records before their first question.
-
-        Returns:
-            None when the user has nothing to train on.
-        """
-        times = [q.time for q in user.questions if q.time is not None]
-        past = user.history.before(min(times, default=None))
-        rng = random.Random(self.study.seed_of("examples", self.task.name, user.id))
-        made = self.retrieval.examples(self.task, past, rng, self.pool())
-        if not made:
-            return None
-        kind = "personal" if shared_below else "personal-only"
-        return self._trained(kind, user.id, base, lambda: made)
-
-    def _trained(
-        self, kind: str, user: str | None, base: Backbone, examples: Callable[[], list[Example]]
-    ) -> Adapter:
-        study = self.study
-        parts = [kind, self.task.name, *([user] if user else [])]
-        folder = study.out.joinpath("checkpoints", *parts)
-        if (folder / "adapter_config.json").exists():
-            return Adapter.load(folder)
-        made = examples()
-
-        def on_step(step: int, steps: int, loss: float) -> None:
-            if user is None:
-                study.progress(f"{self.task.name} shared adapter {step}/{steps} loss {loss:.3f}")
-
-        config = study.config.shared if user is None else study.config.personal
-        result = study.trainer.train(
-            base, made, config, seed=study.seed_of(*parts), on_step=on_step
-        )
-        study.log.append(
-            "trained",
-            task=self.task.name,
-            adapter=kind,
-            user=user,
-            examples=len(made),
-            steps=result.steps,
-            losses=[round(loss, 5) for loss in result.losses],
-            seconds=result.seconds,
-        )
-        result.adapter.save(folder)
-        return result.adapter
-
-    # Answers ------------------------------------------------------------------------
-
-    def memory(self, user: User, time: datetime | None) -> Memory:
-        """The user's memory as it was at that time: later records do not even count words."""
-        key = (user.id, time)
-        if key not in self._memories:
-            self._memories[key] = Memory(self.task, user.history.before(time))
-        return self._memories[key]
-
-    def answer(self, arm: Arm, model: Backbone, users: Sequence[User]) -> None:
-        """Answer all questions of some users in one batch and log it user by user."""
-        started = time.perf_counter()
-        prompts = []
-        for user in users:
-            for question in user.questions:
-                prompt = question.prompt
-                if arm.memory:
-                    memory = self.memory(user, question.time)
-                    prompt = self.retrieval.prompt(self.task, memory, prompt, question.fields)
-                prompts.append(prompt)
-        answers = iter(answer(model, self.task, prompts, self.study.config.max_prompt))
-        seconds = (time.perf_counter() - started) / max(1, len(prompts))
-        for user in users:
-            given = [
-                {"id": q.id, "prompt": q.prompt, "answer": next(answers), "gold": q.gold}
-                for q in user.questions
-            ]
-            self.study.log.append(
-                "answered",
-                arm=arm.name,
-                task=self.task.name,
-                user=user.id,
-                history=len(user.history),
-                seconds=seconds * len(given),
-                answers=given,
-            )
+    def _copy_shared(self, run: Path) -> None:
+        """Take this task's shared adapter, and the event of its training, from another run."""
+        name = self.task.name
+        if self.checkpoints.load("shared", name) is not None:
+            return
+        adapter = Adapter.load(run / "checkpoints" / "shared" / name)
+        # Of an adapter that came without an event we know no more than this.
+        event = new_event("trained", task=name, adapter="shared", user=None)
+        for found in read_events(run / "events.jsonl"):
+            if (found["event"], found.get("task"), found.get("user")) == ("trained", name, None):
+                event = {key: value for key, value in found.items() if key != "time"}
+        self.checkpoints.put(adapter, {**event, "copied_from": run.name})

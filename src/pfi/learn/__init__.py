@@ -1,15 +1,17 @@
-"""Training adapters: configuration, loops, and the adapters they give."""
+"""Training adapters: settings, jobs, and the engines that do it."""
 
-from pfi.learn.adapters import Adapter, AdapterConfig
-from pfi.learn.training import TRAINERS, PeftTrainer, TrainConfig, Trainer, TrainResult, get_trainer
+from pfi.learn.engines import TRAINERS, get_trainer
+from pfi.learn.training import Job, TrainConfig, Trainer, TrainResult, train_one
+from pfi.models.adapters import Adapter, AdapterConfig
 
 __all__ = [
     "TRAINERS",
     "Adapter",
     "AdapterConfig",
-    "PeftTrainer",
+    "Job",
     "TrainConfig",
     "TrainResult",
     "Trainer",
     "get_trainer",
+    "train_one",
 ]

@@ -1,34 +1,27 @@
-"""Training one adapter on examples, behind the interface that every engine implements.
+"""What every engine that trains adapters shares: settings, jobs, encoding, order and rates.
 
-``PeftTrainer`` is the plain path: ``peft`` LoRA and a short loop.  It is the reference that
-faster engines are compared with.
+An engine trains one adapter, or those of many users; ``learn/engines.py`` names them all.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
-import torch
 from pydantic import Field
 
-from pfi.errors import ConfigError, DataError
-from pfi.learn.adapters import Adapter, AdapterConfig
-from pfi.models.answering import pad_rows
+from pfi.errors import DataError
+from pfi.models.adapters import Adapter, AdapterConfig
 from pfi.models.backbone import Backbone
+from pfi.models.packing import Piece
 from pfi.tasks import Example
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-#: Called after every step with the steps done, the steps planned and the step's loss.
-OnStep = Callable[[int, int, float], None]
-IGNORED = -100
+#: Called after every step with the job's id, the steps done, the steps planned and the loss.
+OnStep = Callable[[str, int, int, float], None]
 
 
 class TrainConfig(AdapterConfig):
@@ -44,6 +37,33 @@ class TrainConfig(AdapterConfig):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the forward pass; weights and updates stay float32"
     )
+    held_back: float = Field(
+        0.0, ge=0, lt=1, description="newest share of the examples, measured after every epoch"
+    )
+    patience: int = Field(
+        1, ge=1, description="epochs without a better held-back loss before training stops early"
+    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One adapter to train.
+
+    Attributes:
+        id: whose it is, unique within a run.
+        examples: what it learns from, oldest first; a function is called when its turn comes.
+        seed: of the initial factors and the order.
+        start: the adapter to go on from; fresh factors when None.
+    """
+
+    id: str
+    examples: Sequence[Example] | Callable[[], Sequence[Example]]
+    seed: int = 0
+    start: Adapter | None = None
+
+    def load(self) -> Sequence[Example]:
+        """The examples."""
+        return self.examples() if callable(self.examples) else self.examples
 
 
 @dataclass(frozen=True)
@@ -51,14 +71,18 @@ class TrainResult:
     """A trained adapter and what it took.
 
     Attributes:
-        adapter: the result.
+        adapter: the result; with ``held_back``, the factors of the best epoch.
         losses: mean target-token cross-entropy of every step.
-        seconds: wall-clock time.
+        seconds: wall-clock time; where adapters are trained together, this one's share.
+        stopped: why it ended before its last step, or None.
+        examples: how many it was trained on.
     """
 
     adapter: Adapter
     losses: list[float]
     seconds: float
+    stopped: str | None = None
+    examples: int = 0
 
     @property
     def steps(self) -> int:
@@ -66,28 +90,62 @@ class TrainResult:
 
 
 class Trainer(Protocol):
-    """An engine that trains one adapter over a backbone and leaves the backbone as it was."""
+    """An engine that trains adapters over a backbone and leaves the backbone as it was."""
 
-    def train(
+    #: Whether it trains several jobs in one pass.
+    together: bool
+
+    def train_many(
         self,
         backbone: Backbone,
-        examples: Sequence[Example],
+        jobs: Iterable[Job],
         config: TrainConfig,
         *,
-        seed: int = 0,
         on_step: OnStep | None = None,
-    ) -> TrainResult:
-        """Train a new adapter; the same arguments give the same adapter."""
+        state: Path | None = None,
+    ) -> Iterator[tuple[Job, TrainResult | None]]:
+        """Train an adapter for every job, as the iterator is drawn from.
+
+        Args:
+            backbone: the frozen model, with what lies beneath the adapters merged in.
+            jobs: drawn from as room becomes free, so they may be endless.
+            config: the same for all.
+            on_step: told of every step of every job.
+            state: a folder for the state of unfinished jobs; a run that was killed goes on
+                from there when the same jobs are given again.
+
+        Yields:
+            each job with its result as it ends, None when it has no examples; the order of
+            the jobs is not kept.
+        """
         ...
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Padded tensors of shape ``(rows, length)``; ``labels`` are ignored outside targets."""
+def train_one(
+    trainer: Trainer,
+    backbone: Backbone,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+    on_step: Callable[[int, int, float], None] | None = None,
+    state: Path | None = None,
+) -> TrainResult:
+    """Train a new adapter; the same arguments give the same adapter.
 
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    labels: torch.Tensor
+    Raises:
+        DataError: there are no examples.
+    """
+
+    def told(_: str, step: int, steps: int, loss: float) -> None:
+        if on_step:
+            on_step(step, steps, loss)
+
+    jobs = [Job("adapter", examples, seed)]
+    for _, result in trainer.train_many(backbone, jobs, config, on_step=told, state=state):
+        if result is not None:
+            return result
+    raise DataError("there is nothing to train on", fix="import records first")
 
 
 def encode(backbone: Backbone, example: Example, max_length: int) -> tuple[list[int], list[int]]:
@@ -97,17 +155,10 @@ def encode(backbone: Backbone, example: Example, max_length: int) -> tuple[list[
     return backbone.prompt_ids(example.prompt, limit), target
 
 
-def collate(backbone: Backbone, rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
-    """Encoded examples as one batch on the backbone's device."""
-    if backbone.seq2seq:
-        inputs = [prompt for prompt, _ in rows]
-        labels = [target for _, target in rows]
-    else:
-        inputs = [[*prompt, *target] for prompt, target in rows]
-        labels = [[*([IGNORED] * len(prompt)), *target] for prompt, target in rows]
-    mask = pad_rows([[1] * len(row) for row in inputs], 0)
-    batch = (pad_rows(inputs, backbone.pad_id), mask, pad_rows(labels, IGNORED))
-    return Batch(*(tensor.to(backbone.device) for tensor in batch))
+def as_piece(backbone: Backbone, example: Example, max_length: int) -> Piece:
+    """An example for packing, within ``max_length`` tokens."""
+    prompt, target = encode(backbone, example, max_length)
+    return Piece([*prompt, *target], len(target))
 
 
 def batches(
@@ -141,97 +192,7 @@ def rate_at(step: int, steps: int, warmup: float) -> float:
     return (steps - step) / max(1, steps - rising)
 
 
-class PeftTrainer:
-    """Train with ``peft``'s LoRA in a plain loop."""
-
-    def train(
-        self,
-        backbone: Backbone,
-        examples: Sequence[Example],
-        config: TrainConfig,
-        *,
-        seed: int = 0,
-        on_step: OnStep | None = None,
-    ) -> TrainResult:
-        """See ``Trainer.train``.
-
-        Raises:
-            DataError: there are no examples.
-        """
-        if not examples:
-            raise DataError("there is nothing to train on", fix="import records first")
-        started = time.perf_counter()
-        rows = [encode(backbone, example, config.max_length) for example in examples]
-        lengths = [len(prompt) + len(target) for prompt, target in rows]
-        plan = batches(lengths, config.batch_size, config.epochs, random.Random(seed))
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model: Any = _wrap(copy.deepcopy(backbone.model), config)
-            model.train()
-            trained = [p for p in model.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(
-                trained, lr=config.learning_rate, weight_decay=config.weight_decay
-            )
-            losses = []
-            for step, picked in enumerate(plan):
-                batch = collate(backbone, [rows[i] for i in picked])
-                scale = rate_at(step, len(plan), config.warmup)
-                optimizer.param_groups[0]["lr"] = config.learning_rate * scale
-                with torch.autocast(
-                    backbone.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-                ):
-                    loss = target_loss(model, batch, seq2seq=backbone.seq2seq)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained, config.clip)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                losses.append(loss.item())
-                if on_step:
-                    on_step(step + 1, len(plan), losses[-1])
-        return TrainResult(Adapter.of(model), losses, time.perf_counter() - started)
-
-
-def target_loss(model: Any, batch: Batch, *, seq2seq: bool) -> torch.Tensor:
-    """Mean cross-entropy over the target tokens; logits only from the first target on."""
-    arguments: dict[str, Any] = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-    }
-    if seq2seq:
-        return model(**arguments, labels=batch.labels).loss
-    first = int((batch.labels != IGNORED).int().argmax(dim=1).min())
-    keep = batch.labels.shape[1] - first + 1
-    logits = model(**arguments, logits_to_keep=keep).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), batch.labels[:, first:].flatten(), ignore_index=IGNORED
-    )
-
-
-def _wrap(model: PreTrainedModel, config: TrainConfig) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
-        lora_dropout=config.dropout,
-        target_modules=config.targets,
-        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, lora)
-    except ValueError as error:
-        raise ConfigError(str(error), where="targets", fix="use 'all-linear'") from error
-
-
-TRAINERS: dict[str, type[Trainer]] = {"peft": PeftTrainer}
-
-
-def get_trainer(name: str = "peft") -> Trainer:
-    """The engine of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in TRAINERS:
-        raise ConfigError(f"unknown engine {name!r}", fix=f"use one of {', '.join(TRAINERS)}")
-    return TRAINERS[name]()
+def hold_back(rows: Sequence[Any], share: float) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Rows, oldest first, as those to train on and the newest ``share`` to measure on."""
+    count = min(math.ceil(len(rows) * share), len(rows) - 1)
+    return rows[: len(rows) - count], rows[len(rows) - count :]

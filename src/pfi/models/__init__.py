@@ -1,10 +1,14 @@
 """Backbones: loading, scoring, generation, and the embedded base model."""
 
-from pfi.models.answering import answer, generate, score_labels, stream
+from pfi.models.answering import answer
 from pfi.models.backbone import EMBEDDED, Backbone, load_backbone
+from pfi.models.bank import AdapterBank
+from pfi.models.generation import generate, stream
+from pfi.models.scoring import score_labels
 
 __all__ = [
     "EMBEDDED",
+    "AdapterBank",
     "Backbone",
     "answer",
     "generate",

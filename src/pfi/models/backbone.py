@@ -6,7 +6,8 @@ Only safetensors weights are read and no code from a model repository is ever ru
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -20,7 +21,7 @@ from pfi.errors import BackboneError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from pfi.learn.adapters import Adapter
+    from pfi.models.adapters import Adapter
 
 EMBEDDED = "embedded"
 _PLACEHOLDER = "\u241fprompt\u241f"
@@ -100,6 +101,14 @@ class Backbone:
     def target_ids(self, target: str, limit: int | None = None) -> list[int]:
         """A target's tokens, closed by the end token."""
         return [*self.token_ids(target)[: None if limit is None else limit - 1], self.end_id]
+
+    @contextmanager
+    def rows(self, slots: Sequence[int] | None) -> Iterator[None]:
+        """Say which slot's adapter each row of the coming batches uses.
+
+        A backbone of its own has no slots and ignores it; see ``AdapterBank.backbone``.
+        """
+        yield
 
     def with_adapters(self, adapters: Sequence[Adapter]) -> Backbone:
         """A copy with these adapters merged into its weights, in this order."""

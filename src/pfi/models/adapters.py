@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pfi.errors import BackboneError
+from pfi.errors import BackboneError, ConfigError
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -29,6 +29,55 @@ class AdapterConfig(BaseModel):
     alpha: float = Field(16.0, gt=0, description="scale; the update is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
     targets: str | list[str] = Field("all-linear", description="names of the adapted layers")
+    layers: str = Field(
+        "all",
+        pattern=r"^(all|last:[1-9]\d*)$",
+        description="blocks of the model that are adapted: all, or last:N",
+    )
+
+
+def lora_config(config: AdapterConfig, model: PreTrainedModel) -> LoraConfig:
+    """An adapter's shape over a model as peft's configuration.
+
+    Raises:
+        ConfigError: more blocks are asked for than the model has.
+    """
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    chosen, targets = None, config.targets
+    if config.layers != "all":
+        # Of an encoder-decoder model peft counts the blocks of both stacks alike.
+        count, last = model.config.num_hidden_layers, int(config.layers.partition(":")[2])
+        if last > count:
+            what = f"the backbone has {count} blocks, not {last}"
+            raise ConfigError(what, where="layers", fix=f"use last:{count} or less, or all")
+        chosen = list(range(count - last, count))
+        if targets == "all-linear":
+            targets = _linear_names(model)
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        layers_to_transform=chosen,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+    )
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """The last parts of the names of all linear layers but the output layer."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    output = model.get_output_embeddings()
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output
+    ]
+    return sorted({name.rpartition(".")[2] for name in names})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,238 @@
+"""Rows of tokens for one forward pass: packed, with shared beginnings computed once.
+
+A row is a stem and branches.  The tokens of a branch see the stem and their own branch only
+and count their positions from the stem's end, so that examples, or labels, which begin alike
+share the keys and values of their beginning (tree attention, as in SpecInfer, arXiv
+2305.09781).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from pfi.models.last_block import LastBlock
+from pfi.models.padding import pad_rows, takes_masks
+
+if TYPE_CHECKING:
+    from pfi.models.backbone import Backbone
+
+#: Logits made at once, in numbers; a large vocabulary is scored in parts.
+_LOGITS = 1 << 25
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens, of which the last ``targets`` are predicted.
+
+    Attributes:
+        ids: all tokens.
+        targets: how many at the end are predicted.
+        hidden: ``(len(piece), width)`` hidden states that stand for the tokens, or None.
+    """
+
+    ids: Sequence[int]
+    targets: int
+    hidden: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        """Tokens that the model reads: the last one is only predicted."""
+        return len(self.ids) - 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pieces that begin with the same ``stem`` tokens, which are computed once."""
+
+    pieces: Sequence[Piece]
+    stem: int = 0
+
+    def __len__(self) -> int:
+        return self.stem + sum(len(piece) - self.stem for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of rows.
+
+    Attributes:
+        ids: ``(rows, length)`` tokens, padded at the right.
+        positions: ``(rows, length)``.
+        branches: ``(rows, length)``: 0 for a stem, -1 for padding, else the branch's number;
+            None when every row is a single piece.
+        wanted: ``(rows, n)`` tokens that predict a target, filled up to the most of a row.
+        at: ``(targets,)`` flat places in ``wanted`` of the targets.
+        targets: ``(targets,)`` the tokens to predict, row by row and piece by piece.
+        hidden: ``(rows, length, width)`` in place of ``ids``, or None.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    branches: torch.Tensor | None
+    wanted: torch.Tensor
+    at: torch.Tensor
+    targets: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+    def mask(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """``(rows, 1, length, length)`` to add to attention scores; None if plainly causal.
+
+        Padding is at the right, so that nothing before it can see it.
+        """
+        if self.branches is None:
+            return None
+        query, key = self.branches[:, :, None], self.branches[:, None, :]
+        length = self.ids.shape[1]
+        seen = ((key == 0) | (key == query)) & torch.ones(
+            length, length, dtype=torch.bool, device=self.ids.device
+        ).tril()
+        mask = torch.zeros(seen.shape, dtype=dtype, device=self.ids.device)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def common_stem(pieces: Sequence[Piece]) -> int:
+    """How many tokens all prompts begin with."""
+    first = pieces[0].ids
+    room = min(len(piece.ids) - piece.targets for piece in pieces)
+    same = takewhile(lambda i: all(piece.ids[i] == first[i] for piece in pieces), range(room))
+    return sum(1 for _ in same)
+
+
+def pack(pieces: Sequence[Piece], width: int) -> list[Row]:
+    """Pieces as one row with a shared stem where that is cheaper, else as a row each.
+
+    A row of L tokens costs about ``L (6 width + L)`` of a block's multiplications: linear
+    layers of 12 width² weights, and attention over the whole row.
+    """
+    apart = [Row([piece]) for piece in pieces]
+    stem = common_stem(pieces) if len(pieces) > 1 else 0
+    if stem:
+        together = Row(pieces, stem)
+        longest = max(len(row) for row in apart)
+        if _cost(len(together), width) < len(apart) * _cost(longest, width):
+            return [together]
+    return apart
+
+
+def _cost(length: int, width: int) -> int:
+    return length * (6 * width + length)
+
+
+def batch(rows: Sequence[Row], device: torch.device) -> Packed:
+    """Rows as tensors; padding follows each row.
+
+    Pieces carry hidden states either all or none.
+    """
+    length = max(len(row) for row in rows)
+    # Any token does as padding, since none sees it; transformers warns of the real one.
+    ids = torch.full((len(rows), length), rows[0].pieces[0].ids[0])
+    positions = torch.zeros(len(rows), length, dtype=torch.long)
+    branches = torch.full((len(rows), length), -1)
+    wanted: list[list[int]] = [[] for _ in rows]
+    targets: list[int] = []
+    first = rows[0].pieces[0].hidden
+    hidden = None
+    if first is not None:
+        hidden = first.new_zeros(len(rows), length, first.shape[1])
+    for r, row in enumerate(rows):
+        stem, end = row.stem, row.stem
+        for number, piece in enumerate(row.pieces, 1):
+            begin, end = end, end + len(piece) - stem
+            if number == 1:
+                ids[r, :stem] = torch.tensor(piece.ids[:stem], dtype=torch.long)
+                positions[r, :stem] = torch.arange(stem)
+                branches[r, :stem] = 0
+            ids[r, begin:end] = torch.tensor(piece.ids[stem:-1], dtype=torch.long)
+            positions[r, begin:end] = torch.arange(stem, len(piece))
+            branches[r, begin:end] = number
+            if hidden is not None:
+                assert piece.hidden is not None
+                hidden[r, :stem] = piece.hidden[:stem]
+                hidden[r, begin:end] = piece.hidden[stem:]
+            # A target is predicted by the token before it, of the stem or of its branch.
+            places = range(len(piece) - piece.targets, len(piece))
+            wanted[r] += [i if i < stem else begin + i - stem for i in places]
+            targets += piece.ids[-piece.targets :]
+    most = max(len(places) for places in wanted)
+    filled = torch.zeros(len(rows), most, dtype=torch.long)
+    for r, found in enumerate(wanted):
+        filled[r, : len(found)] = torch.tensor(found)
+    at = [r * most + i for r, found in enumerate(wanted) for i in range(len(found))]
+    single = all(len(row.pieces) == 1 for row in rows)
+    return Packed(
+        ids.to(device),
+        positions.to(device),
+        None if single else branches.to(device),
+        filled.to(device),
+        torch.tensor(at, device=device),
+        torch.tensor(targets, device=device),
+        hidden,
+    )
+
+
+def predicting_states(model: Any, packed: Packed) -> torch.Tensor:
+    """Last hidden states ``(rows, n, width)`` of the wanted tokens of a decoder-only model."""
+    given = {"input_ids": packed.ids}
+    if packed.hidden is not None:
+        given = {"inputs_embeds": packed.hidden}
+    # Plain rows need no mask, and without one attention takes its fastest path.
+    mask = packed.mask(model.dtype)
+    if mask is not None:
+        given["position_ids"] = packed.positions
+    last = next(reversed(getattr(model.base_model, "layers", [None])))
+    partly = isinstance(last, LastBlock)
+    with last.only(packed.wanted) if partly else nullcontext():
+        states = model.base_model(**given, attention_mask=mask, use_cache=False)[0]
+    if partly:
+        return states
+    return states.gather(1, packed.wanted[:, :, None].expand(-1, -1, states.shape[2]))
+
+
+def target_losses(backbone: Backbone, rows: Sequence[Row]) -> torch.Tensor:
+    """Negative log-likelihood ``(targets,)`` of every target, piece by piece, in float32.
+
+    An encoder-decoder model reads prompts and predicts targets; its rows have no stems.
+    """
+    if backbone.seq2seq:
+        return _seq2seq_losses(backbone, [row.pieces[0] for row in rows])
+    packed = batch(rows, backbone.device)
+    if not takes_masks(backbone, packed.ids.shape[1]):
+        return _losses_of_any(backbone.model, packed)
+    states = predicting_states(backbone.model, packed).flatten(0, 1)[packed.at]
+    head = backbone.model.get_output_embeddings()
+    step = max(1, _LOGITS // head.weight.shape[0])  # type: ignore[union-attr, operator]
+    losses = [
+        F.cross_entropy(head(part).float(), wanted, reduction="none")  # type: ignore[misc]
+        for part, wanted in zip(states.split(step), packed.targets.split(step), strict=True)
+    ]
+    return torch.cat(losses)
+
+
+def _losses_of_any(model: Any, packed: Packed) -> torch.Tensor:
+    """As ``target_losses`` for rows of single pieces and a model of any decoder-only kind."""
+    logits = model(input_ids=packed.ids, use_cache=False).logits
+    wanted = packed.wanted[:, :, None].expand(-1, -1, logits.shape[2])
+    chosen = logits.gather(1, wanted).flatten(0, 1)[packed.at]
+    return F.cross_entropy(chosen.float(), packed.targets, reduction="none")
+
+
+def _seq2seq_losses(backbone: Backbone, pieces: Sequence[Piece]) -> torch.Tensor:
+    model: Any = backbone.model
+    prompts = [list(piece.ids[: -piece.targets]) for piece in pieces]
+    targets = [list(piece.ids[-piece.targets :]) for piece in pieces]
+    start = model.config.decoder_start_token_id
+    inputs = pad_rows(prompts, backbone.pad_id).to(backbone.device)
+    mask = pad_rows([[1] * len(row) for row in prompts], 0).to(backbone.device)
+    shifted = pad_rows([[start, *row[:-1]] for row in targets], backbone.pad_id)
+    logits = model(
+        input_ids=inputs, attention_mask=mask, decoder_input_ids=shifted.to(backbone.device)
+    ).logits
+    wanted = pad_rows(targets, -100).to(backbone.device)
+    losses = F.cross_entropy(logits.transpose(1, 2).float(), wanted, reduction="none")
+    return losses[wanted != -100]

@@ -1,0 +1,146 @@
+"""Labels scored by probability: a prompt's keys and values are computed once for all labels.
+
+Rows of a batch may belong to different users; ``slots`` says whose adapter each one uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from pfi.models.backbone import Backbone
+from pfi.models.packing import Piece, Row, target_losses
+from pfi.models.padding import pad_rows, takes_masks
+
+#: Padded tokens of a batch. More are slower on a CPU, whose caches they overflow.
+_BATCH_TOKENS = {"cpu": 1024}
+_BATCH_TOKENS_GPU = 16384
+
+Ids = Sequence[int]
+
+
+@torch.inference_mode()
+def score_labels(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    labels: Sequence[str],
+    max_prompt: int | None = None,
+    *,
+    slots: Sequence[int] | None = None,
+    batch_tokens: int | None = None,
+) -> list[list[float]]:
+    """Log-probability of every label, end token included, after every prompt.
+
+    Args:
+        backbone: the model; a bank's takes slots.
+        prompts: the questions.
+        labels: the possible answers, the same for all prompts.
+        max_prompt: longest prompt in tokens; what fits beside the longest label when None.
+        slots: whose adapter each prompt uses, see ``Backbone.rows``.
+        batch_tokens: padded tokens of a forward pass; by the kind of device when None.
+
+    Returns:
+        ``len(prompts)`` rows of ``len(labels)`` natural logarithms.
+    """
+    targets = [backbone.target_ids(label) for label in labels]
+    limit = max_prompt or backbone.max_length - max(map(len, targets))
+    rows = [backbone.prompt_ids(prompt, limit) for prompt in prompts]
+    if backbone.seq2seq:
+        return [
+            _score_seq2seq(backbone, row, targets, _of(slots, [i])) for i, row in enumerate(rows)
+        ]
+    extra = sum(map(len, targets))
+    budget = batch_tokens or _BATCH_TOKENS.get(backbone.device.type, _BATCH_TOKENS_GPU)
+    scores: list[list[float]] = [[] for _ in rows]
+    for picked in _batches([len(row) + extra for row in rows], budget):
+        if slots is not None:
+            picked.sort(key=slots.__getitem__)  # a bank is fastest with a slot's rows together
+        if takes_masks(backbone, max(len(rows[i]) for i in picked) + extra):
+            with backbone.rows(_of(slots, picked)):
+                found = _score_packed(backbone, [rows[i] for i in picked], targets)
+        else:
+            found = [_score_cached(backbone, rows[i], targets, _of(slots, [i])) for i in picked]
+        for i, row in zip(picked, found, strict=True):
+            scores[i] = row
+    return scores
+
+
+def _of(slots: Sequence[int] | None, picked: Sequence[int]) -> list[int] | None:
+    return None if slots is None else [slots[i] for i in picked]
+
+
+def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Numbers of rows of similar length, at most ``budget`` padded tokens or a single row."""
+    picked: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if picked and (len(picked) + 1) * lengths[i] > budget:
+            yield picked
+            picked = []
+        picked.append(i)
+    if picked:
+        yield picked
+
+
+def _score_packed(
+    backbone: Backbone, prompts: Sequence[Ids], targets: Sequence[Ids]
+) -> list[list[float]]:
+    """Scores ``(prompts, labels)`` from one pass: each row a prompt and its labels as branches."""
+    rows = [
+        Row([Piece([*prompt, *target], len(target)) for target in targets], len(prompt))
+        for prompt in prompts
+    ]
+    losses = target_losses(backbone, rows)
+    parts = losses.split([len(target) for target in targets] * len(prompts))
+    scores = -torch.stack([part.sum() for part in parts])
+    return scores.view(len(prompts), len(targets)).tolist()  # type: ignore[no-any-return]
+
+
+def _score_cached(
+    backbone: Backbone, prompt: Ids, targets: Sequence[Ids], slot: Sequence[int] | None
+) -> list[float]:
+    """As ``_score_packed`` for one prompt of any decoder-only model, through its own cache."""
+    model: Any = backbone.model
+    tokens = pad_rows(targets, backbone.pad_id).to(backbone.device)
+    n, length = tokens.shape
+    with backbone.rows(slot):
+        first = model(input_ids=torch.tensor([prompt], device=backbone.device), use_cache=True)
+    logits = first.logits[:, -1:].expand(n, 1, -1)
+    if length > 1:
+        cache = first.past_key_values
+        cache.batch_repeat_interleave(n)
+        seen = len(prompt) + length - 1
+        mask = torch.ones(n, seen, dtype=torch.long, device=backbone.device)
+        with backbone.rows(None if slot is None else [*slot] * n):
+            rest = model(input_ids=tokens[:, :-1], past_key_values=cache, attention_mask=mask)
+        logits = torch.cat([logits, rest.logits], dim=1)
+    return _sums(logits, tokens, targets)
+
+
+def _score_seq2seq(
+    backbone: Backbone, prompt: Ids, targets: Sequence[Ids], slot: Sequence[int] | None
+) -> list[float]:
+    """As ``_score_packed`` for one prompt of an encoder-decoder model, encoded once."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    model: Any = backbone.model
+    tokens = pad_rows(targets, backbone.pad_id).to(backbone.device)
+    ids = torch.tensor([prompt], device=backbone.device)
+    with backbone.rows(slot):
+        encoded = model.get_encoder()(input_ids=ids).last_hidden_state
+    start = torch.full_like(tokens[:, :1], model.config.decoder_start_token_id)
+    shared = encoded.expand(len(tokens), *encoded.shape[1:])
+    with backbone.rows(None if slot is None else [*slot] * len(tokens)):
+        logits = model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=shared),
+            decoder_input_ids=torch.cat([start, tokens[:, :-1]], dim=1),
+        ).logits
+    return _sums(logits, tokens, targets)
+
+
+def _sums(logits: torch.Tensor, tokens: torch.Tensor, targets: Sequence[Ids]) -> list[float]:
+    """Scores of padded ``(labels, length)`` tokens by their ``(labels, length, vocabulary)``."""
+    chosen = F.log_softmax(logits.float(), -1).gather(-1, tokens[..., None]).squeeze(-1)
+    return [float(row[: len(target)].sum()) for row, target in zip(chosen, targets, strict=True)]
