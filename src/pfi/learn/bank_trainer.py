@@ -33,7 +33,7 @@ from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.models.bank import AdapterBank
 from pfi.models.bank_layers import Dropout
-from pfi.models.packing import Piece, Row, batch, pack, target_losses
+from pfi.models.packing import Piece, Row, batch, pack, passes, target_losses
 from pfi.models.padding import takes_masks
 from pfi.models.partial import split
 
@@ -232,10 +232,7 @@ class _Run:
         if self.lower is None or sum(len(piece) for piece in pieces) * each > _CACHE:
             return pieces
         lowered: list[Piece] = list(pieces)
-        order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
-        while order:
-            rows = max(1, self.tokens // len(pieces[order[0]]))
-            part, order = order[:rows], order[rows:]
+        for part in passes([len(piece) for piece in pieces], self.tokens):
             packed = batch([Row([pieces[i]]) for i in part], self.bank.weights.device)
             states = self.lower(input_ids=packed.ids, use_cache=False)[0]
             for i, row in zip(part, states, strict=True):
@@ -285,16 +282,17 @@ class _Run:
             if len(group) == 1 and size == group[0].length:
                 raise  # a single row cannot be made smaller
             self.tokens = max(1, min(self.tokens, size) // 2)
-            middle = (len(group) + 1) // 2
-            del error
-            for part in (group[:middle], group[middle:]):
-                if part:
-                    self._advance(part)
+        else:
+            self._step(group, losses, gradients)
+            seconds = (time.perf_counter() - started) / len(group)
+            for unit in group:
+                self._account(unit.member, seconds)
             return
-        self._step(group, losses, gradients)
-        seconds = (time.perf_counter() - started) / len(group)
-        for unit in group:
-            self._account(unit.member, seconds)
+        # Outside of the handler, whose exception keeps the failed pass's tensors alive.
+        middle = (len(group) + 1) // 2
+        for part in (group[:middle], group[middle:]):
+            if part:
+                self._advance(part)
 
     def _gradients(self, group: list[Unit]) -> tuple[list[float], torch.Tensor]:
         """Mean losses and their gradients ``(units, width)`` of a group of like units."""
@@ -328,14 +326,8 @@ class _Run:
         if len(group) > 1:
             yield rows
             return
-        rows.sort(key=len)
-        chunk: list[Row] = []
-        for row in rows:
-            if chunk and (len(chunk) + 1) * len(row) > self.tokens:
-                yield chunk
-                chunk = []
-            chunk.append(row)
-        yield chunk
+        for picked in passes([len(row) for row in rows], self.tokens):
+            yield [rows[i] for i in picked]
 
     def _dropout(self, group: list[Unit], rows: Sequence[Row]) -> Dropout | None:
         if not self.config.dropout:

@@ -12,7 +12,7 @@ import torch
 
 from pfi.learn.slots import clip
 from pfi.models.bank import AdapterBank
-from pfi.models.packing import Piece, Row, target_losses
+from pfi.models.packing import Piece, Row, passes, target_losses
 
 
 def gradients(
@@ -41,11 +41,7 @@ def gradients(
     targets.index_add_(0, torch.tensor(owners), torch.tensor([float(p.targets) for p in pieces]))
     device = bank.weights.device
     total = torch.zeros(count, bank.width, device=device)
-    order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
-    while order:
-        # Longest first, so that the first piece of a pass bounds the others.
-        rows = max(1, tokens // len(pieces[order[-1]]))
-        part, order = order[-rows:], order[:-rows]
+    for part in passes([len(piece) for piece in pieces], tokens):
         with bank.recording([slots[i] for i in part], per_row=True) as found:
             losses = target_losses(bank.backbone, [Row([pieces[i]]) for i in part])
             shares = [1 / float(targets[owners[i]]) for i in part for _ in range(pieces[i].targets)]

@@ -8,7 +8,7 @@ share the keys and values of their beginning (tree attention, as in SpecInfer, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
@@ -122,6 +122,21 @@ def pack(pieces: Sequence[Piece], width: int) -> list[Row]:
 
 def _cost(length: int, width: int) -> int:
     return length * (6 * width + length)
+
+
+def passes(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Numbers of rows of similar length, shortest first, as the passes that they fit in.
+
+    A pass has at most ``tokens`` tokens, padding included, or is a single row.
+    """
+    picked: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if picked and (len(picked) + 1) * lengths[i] > tokens:
+            yield picked
+            picked = []
+        picked.append(i)
+    if picked:
+        yield picked
 
 
 def batch(rows: Sequence[Row], device: torch.device) -> Packed:

@@ -5,14 +5,14 @@ Rows of a batch may belong to different users; ``slots`` says whose adapter each
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from pfi.models.backbone import Backbone
-from pfi.models.packing import Piece, Row, target_losses
+from pfi.models.packing import Piece, Row, passes, target_losses
 from pfi.models.padding import pad_rows, takes_masks
 
 #: Padded tokens of a batch. More are slower on a CPU, whose caches they overflow.
@@ -55,7 +55,7 @@ def score_labels(
     extra = sum(map(len, targets))
     budget = batch_tokens or _BATCH_TOKENS.get(backbone.device.type, _BATCH_TOKENS_GPU)
     scores: list[list[float]] = [[] for _ in rows]
-    for picked in _batches([len(row) + extra for row in rows], budget):
+    for picked in passes([len(row) + extra for row in rows], budget):
         if slots is not None:
             picked.sort(key=slots.__getitem__)  # a bank is fastest with a slot's rows together
         if takes_masks(backbone, max(len(rows[i]) for i in picked) + extra):
@@ -70,18 +70,6 @@ def score_labels(
 
 def _of(slots: Sequence[int] | None, picked: Sequence[int]) -> list[int] | None:
     return None if slots is None else [slots[i] for i in picked]
-
-
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Numbers of rows of similar length, at most ``budget`` padded tokens or a single row."""
-    picked: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if picked and (len(picked) + 1) * lengths[i] > budget:
-            yield picked
-            picked = []
-        picked.append(i)
-    if picked:
-        yield picked
 
 
 def _score_packed(
