@@ -124,7 +124,8 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
             first[int(trained.id)] = trained.adapter
         clock.start()
     clock.stop()
-    peak, steps = peak_memory(), steps_of(len(jobs[0].load()), config)
+    # The kernel counts pages by processor and adds up late: a peak may read some pages lower.
+    peak, steps = max(loaded, peak_memory()), steps_of(len(jobs[0].load()), config)
     found = {
         "engine": TRAINERS["bank"].__name__ if spec["method"] == "bank" else spec["method"],
         "steps": steps,

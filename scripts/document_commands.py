@@ -104,9 +104,16 @@ def default(value: Any) -> str:
 def settings(
     model: type[BaseModel], notes: Mapping[str, str] = {}, *, skip: Sequence[str] = ()
 ) -> Iterator[list[str]]:
-    """A row for each field of a model: name, type, default, description."""
+    """A row for each field of a model: name, type, default, description.
+
+    The fields of a model within the model have its name and a dot before theirs.
+    """
     for name, info in model.model_fields.items():
         if name in skip:
+            continue
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            for row in settings(info.annotation, notes):
+                yield [code(f"{name}.{row[0].strip('`')}"), *row[1:]]
             continue
         value = (
             "required"
@@ -154,10 +161,15 @@ def arm_part() -> str:
 
     rows = []
     for arm in ARMS.values():
-        uses = [arm.shared, arm.personal, arm.memory, arm.name in DEFAULT_ARMS]
+        learnt = []
+        if arm.kind is not None:
+            learnt = ["real"] * arm.kind.real + [arm.kind.synthetic] * bool(arm.kind.synthetic)
+        uses = [arm.memory, arm.name in DEFAULT_ARMS]
         marks = ["yes" if used else "" for used in uses]
-        rows.append([code(arm.name), *marks, plain(arm.summary)])
-    head = ("arm", "shared adapter", "personal adapter", "memory", "run by default", "what it is")
+        shared = "yes" if arm.shared else ""
+        rows.append([code(arm.name), shared, ", ".join(learnt), *marks, plain(arm.summary)])
+    head = ("arm", "shared adapter", "personal adapter learns from", "memory", "run by default",
+            "what it is")  # fmt: skip
     return table(head, rows)
 
 
@@ -165,7 +177,21 @@ def study_part() -> str:
     """The settings of a study, without those of training."""
     from pfi.evaluate.config import StudyConfig
 
-    return table(_HEAD, settings(StudyConfig, skip=("shared", "personal")))
+    return table(_HEAD, settings(StudyConfig, skip=("shared", "personal", "augment", "mix")))
+
+
+def augment_part() -> str:
+    """The settings of augmentation."""
+    from pfi.augment.config import AugmentConfig
+
+    return table(_HEAD, settings(AugmentConfig))
+
+
+def mix_part() -> str:
+    """How synthetic records are trained on."""
+    from pfi.memory.mixing import MixConfig
+
+    return table(_HEAD, settings(MixConfig))
 
 
 def training_part() -> str:
@@ -254,6 +280,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": command_part,
     "arms": arm_part,
     "study-settings": study_part,
+    "augment-settings": augment_part,
+    "mix-settings": mix_part,
     "training-settings": training_part,
     "profile-settings": profile_part,
     "tasks": task_part,

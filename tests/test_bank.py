@@ -198,7 +198,7 @@ def test_a_shared_stem_and_cached_blocks_change_no_loss(
             Piece(
                 p.ids,
                 p.targets,
-                parts.lower(input_ids=torch.tensor([p.ids[:-1]]), use_cache=False)[0][0],
+                hidden=parts.lower(input_ids=torch.tensor([p.ids[:-1]]), use_cache=False)[0][0],
             )
             for p in PIECES
         ]

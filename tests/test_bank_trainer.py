@@ -38,6 +38,7 @@ def examples(count: int, user: int) -> list[Example]:
             WORDS[(i * 3 + user) % 10] + (" bad" if i % 2 else ""),
             {},
             str(i),
+            weight=(1.0, 0.25, 2.0)[i % 3],
         )
         for i in range(count)
     ]

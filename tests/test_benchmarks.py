@@ -149,3 +149,55 @@ def test_people_have_full_rows_and_whole_runs_are_planned(load: Any, tmp_path: P
     assert long == {1, 4, 16} and short == {1, 4, 16, 64}
     assert {s["layers"] for s in specs} == {"all", "last:10"}
     assert {s["scenario"] for s in specs if s["precision"] == "bfloat16"} == {"1x64", "decode"}
+
+
+def test_gains_of_synthetic_records_are_paired_and_scaled(load: Any) -> None:
+    def cell(main: str, *scores: float) -> dict[str, Any]:
+        return {"main": main, "users": {str(i): {"score": s} for i, s in enumerate(scores)}}
+
+    cells = {
+        ("LaMP_3", "personal"): cell("mae", 1.0, 2.0),
+        ("LaMP_3", "cdcda"): cell("mae", 0.5, 2.0),
+        ("LaMP_2N", "personal"): cell("accuracy", 0.5, 0.5),
+        ("LaMP_2N", "cdcda"): cell("accuracy", 0.5, 0.25),
+    }
+    found = load("cdcda").compare(cells)
+    assert set(found) == {"cdcda"}
+    assert found["cdcda"]["tasks"]["LaMP_3"]["gain"] == pytest.approx(0.25)
+    assert found["cdcda"]["tasks"]["LaMP_2N"]["gain"] == pytest.approx(-0.125)
+    # 0.25 of the 4 that scores range over, and -0.125 of 1.
+    assert found["cdcda"]["points"]["mean"] == pytest.approx((6.25 - 12.5) / 2)
+    low, high = found["cdcda"]["tasks"]["LaMP_3"]["ci95"]
+    assert (low, high) == (0.0, 0.5)
+
+
+def test_a_corpus_becomes_a_pool_that_studies_can_read(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lzma
+    import sys
+
+    from pfi.data.lamp import open_users
+    from pfi.tasks import get_task
+
+    documents = [
+        ("news/huffpost", "A storm is coming\n\nIt will rain a lot."),
+        ("news/huffpost", "no body"),
+        ("email/dpdk", "Subject: net/x: fix leak\n\nThe leak was here."),
+        ("papers/vis", "On trees and graphs\n\nWe draw trees."),
+        ("movies/tmdb", "The film itself\n\nA film about a film."),
+        ("reviews/goodreads", "I liked this book a lot, and I would read it again."),
+        ("tweets/pan15", "one two three four five\nsecond line"),
+        ("books/other", "Not used\n\nat all."),
+    ]
+    with lzma.open(tmp_path / "a.jsonl.xz", "wt", encoding="utf-8") as file:
+        for source, text in documents:
+            file.write(json.dumps({"source": source, "text": text}) + "\n")
+    out = tmp_path / "pool"
+    monkeypatch.setattr(sys, "argv", ["x", "--corpus", str(tmp_path), "--out", str(out)])
+    load("public_pool").main()
+    counts = {}
+    for folder in out.iterdir():
+        (user,) = open_users(out, get_task(folder.name), "pool")
+        counts[folder.name] = len(user.history)
+    assert counts == dict.fromkeys(counts, 1) and len(counts) == 8

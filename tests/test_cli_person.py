@@ -322,7 +322,8 @@ def test_holdout_measures_the_latest_records_and_does_not_train_on_them(home: Ho
             vault.add([made])
     trained = train(home, get_task("LaMP_4"), {**QUICK, "epochs": 8}, holdout=0.25)
     # 6 older real ones and the synthetic one that is older than the two held back.
-    assert (trained.version.records, trained.measured) == (7, 2)
+    assert (trained.version.records, trained.measured) == (6, 2)
+    assert (trained.synthetic, trained.left_out) == (1, 1)
     assert set(trained.before) == set(trained.after) == {"loss", "rouge_1", "rouge_l"}
     assert trained.after["loss"] < trained.before["loss"]
     assert trained.version.metrics == trained.after

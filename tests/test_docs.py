@@ -22,10 +22,12 @@ import typer
 from pydantic import BaseModel
 
 import pfi.data.connectors as connector_module
+from pfi.augment.config import AugmentConfig
 from pfi.cli.app import app
 from pfi.cli.study import build_config
 from pfi.data.connectors import ImportReport, connectors, get_connector
 from pfi.device import Home, import_records, parse_options
+from pfi.device.home import nested_settings
 from pfi.errors import PfiError
 from pfi.tasks import get_task, read_task, tasks
 
@@ -123,7 +125,9 @@ def check_values(context: click.Context) -> None:
     Raises:
         PfiError: one of them does not exist.
     """
+    from pfi.augment.strategies import get_strategy
     from pfi.learn import TrainConfig
+    from pfi.memory.mixing import MixConfig
 
     given: dict[str, Any] = context.params
     if task := given.get("task"):
@@ -135,7 +139,18 @@ def check_values(context: click.Context) -> None:
     elif context.info_name == "connectors" and given["kind"]:
         get_connector(given["kind"])
     elif context.info_name == "train":
-        TrainConfig.model_validate(parse_options(given["settings"] or [], TrainConfig))
+        pairs = given["settings"] or []
+        mix = [pair for pair in pairs if pair.startswith("mix.")]
+        MixConfig.model_validate(nested_settings(mix).get("mix", {}))
+        rest = [pair for pair in pairs if pair not in mix]
+        TrainConfig.model_validate(parse_options(rest, TrainConfig))
+    elif context.info_name == "augment":
+        values = nested_settings(given["settings"] or [])
+        values |= {name: given[name] for name in ("policy", "records") if given[name] is not None}
+        values["teacher"] = {**values.get("teacher", {}), "kind": given["teacher"] or "embedded"}
+        AugmentConfig.model_validate(values)
+        for name in (given["strategies"] or "write").split(","):
+            get_strategy(name)
     elif context.info_name == "study":
         lists = {name: given[name].split(",") for name in ("tasks", "arms") if given[name]}
         config = build_config(None, {"data": Path("lamp"), **lists}, given["set_"] or [])
@@ -197,6 +212,10 @@ def test_wrong_command_lines_are_found(line: str) -> None:
         "pfi study --arms magic",
         "pfi study --tasks LaMP_9",
         "pfi study --set personal.epoch=5",
+        "pfi train --set mix.order=backwards",
+        "pfi augment --teacher oracle",
+        "pfi augment --set filters.colour=1",
+        "pfi augment --strategies copy",
     ],
 )
 def test_wrong_names_in_command_lines_are_found(line: str) -> None:
@@ -357,7 +376,7 @@ def test_every_event_of_a_study_is_documented() -> None:
         for call in ast.walk(ast.parse(source))
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "new_event"
     }
-    assert set(found) == {"started", "trained", "answered", "finished"}
+    assert set(found) == {"started", "augmented", "trained", "answered", "finished"}
     for event, keys in found.items():
         row = re.search(rf"^\| `{event}` \| (.*) \|$", page, re.MULTILINE)
         assert row, event

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from pfi.evaluate.arms import get_arm
+from pfi.evaluate.config import StudyConfig
+from pfi.evaluate.events import EventLog, new_event
 from pfi.evaluate.statistics import (
     Draws,
     UserAnswers,
@@ -15,6 +20,7 @@ from pfi.evaluate.statistics import (
     user_scores,
     worst_decile,
 )
+from pfi.evaluate.study import Study
 from pfi.tasks import get_task
 
 CHOICE, SCORE, TEXT = get_task("LaMP_2M"), get_task("LaMP_3"), get_task("LaMP_7")
@@ -165,6 +171,52 @@ def test_gains_of_the_main_metric_equal_brute_force() -> None:
     assert cell["gain"]["ci95"] == pytest.approx(np.quantile(gains, [0.025, 0.975]))
 
 
+def test_the_gain_over_personal_by_hand() -> None:
+    golds = ["comedy", "comedy"]
+    good, half, bad = ["comedy", "comedy"], ["comedy", "action"], ["action", "action"]
+    shared = users_of((bad, golds), (bad, golds))
+    personal = users_of((half, golds), (good, golds))
+    cdcda = users_of((good, golds), (good, golds))
+    cell = summarise(CHOICE, cdcda, shared, personal=personal, rounds=200, seed=0)
+    assert cell["gain"] == {"mean": 1.0, "ci95": [1.0, 1.0]}
+    # A draw holds the first user, who gains 1/2, two times, once or never.
+    assert cell["gain_over_personal"] == {"mean": 0.25, "ci95": [0.0, 0.5]}
+    assert cell["harmed"] == 0.0  # against shared only
+    worse = summarise(SCORE, users_of((["1"], ["5"])), None, personal=users_of((["3"], ["5"])),
+                      rounds=9, seed=0)  # fmt: skip
+    assert worse["gain_over_personal"] == {"mean": -2.0, "ci95": [-2.0, -2.0]}
+    assert worse["gain"] is None and worse["harmed"] is None
+
+
+@pytest.mark.parametrize(("task", "name", "sign"), [(CHOICE, "accuracy", 1), (SCORE, "mae", -1)])
+def test_the_gain_over_personal_has_the_draws_of_the_gain(task, name: str, sign: int) -> None:  # type: ignore[no-untyped-def]
+    """A second computation, without pfi's metrics; and the two gains differ as the arms do."""
+    labels = task.labels[:4]
+    arm, shared, personal = (people(labels, n=9, seed=7) for _ in range(3))
+    shared = {i: UserAnswers([labels[0]] * len(u.golds), u.golds) for i, u in shared.items()}
+    personal = {i: UserAnswers([labels[1]] * len(u.golds), u.golds) for i, u in personal.items()}
+    cell = summarise(task, arm, shared, personal=personal, rounds=70, seed=5)
+    ids = sorted(arm)
+    for key, base in (("gain", shared), ("gain_over_personal", personal)):
+        gains = [
+            sign * (brute_force(name, [arm[ids[i]] for i in draw])
+                    - brute_force(name, [base[ids[i]] for i in draw]))
+            for draw in resamples(len(ids), 70, seed=5)
+        ]  # fmt: skip
+        assert cell[key]["ci95"] == pytest.approx(np.quantile(gains, [0.025, 0.975]))
+        everyone = [base[i] for i in ids]
+        expected = brute_force(name, [arm[i] for i in ids]) - brute_force(name, everyone)
+        assert cell[key]["mean"] == pytest.approx(sign * expected)
+    assert cell["gain"] != cell["gain_over_personal"]
+
+
+def test_without_personal_answers_of_every_user_there_is_no_gain_over_them() -> None:
+    arm = people(CHOICE.labels)
+    for personal in (None, {}, {"u0": arm["u0"]}):
+        cell = summarise(CHOICE, arm, arm, personal=personal, rounds=5, seed=0)
+        assert cell["gain_over_personal"] is None and cell["gain"] is not None
+
+
 def test_without_a_reference_for_every_user_there_is_no_gain() -> None:
     arm = people(CHOICE.labels)
     for reference in (None, {"u0": arm["u0"]}):
@@ -195,3 +247,28 @@ def test_a_cell_has_every_metric_and_answers_are_stripped() -> None:
 )
 def test_worst_decile(scores: list[float], higher: bool, expected: float) -> None:
     assert worst_decile(scores, higher) == pytest.approx(expected)
+
+
+def test_a_study_compares_arms_with_synthetic_records_with_real_ones_alone(tmp_path: Path) -> None:
+    """`+rag` with `+rag`, the others with `personal`; arms without synthetic records with none."""
+    right = {"personal": 1, "personal+rag": 2, "cdcda": 3, "cdcda+rag": 3, "shared": 0,
+             "synthetic-only+rag": 0, "cdcda-unfiltered": 0, "teacher": 3, "rag": 1}  # fmt: skip
+    study = object.__new__(Study)
+    study.config = StudyConfig(data=tmp_path, arms=list(right), bootstrap=20)
+    study.arms, study.out = [get_arm(name) for name in right], tmp_path
+    study.log = EventLog(tmp_path / "events.jsonl")
+    for arm, n in right.items():
+        given = [
+            {"id": str(i), "prompt": "", "answer": "comedy" if i < n else "action",
+             "gold": "comedy"}
+            for i in range(4)
+        ]  # fmt: skip
+        study.log.append(new_event("answered", arm=arm, task="LaMP_2M", user="u", history=3,
+                                   seconds=1.0, answers=given))  # fmt: skip
+    cells = dict(study._cells(CHOICE, ["u"]))
+    over = {arm: cell["gain_over_personal"] for arm, cell in cells.items()}
+    assert {arm: gain and gain["mean"] for arm, gain in over.items()} == {
+        "personal": None, "personal+rag": None, "shared": None, "teacher": None, "rag": None,
+        "cdcda": 0.5, "cdcda+rag": 0.25, "synthetic-only+rag": -0.5, "cdcda-unfiltered": -0.25,
+    }  # fmt: skip
+    assert cells["teacher"]["gain"]["mean"] == 0.75 and cells["shared"]["gain"] is None

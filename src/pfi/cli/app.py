@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 import pfi
-from pfi.cli import adapters, demo, learn, personalize, profile, records, study, talk
+from pfi.cli import (
+    adapters,
+    augment,
+    demo,
+    learn,
+    ledger,
+    personalize,
+    profile,
+    records,
+    study,
+    talk,
+)
 from pfi.cli.common import OneLineErrors, PlainHelp, examples
 
 app = typer.Typer(
@@ -46,7 +57,7 @@ def _root(
     """Options of `pfi` itself."""
 
 
-for group in (profile, records, learn, adapters, talk, study, personalize, demo):
+for group in (profile, records, augment, learn, adapters, talk, study, personalize, ledger, demo):
     group.register(app)
 for command in app.registered_commands:
     command.cls = PlainHelp

@@ -97,6 +97,13 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def printable(text: str) -> str:
+    """Text that cannot steer the terminal: control characters and lone surrogates spelt out."""
+    return "".join(
+        c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 def short(text: str, width: int = 100) -> str:
     """A text on one line, cut to `width` characters."""
     line = " ".join(text.split())

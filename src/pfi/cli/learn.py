@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
         "pfi train --task LaMP_4 --epochs 2 --holdout 0.2",
         "pfi train --adapt-layers last:2 --set precision=bfloat16",
         "pfi train --set max_length=512 --set weight_decay=0",
+        "pfi train --set mix.ratio=2 --set mix.order=synthetic-first",
     ]
     add_command(app, train, lines)
 
@@ -36,7 +37,10 @@ def train(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", "-s", metavar="KEY=VALUE", help="Any other training setting; repeatable."
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="Any other training setting, or mix.KEY for synthetic records; repeatable.",
         ),
     ] = None,
     holdout: Annotated[
@@ -46,6 +50,9 @@ def train(
             "training on it."
         ),
     ] = 0.0,
+    real_only: Annotated[
+        bool, typer.Option("--real-only", help="Leave out synthetic records.")
+    ] = False,
     engine: Annotated[
         str, typer.Option(help="What trains: bank, or peft, the slower reference.")
     ] = "bank",
@@ -55,6 +62,7 @@ def train(
     """Train your personal adapter of one task; it is used from its end on."""
     from pfi.device import parse_options, pick_task
     from pfi.device import train as run
+    from pfi.device.home import nested_settings
 
     home = open_home(profile)
     from pfi.learn import TrainConfig  # after the quick checks: this loads torch
@@ -68,12 +76,17 @@ def train(
         "layers": adapt_layers,
     }
     values = {name: value for name, value in given.items() if value is not None}
+    pairs = settings or []
+    mix = nested_settings(pair for pair in pairs if pair.startswith("mix.")).get("mix", {})
+    pairs = [pair for pair in pairs if not pair.startswith("mix.")]
     with progress(bar=True) as shown:
         bar = shown.add_task("starting", total=None)
         trained = run(
             home,
             chosen,
-            {**parse_options(settings or [], TrainConfig), **values},
+            {**parse_options(pairs, TrainConfig), **values},
+            mix=mix,
+            real_only=real_only,
             holdout=holdout,
             engine=engine,
             seed=seed,
@@ -91,10 +104,18 @@ def _report(trained: Trained, profile: str) -> None:
         note(f"On the {trained.measured} latest held-back examples, before and after:")
         for name, value in trained.after.items():
             note(f"  {name:<16} {trained.before[name]:.4f} -> {value:.4f}")
+    if trained.left_out:
+        note(
+            f"{trained.left_out} synthetic records were left out: they were made from records "
+            "that are held back, or may have been (see `pfi augment --holdout`)."
+        )
+    records = f"{version.records} records"
+    if trained.synthetic:
+        records = f"{version.records} real and {trained.synthetic} synthetic records"
     loss = f"loss {version.first_loss:.3f} to {version.last_loss:.3f}"
     seconds = f"{version.seconds:.0f} s"
     undo = f"pfi adapters rollback{flags(profile, version.task)}"
     typer.echo(
-        f"Adapter {version.version} for {version.task} is active: {version.records} records, "
+        f"Adapter {version.version} for {version.task} is active: {records}, "
         f"{loss}, {seconds}. To undo: `{undo}`."
     )

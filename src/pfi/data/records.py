@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from pfi.errors import DataError
 
@@ -52,6 +52,39 @@ def parse_time(value: str | int | float | date | datetime | None) -> datetime | 
 
 
 @dataclass(frozen=True, slots=True)
+class Provenance:
+    """How a synthetic record came about.
+
+    Attributes:
+        teacher: name of the teacher that wrote or answered it.
+        strategy: name of the generation strategy.
+        template: name and short hash of the prompt template, e.g. ``write-3f9a1c``.
+        seeds: ids of the real records that the teacher was shown.
+        source: id of the record that was varied, or of the pool's that was answered anew, or "".
+        confidence: share of the teacher's votes, or their likeness, that back the output; in
+            [0, 1].
+        scores: what the filters measured, by filter.
+    """
+
+    teacher: str
+    strategy: str
+    template: str
+    seeds: tuple[str, ...] = ()
+    source: str = ""
+    confidence: float = 1.0
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {**asdict(self), "seeds": list(self.seeds), "scores": dict(self.scores)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
+        """From what ``to_dict`` gave."""
+        return cls(**{**values, "seeds": tuple(values["seeds"])})
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One thing a user did.
 
@@ -63,6 +96,7 @@ class Record:
         time: when, kept in UTC; None when the source has no times.
         origin: ``real`` or ``synthetic``.
         source: where it came from, e.g. ``git:myrepo``; informative only.
+        made: how a synthetic record came about; None for a real one.
 
     Raises:
         DataError: the id is empty, a field is not text or not valid Unicode, there is no text
@@ -76,6 +110,7 @@ class Record:
     time: datetime | None = None
     origin: Origin = "real"
     source: str = ""
+    made: Provenance | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -102,11 +137,11 @@ class Record:
     def __reduce__(self) -> tuple[type[Record], tuple[object, ...]]:
         # mappingproxy cannot be copied; records cross process borders as plain values.
         values = (self.id, self.task, dict(self.input), self.output)
-        return (type(self), (*values, self.time, self.origin, self.source))
+        return (type(self), (*values, self.time, self.origin, self.source, self.made))
 
     @property
     def content_hash(self) -> str:
-        """sha256 over all but id and source: equal for the same record imported twice."""
+        """sha256 over all but id, source and making: equal for the same record imported twice."""
         time = self.time.isoformat() if self.time else None
         content = [self.task, dict(sorted(self.input.items())), self.output, time, self.origin]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()

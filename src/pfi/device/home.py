@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,15 @@ class HomeConfig(BaseModel):
     )
     train: dict[str, Any] = Field(
         default={}, description="training settings other than the defaults"
+    )
+    mix: dict[str, Any] = Field(
+        default={}, description="how synthetic records are trained on, where not as by default"
+    )
+    augment: dict[str, Any] = Field(
+        default={}, description="augmentation settings other than the defaults"
+    )
+    names: list[str] = Field(
+        default=[], description="people whose names no teacher elsewhere shall read"
     )
 
 
@@ -127,6 +137,16 @@ class Home:
         return Vault(self.path / "vault.db")
 
     @property
+    def ledger_file(self) -> Path:
+        """The list of everything that left the device; missing until something did."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def teacher_file(self) -> Path:
+        """Where teachers' answers are kept, so that none is paid twice."""
+        return self.path / "teacher.db"
+
+    @property
     def memory_folder(self) -> Path:
         """Where the memory keeps its index."""
         return self.path / "memory"
@@ -143,7 +163,11 @@ class Home:
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by part of the home."""
-        parts = {"vault": list(self.path.glob("vault.db*"))}
+        parts = {
+            "vault": list(self.path.glob("vault.db*")),
+            "teacher": list(self.path.glob("teacher.db*")),
+            "ledger": list(self.path.glob("ledger.jsonl*")),
+        }
         for name in ("memory", "adapters"):
             parts[name] = [f for f in (self.path / name).rglob("*") if f.is_file()]
         return {name: sum(f.stat().st_size for f in files) for name, files in parts.items()}
@@ -161,6 +185,30 @@ def home_path(profile: str, root: Path | None = None) -> Path:
             fix="use letters, digits, _ and -, at most 64, starting with a letter or digit",
         )
     return (root or Path(os.environ.get("PFI_HOME") or "~/.pfi").expanduser()) / profile
+
+
+def nested_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """`section.key=value` texts as settings within settings; values are read as YAML.
+
+    Raises:
+        ConfigError: a text has no `=`, its value is no YAML, or a key is a section and a value.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        *sections, last = key.strip().replace("-", "_").split(".")
+        if not equals or not last:
+            raise ConfigError(f"{pair!r} is not key=value", fix="write for example --set records=8")
+        place = found
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{section} is given as a value and as a section", where=pair)
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{pair} is not well-formed: {one_line(error)}") from error
+    return found
 
 
 def one_line(error: yaml.YAMLError | ValidationError) -> str:

@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
-from pfi.data.records import History, Origin, Record
+from pfi.data.records import History, Origin, Provenance, Record
 from pfi.errors import StorageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BATCH = 500
 BUSY_SECONDS = 30.0
 
@@ -34,11 +34,14 @@ _SCHEMA = (
         added TEXT NOT NULL,
         source TEXT NOT NULL,
         input TEXT NOT NULL,
-        output TEXT NOT NULL
+        output TEXT NOT NULL,
+        made TEXT
     ) STRICT""",
     "CREATE INDEX records_by_task ON records (task)",
 )
-_COLUMNS = "id, task, input, output, time, origin, source, added"
+#: What makes a vault of each older version one of the next version.
+_MIGRATIONS = {1: ("ALTER TABLE records ADD COLUMN made TEXT",)}
+_COLUMNS = "id, task, input, output, time, origin, source, added, made"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,13 @@ class Vault:
                 where=str(self.path),
                 fix="update pfi",
             )
+        if self._version() < SCHEMA_VERSION:
+            with self._transaction():
+                # Asked again: another process may have done it while we waited.
+                for version in range(self._version(), SCHEMA_VERSION):
+                    for statement in _MIGRATIONS[version]:
+                        self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         # A deleted record is overwritten, not only unlinked.
         self._db.execute("PRAGMA secure_delete = ON")
         self._db.execute("SELECT count(*) FROM records").fetchone()
@@ -141,9 +151,39 @@ class Vault:
                 for id_ in ids:
                     cursor = self._db.execute("DELETE FROM records WHERE id = ?", (id_,))
                     erased += cursor.rowcount
-            # The log beside the database still holds the old pages; empty it.
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._empty_log()
         return erased
+
+    def replace_made(self, task: str, teacher: str | None, records: Sequence[Record]) -> int:
+        """Put records in the place of those that a teacher made for a task, all or none.
+
+        A record whose content is stored already is passed over, as in `add`.
+
+        Args:
+            task: the name of the task.
+            teacher: whose records make room; None for those of all teachers.
+            records: the new ones; none erases only.
+
+        Returns:
+            How many were erased.
+
+        Raises:
+            StorageError: the vault cannot be written.
+        """
+        rows = [_row(record) for record in records]
+        query = "DELETE FROM records WHERE task = ? AND origin = 'synthetic' AND made IS NOT NULL"
+        mine = "" if teacher is None else " AND json_extract(made, '$.teacher') = ?"
+        with self._translate():
+            with self._transaction():
+                erased = self._db.execute(query + mine, (task, *([teacher] if teacher else [])))
+                for row in rows:
+                    self._insert(row)
+            self._empty_log()
+        return erased.rowcount
+
+    def _empty_log(self) -> None:
+        # The log beside the database still holds the old pages.
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # Reading ------------------------------------------------------------------------
 
@@ -245,14 +285,17 @@ def _row(record: Record) -> dict[str, str | None]:
         "source": record.source,
         "input": fields,
         "output": record.output,
+        "made": json.dumps(record.made.to_dict(), ensure_ascii=False) if record.made else None,
     }
 
 
 def _record(row: Sequence[str | None], *, fill_time: bool) -> Record:
-    id_, task, fields, output, time, origin, source, added = row
+    id_, task, fields, output, time, origin, source, added, made = row
     when = _time(time or added if fill_time else time)
     values = (str(id_), str(task), json.loads(str(fields)), str(output), when)
-    return Record(*values, "synthetic" if origin == "synthetic" else "real", str(source))
+    kind: Origin = "synthetic" if origin == "synthetic" else "real"
+    provenance = Provenance.from_dict(json.loads(made)) if made else None
+    return Record(*values, kind, str(source), provenance)
 
 
 def _time(text: str | None) -> datetime | None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pfi.evaluate.arms import DEFAULT_ARMS, get_arm
+from pfi.augment.config import AugmentConfig
+from pfi.evaluate.arms import DEFAULT_ARMS, Kind, get_arm
 from pfi.learn import TrainConfig
+from pfi.memory.mixing import MixConfig
+
+#: Settings of a teacher that change no answer.
+_CALLING = ("timeout", "retries", "concurrency", "requests_per_minute", "api_key_env")
 
 
 class StudyConfig(BaseModel):
@@ -32,12 +37,17 @@ class StudyConfig(BaseModel):
         description="what trains the adapters: `bank` many in one pass, `peft` one by one",
     )
     working_set: int = Field(16, ge=1, description="users trained and answered together")
-    workers: int = Field(1, ge=1, description="processes; changes no result")
+    workers: int = Field(
+        1, ge=1, description="processes; changes no result, but for a budget's end"
+    )
     seed: int = Field(0, description="decides samples, orders and initial weights")
     k: int = Field(2, ge=1, description="records retrieved for a prompt")
     retrieval_budget: int = Field(224, ge=16, description="tokens of a prompt's records together")
     retrieval_share: float = Field(
         0.5, ge=0, le=1, description="share of training examples that carry retrieved records"
+    )
+    records: int | None = Field(
+        None, ge=1, description="cut users to their last records before their first question"
     )
     max_prompt: int = Field(576, ge=32, description="longest prompt, in tokens")
     shared: TrainConfig = Field(
@@ -48,6 +58,18 @@ class StudyConfig(BaseModel):
         TrainConfig(rank=8, alpha=16, epochs=3, batch_size=4, learning_rate=1e-3),
         description="how personal adapters are trained",
     )
+    augment: AugmentConfig = Field(
+        AugmentConfig(), description="how synthetic records are made, for the arms that use them"
+    )
+    mix: MixConfig = Field(
+        MixConfig(), description="how they are trained on beside the real records"
+    )
+    pool: Path | None = Field(
+        None,
+        description="folder with <task>/pool_questions.json: public records for the teacher; "
+        "those of train users stand in for them",
+    )
+    pool_users: int = Field(200, ge=0, description="users of the pool; 0: no pool")
     shared_from: Path | None = Field(
         None, description="run folder whose shared adapters are used instead of training new ones"
     )
@@ -58,11 +80,31 @@ class StudyConfig(BaseModel):
     def _known_arms(cls, names: list[str]) -> list[str]:
         return [get_arm(name).name for name in dict.fromkeys(names)]
 
+    @model_validator(mode="after")
+    def _measures_real_records(self) -> StudyConfig:
+        mixes = any(kind.real and kind.synthetic for kind in map(_kind, self.arms) if kind)
+        if mixes and self.personal.held_back and self.mix.order == "mixed":
+            # The newest share of synthetic and real records together would be the real ones.
+            raise ValueError("personal.held_back needs mix.order=synthetic-first with these arms")
+        return self
+
     def seed_of(self, *parts: object) -> int:
         """A seed for one unit of work, the same whenever and wherever it is run."""
         text = json.dumps([self.seed, *map(str, parts)])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
     def same_results(self, other: StudyConfig) -> bool:
-        """Whether a run with ``other`` gives the same results: all but ``workers`` is equal."""
-        return self.model_copy(update={"workers": other.workers}) == other
+        """Whether a run with ``other`` goes on from this one.
+
+        All is equal but the workers, the budget, and how fast and how often a teacher is called.
+        """
+        mine, theirs = self.augment, other.augment
+        calling = {name: getattr(theirs.teacher, name) for name in _CALLING}
+        free: dict[str, Any] = {"teacher": mine.teacher.model_copy(update=calling)}
+        free |= {name: getattr(theirs, name) for name in ("budget_tokens", "budget_usd")}
+        augment = mine.model_copy(update=free)
+        return self.model_copy(update={"workers": other.workers, "augment": augment}) == other
+
+
+def _kind(arm: str) -> Kind | None:
+    return get_arm(arm).kind

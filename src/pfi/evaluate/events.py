@@ -78,11 +78,15 @@ class EventLog:
         """The users whose adapter of that kind was trained; None stands for the shared one."""
         return self._done.get(("trained", adapter, task), set())
 
+    def augmented(self, task: str) -> frozenset[str | None]:
+        """The users of a task for whom synthetic records were made."""
+        return frozenset(self._done.get(("augmented", "augmented", task), ()))
+
     def _note(self, event: Event) -> None:
         self.empty = False
         kind = event["event"]
-        if kind in ("trained", "answered"):
-            what = event["arm" if kind == "answered" else "adapter"]
+        if kind in ("trained", "answered", "augmented"):
+            what = event[{"answered": "arm", "trained": "adapter"}.get(kind, "event")]
             self._done.setdefault((kind, what, event["task"]), set()).add(event["user"])
 
 

@@ -12,26 +12,31 @@ import random
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from pfi.augment.guard import Guard
+from pfi.augment.pipeline import Augmented
+from pfi.augment.strategies import answer_call, read_answer
+from pfi.augment.teacher import Teacher
+from pfi.augment.teachers import make_teacher
+from pfi.augment.teachers.embedded import EmbeddedTeacher
 from pfi.data.lamp import LampUsers, open_users
-from pfi.data.records import Record, User
-from pfi.evaluate.arms import Arm, get_arm
+from pfi.data.records import History, Record, User
+from pfi.evaluate.arms import KINDS, Arm, Kind, get_arm
+from pfi.evaluate.augmentation import Augmentation
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import Event, new_event
 from pfi.learn import Adapter, Job, get_trainer
 from pfi.memory import Memory, Retrieval
+from pfi.memory.mixing import mixed_examples
 from pfi.models import Backbone, answer
 from pfi.models.bank import AdapterBank
 from pfi.tasks import Example, Task
-
-#: The names of personal adapters by whether they lie over the shared adapter.
-KINDS = {True: "personal", False: "personal-only"}
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,14 @@ class Group:
         users: all of its users, not yet read.
         todo: by arm, the users whose questions are not answered.
         trained: by kind of adapter, the users the event of whose training is logged.
+        augmented: the users the event of whose augmentation is logged.
     """
 
     index: int
     users: LampUsers
     todo: Mapping[str, Collection[str]]
     trained: Mapping[str, Collection[str]]
+    augmented: frozenset[str] = frozenset()
 
 
 class TaskSetup:
@@ -66,7 +73,7 @@ class TaskSetup:
         backbone: Backbone,
         shared: Adapter | None,
     ) -> None:
-        self.config, self.task, self.backbone = config, task, backbone
+        self.config, self.out, self.task, self.backbone = config, out, task, backbone
         self.checkpoints = Checkpoints(out)
         self.trainer = get_trainer(config.engine, config.working_set)
         self.retrieval = Retrieval(
@@ -100,6 +107,43 @@ class TaskSetup:
             return []
         return [record for user in self.train_users() for record in user.history]
 
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """What makes synthetic records; the task has one desk in each process."""
+        config = self.config
+        return Augmentation(
+            config.augment,
+            self.out,
+            self.task,
+            self.with_shared,
+            self._teacher,
+            lambda: self._public,
+        )
+
+    def _teacher(self) -> Teacher:
+        def embedded() -> Teacher:
+            return EmbeddedTeacher(
+                self.with_shared, self.retrieval, self._public, max_prompt=self.config.max_prompt
+            )
+
+        return make_teacher(self.config.augment.teacher, embedded=embedded)
+
+    @cached_property
+    def _public(self) -> list[Record]:
+        """Public records, or those of train users in their place; see ``Augmenter``."""
+        config = self.config
+        if not config.pool_users:
+            return []
+        if config.pool is None:
+            users = self.train_users()[: config.pool_users]
+        else:
+            users = open_users(config.pool, self.task, "pool", limit=config.pool_users)
+        return [
+            replace(record, id=f"{user.id}-{record.id}")
+            for user in users
+            for record in user.history
+        ]
+
     def run(self, group: Group) -> Iterator[Event]:
         """Do what is left for a group; the events come as the work is done."""
         yield from _GroupRun(self, group).run()
@@ -118,31 +162,53 @@ class _GroupRun:
 
     def __init__(self, setup: TaskSetup, group: Group) -> None:
         self.setup, self.group, self.task = setup, group, setup.task
-        self.users = list(group.users)
+        self.users = [self._cut(user) for user in group.users]
         self._memories: dict[tuple[str, datetime | None], Memory] = {}
+        self._synthetic: dict[str, Augmented] = {}
+        # Whose training is logged; a kind that another one goes on from comes twice.
+        self._logged = {kind: set(users) for kind, users in group.trained.items()}
 
     def run(self) -> Iterator[Event]:
         arms = [get_arm(name) for name, left in self.group.todo.items() if left]
+        if any(arm.kind is not None and arm.kind.synthetic for arm in arms):
+            yield from self._augment()
         for arm in arms:
-            if not arm.personal:
+            if arm.teacher:
+                yield from self._ask_teacher(arm)
+            elif not arm.personal:
                 base = self.setup.with_shared if arm.shared else self.setup.backbone
                 yield from self._answer(arm, base, self.users)
-        for below in (True, False):
-            personal = [arm for arm in arms if arm.personal and arm.shared is below]
+        for kind in KINDS.values():
+            personal = [arm for arm in arms if arm.kind is kind]
             if personal:
-                yield from self._personal(personal, below)
+                yield from self._personal(personal, kind)
+
+    def _cut(self, user: User) -> User:
+        """The user with no more records than the study allows."""
+        if self.setup.config.records is None:
+            return user
+        return replace(user, history=_past(user)[-self.setup.config.records :])
+
+    def _augment(self) -> Iterator[Event]:
+        """Fill in the users' synthetic records, made from the records they may learn from."""
+        histories = [_past(user) for user in self.users]
+        known = self.group.augmented
+        for user, made, event in self.setup.augmentation.users(histories, known):
+            self._synthetic[user] = made
+            if event is not None:
+                yield event
 
     # Adapters -----------------------------------------------------------------------
 
-    def _personal(self, arms: Sequence[Arm], below: bool) -> Iterator[Event]:
-        """Answer with the users' own adapters, over the shared one or over the backbone."""
+    def _personal(self, arms: Sequence[Arm], kind: Kind) -> Iterator[Event]:
+        """Answer with the users' own adapters of a kind."""
         setup = self.setup
-        base = setup.with_shared if below else setup.backbone
+        base = setup.with_shared if kind.over_shared else setup.backbone
         together = setup.trainer.together
         left = {user for arm in arms for user in self.group.todo[arm.name]}
         users = [user for user in self.users if together or user.id in left]
         adapters: dict[str, Adapter | None] = {}
-        yield from self._train(users, base, KINDS[below], adapters)
+        yield from self._train(users, base, kind, adapters)
         if together:
             bank = AdapterBank(base, setup.config.personal, capacity=len(users))
             slots = {user.id: bank.add(adapters[user.id]) for user in users}
@@ -157,45 +223,64 @@ class _GroupRun:
                     yield from self._answer(arm, model, [user])
 
     def _train(
-        self, users: Sequence[User], base: Backbone, kind: str, adapters: dict[str, Adapter | None]
+        self,
+        users: Sequence[User],
+        base: Backbone,
+        kind: Kind,
+        adapters: dict[str, Adapter | None],
     ) -> Iterator[Event]:
         """Fill in the users' adapters, training those that are missing; None without records."""
         setup, name = self.setup, self.task.name
         for user in users:
-            adapters[user.id] = found = setup.checkpoints.load(kind, name, user.id)
-            if found is not None and user.id not in self.group.trained[kind]:
-                event = setup.checkpoints.event(kind, name, user.id)
+            adapters[user.id] = found = setup.checkpoints.load(kind.name, name, user.id)
+            if found is not None and user.id not in self._logged[kind.name]:
+                event = setup.checkpoints.event(kind.name, name, user.id)
+                self._logged[kind.name].add(user.id)
                 if event is not None:
                     yield event
         known = {user for user, adapter in adapters.items() if adapter is not None}
         missing = [user for user in users if user.id not in known]
-        if known and not any(self._examples(user) for user in missing):
+        if known and not any(self._examples(kind, user) for user in missing):
             missing = []  # all that can be trained are: the others have no records
-        part = (kind, name, self.group.index)
+        part = (kind.name, name, self.group.index)
         if missing:
+            starts: dict[str, Adapter | None] = {}
+            if kind.first is not None and setup.config.mix.order == "synthetic-first":
+                yield from self._train(users, base, kind.first, starts)
             # What trains together is given together again: the engine's state of a killed run
             # is of these very jobs, and the batches are those of a run that was not killed.
             given = users if setup.trainer.together else missing
-            jobs = [self._job(kind, user) for user in given]
+            jobs = [self._job(kind, user, starts.get(user.id)) for user in given]
             state = setup.checkpoints.state(*part)
             for job, result in setup.trainer.train_many(
                 base, jobs, setup.config.personal, state=state
             ):
                 if result is not None and job.id not in known:
                     adapters[job.id] = result.adapter
-                    yield setup.checkpoints.save(result, kind, name, job.id)
+                    self._logged[kind.name].add(job.id)
+                    yield setup.checkpoints.save(result, kind.name, name, job.id)
         setup.checkpoints.drop_state(*part)
 
-    def _job(self, kind: str, user: User) -> Job:
-        seed = self.setup.config.seed_of(kind, self.task.name, user.id)
-        return Job(user.id, partial(self._examples, user), seed)
+    def _job(self, kind: Kind, user: User, start: Adapter | None) -> Job:
+        # One seed for all kinds over the shared adapter, so that they begin alike.
+        name = "personal" if kind.over_shared else kind.name
+        seed = self.setup.config.seed_of(name, self.task.name, user.id)
+        return Job(user.id, partial(self._examples, kind, user), seed, start)
 
-    def _examples(self, user: User) -> list[Example]:
+    def _examples(self, kind: Kind, user: User) -> list[Example]:
         """What a user's adapter learns from: their records before their first question."""
-        times = [q.time for q in user.questions if q.time is not None]
-        past = user.history.before(min(times, default=None))
-        rng = random.Random(self.setup.config.seed_of("examples", self.task.name, user.id))
-        return self.setup.retrieval.examples(self.task, past, rng, self.setup.pool)
+        setup, past = self.setup, _past(user)
+        rng = random.Random(setup.config.seed_of("examples", self.task.name, user.id))
+        if not kind.synthetic:
+            return setup.retrieval.examples(self.task, past, rng, setup.pool)
+        found = self._synthetic[user.id]
+        records = found.records if kind.synthetic == "filtered" else found.unfiltered
+        mix = setup.config.mix
+        made, own = mixed_examples(setup.retrieval, self.task, past, records, mix, rng, setup.pool)
+        if not kind.real:
+            return made
+        # In the other order the adapter has learnt from the synthetic records before.
+        return (own or made) if mix.order == "synthetic-first" else [*made, *own]
 
     # Answers ------------------------------------------------------------------------
 
@@ -230,8 +315,37 @@ class _GroupRun:
         if slots is not None:
             routed["slots"] = [slots[user.id] for user in users for _ in user.questions]
         limit = self.setup.config.max_prompt
-        answers = iter(answer(model, self.task, prompts, limit, **routed))
-        seconds = (time.perf_counter() - started) / max(1, len(prompts))
+        answers = answer(model, self.task, prompts, limit, **routed)
+        yield from self._answered(arm, users, answers, time.perf_counter() - started)
+
+    def _ask_teacher(self, arm: Arm) -> Iterator[Event]:
+        """Answer all questions by the teacher; one that it has no answer to is left empty."""
+        started = time.perf_counter()
+        setup, calls = self.setup, []
+        guards = {user.id: Guard(user.history) for user in self.users}
+        for user in self.users:
+            for question in user.questions:
+                found: list[Record] = []
+                if arm.memory:
+                    query = self.task.query_text(question.fields)
+                    most = min(setup.config.k, setup.config.augment.records_per_call)
+                    found = self._memory(user, question.time).search(query, most)
+                fields = question.fields
+                if setup.augmentation.desk.redacts:
+                    hide = guards[user.id].hide
+                    found = [hide(record) for record in found]
+                    fields = hide(Record(question.id, self.task.name, fields, "")).input
+                example = Example(question.prompt, "", fields, question.id)
+                calls.append(answer_call(user.id, self.task, example, found, setup.backbone.trim))
+        replies = setup.augmentation.ask(calls, guards)
+        answers = ["" if reply is None else read_answer(reply) for reply in replies]
+        yield from self._answered(arm, self.users, answers, time.perf_counter() - started)
+
+    def _answered(
+        self, arm: Arm, users: Sequence[User], texts: Sequence[str], took: float
+    ) -> Iterator[Event]:
+        """The events of answers, given user by user, of the users left to do."""
+        answers, seconds = iter(texts), took / max(1, len(texts))
         for user in users:
             given = [
                 {"id": q.id, "prompt": q.prompt, "answer": next(answers), "gold": q.gold}
@@ -247,3 +361,9 @@ class _GroupRun:
                     seconds=seconds * len(given),
                     answers=given,
                 )
+
+
+def _past(user: User) -> History:
+    """The user's records from before their first question."""
+    times = [question.time for question in user.questions if question.time is not None]
+    return user.history.before(min(times, default=None))

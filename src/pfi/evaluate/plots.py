@@ -20,7 +20,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 Array = np.ndarray
 
@@ -28,9 +28,11 @@ Array = np.ndarray
 _INK, _MUTED, _GRID = "#010203", "#020304", "#030405"
 _BETTER, _WORSE, _SAME = "#040506", "#050607", "#060708"
 _SHARED, _PERSONAL = "#070809", "#08090a"
+_REAL, _SYNTHETIC = "#000102", "#000203"
 _VARIABLES = {
     _INK: "ink", _MUTED: "muted", _GRID: "line", _BETTER: "better", _WORSE: "worse",
-    _SAME: "same", _SHARED: "shared", _PERSONAL: "personal",
+    _SAME: "same", _SHARED: "shared", _PERSONAL: "personal", _REAL: "real",
+    _SYNTHETIC: "synthetic",
 }  # fmt: skip
 
 _STYLE: dict[Any, Any] = {
@@ -102,8 +104,8 @@ def _svg(figure: Figure, key: str, label: str) -> Markup:
 
 
 def _label(text: str) -> str:
-    # A lone surrogate, which JSON can hold, cannot be drawn.
-    return text.encode("utf-8", "replace").decode()
+    # Lone surrogates and control characters, which JSON can hold, cannot be drawn.
+    return re.sub(r"[\x00-\x1f\x7f]", " ", text.encode("utf-8", "replace").decode())
 
 
 def _sides(differences: Array) -> Array:
@@ -199,12 +201,19 @@ def history_plot(
     names: tuple[str, str],
     metric: str,
     key: str,
+    records: str = "records",
 ) -> Plot:
-    """Each user's gain (positive is better) against the length of their history, in records."""
+    """Each user's gain (positive is better) against the length of their history, in records.
+
+    Args:
+        lengths, gains: of the same users, aligned, at least one.
+        names: the arm that the gain is over, and the arm that gains.
+        records: what is counted, in words.
+    """
     x, y = np.asarray(lengths, dtype=float), np.asarray(gains, dtype=float)
     sides = _sides(y)
-    label = f"Gain of {names[1]} over {names[0]} in {metric}, against the number of records, "
-    label += f"for {len(x)} users from {x.min():.0f} to {x.max():.0f} records."
+    label = f"Gain of {names[1]} over {names[0]} in {metric}, against the number of {records}, "
+    label += f"for {len(x)} users from {x.min():.0f} to {x.max():.0f} {records}."
     with _figure(3.6, 2.8) as figure:
         axes = figure.subplots()
         axes.axhline(0, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
@@ -220,10 +229,13 @@ def history_plot(
             label += ", ".join(f"{m:+.3f} at {b:.0f} records" for b, m, _, _ in bins) + "."
         if x.min() > 0 and x.max() / x.min() > 20:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            # The formatters of the scale write formulas.
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         elif len(set(lengths)) > 1:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel("records in the history")
+        axes.set_xlabel(f"{records} in the history")
         axes.set_ylabel(_label(f"gain in {metric}"))
         return Plot(_svg(figure, key, label), **_tally(sides))
 
@@ -303,4 +315,40 @@ def training_plot(
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         grid[0][0].set_ylabel("loss")
+        return Plot(_svg(figure, key, label))
+
+
+def label_plot(
+    labels: Sequence[str], real: Sequence[float], synthetic: Sequence[float], key: str
+) -> Plot:
+    """The share of each label among real and among synthetic records, as pairs of bars.
+
+    Args:
+        labels: from top to bottom, at least one.
+        real, synthetic: how many records have each label, aligned with ``labels``.
+    """
+    totals = sum(real), sum(synthetic)
+    parts = [
+        np.array(counts, dtype=float) * 100 / (total or 1)
+        for counts, total in zip((real, synthetic), totals, strict=True)
+    ]
+    names = [f"real, {totals[0]:,.0f}", f"synthetic, {totals[1]:,.0f}"]
+    label = f"Share of each label among the records ({names[0]}; {names[1]}): "
+    found = zip(labels, *parts, strict=True)
+    label += "; ".join(f"{name} {a:.0f} % and {b:.0f} %" for name, a, b in found) + "."
+    places = np.arange(len(labels))
+    with _figure(3.6, 0.9 + 0.3 * len(labels)) as figure:
+        axes = figure.subplots()
+        axes.barh(places - 0.19, parts[0], 0.36, color=_REAL, label=names[0], zorder=2)
+        # Hollow against full, for those who do not see the colours.
+        axes.barh(
+            places + 0.19, parts[1], 0.32, facecolor="none", edgecolor=_SYNTHETIC, linewidth=1.3,
+            label=names[1], zorder=2,
+        )  # fmt: skip
+        axes.set_yticks(places, [_label(name) for name in labels])
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("share of the records, %")
+        figure.legend(loc="outside upper right", ncols=2, fontsize=9, handlelength=1.2)
         return Plot(_svg(figure, key, label))

@@ -7,7 +7,7 @@ template engine, and a content security policy forbids what should slip through.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,9 @@ from rich.text import Text
 
 from pfi import __version__
 from pfi.evaluate.plots import Plot, history_plot, scatter_plot, training_plot
+from pfi.evaluate.report_augment import TaskAugmentation, augment_view, read_augmented
 from pfi.evaluate.report_data import (
+    UPPER_BOUNDS,
     Answer,
     Cell,
     Estimate,
@@ -33,15 +35,18 @@ from pfi.evaluate.report_data import (
     main_metric,
     parse_results,
     read_run,
+    real_only,
     sign_of,
     task_view,
     verdict,
 )
 from pfi.evaluate.report_text import (
     arm_lines,
+    count,
     duration,
     headline,
     interval,
+    money,
     notes_on,
     number,
     percent,
@@ -51,6 +56,8 @@ from pfi.files import write_atomic
 
 #: Below these, settings and examples are shown in short.
 _MOST_SETTINGS, _MOST_EXAMPLES = 12, 4
+#: Arms of which the section on augmentation shows the best one's gain.
+_AUGMENTED = ("cdcda", "cdcda+rag")
 
 
 # What is shown ------------------------------------------------------------------------
@@ -60,7 +67,8 @@ _MOST_SETTINGS, _MOST_EXAMPLES = 12, 4
 class CellView:
     """One arm on one task: the main metric's estimate and whether the gain is beyond chance.
 
-    ``verdict`` is ``better``, ``worse`` (the gain's interval excludes zero), ``unsure`` or "".
+    ``verdict`` is ``better``, ``worse`` (the gain's interval excludes zero), ``unsure`` or "";
+    ``over_personal`` says the same of the gain over the arm with real records alone.
     """
 
     task: TaskView
@@ -68,6 +76,7 @@ class CellView:
     main: Estimate
     best: bool
     verdict: str
+    over_personal: str
 
 
 @dataclass(frozen=True)
@@ -81,48 +90,85 @@ class Example:
 
 def _cell_view(results: Results, arm: str, task: TaskView) -> CellView:
     cell = results.cell(arm, task.main.task)
-    return CellView(
-        task, cell, main_estimate(cell, task.main), arm in task.best, verdict(cell.gain)
-    )
+    main, over = main_estimate(cell, task.main), verdict(cell.gain_over_personal)
+    return CellView(task, cell, main, arm in task.best, verdict(cell.gain), over)
 
 
 # Plots and examples -----------------------------------------------------------------------
 
 
+#: A plot with its task and the words of its caption.
+TaskPlot = tuple[TaskView, str, Plot | None]
+
+
 def _pairs(
-    results: Results, task: str, arms: tuple[str, str]
+    results: Results,
+    task: str,
+    arms: tuple[str, str],
+    records: Mapping[str, float] | None = None,
 ) -> list[tuple[float, float, float | None]]:
-    """``(score with the first arm, with the second, records)`` of the users who have both."""
+    """``(score with the first arm, with the second, records)`` of the users who have both.
+
+    Args:
+        records: by user, if not the whole history counts.
+    """
     first, second = (results.cell(arm, task).users for arm in arms)
     found = []
     for user, score in second.items():
         before = first[user].score if user in first else None
         if before is not None and score.score is not None:
-            found.append((before, score.score, score.history))
+            length = score.history if records is None else records.get(user)
+            found.append((before, score.score, length))
     return found
 
 
-def _scatter(results: Results, task: TaskView, key: str) -> Plot | None:
+def _scatter(results: Results, task: TaskView, key: str) -> TaskPlot:
     if task.personalised is None:
-        return None
+        return task, "", None
     arms = ("generic", task.personalised)
     pairs = _pairs(results, task.main.task, arms)
     if not pairs:
-        return None
+        return task, "", None
     before, after, _ = zip(*pairs, strict=True)
-    return scatter_plot(before, after, task.main.sign, arms, task.main.metric, key)
+    plot = scatter_plot(before, after, task.main.sign, arms, task.main.metric, key)
+    return task, " against ".join(reversed(arms)), plot
 
 
-def _history(results: Results, task: TaskView, key: str) -> Plot | None:
-    if task.personalised is None or not task.main.sign:
-        return None
-    arms = ("shared", task.personalised)
-    pairs = _pairs(results, task.main.task, arms)
+def _history(results: Results, task: TaskView, key: str) -> TaskPlot:
+    if task.personalised is None:
+        return task, "", None
+    return _gains(results, task, ("shared", task.personalised), key)
+
+
+def _gains(
+    results: Results,
+    task: TaskView,
+    arms: tuple[str, str],
+    key: str,
+    real: Mapping[str, float] | None = None,
+) -> TaskPlot:
+    """Users' gains of the second arm over the first, by length of history or of its real part."""
+    pairs = _pairs(results, task.main.task, arms, real)
     points = [(n, task.main.sign * (b - a)) for a, b, n in pairs if n is not None]
-    if not points:
-        return None
+    if not points or not task.main.sign:
+        return task, "", None
     lengths, gains = zip(*points, strict=True)
-    return history_plot(lengths, gains, arms, task.main.metric, key)
+    what = "records" if real is None else "real records"
+    plot = history_plot(lengths, gains, arms, task.main.metric, key, what)
+    return task, " against ".join(reversed(arms)), plot
+
+
+def _augment_gains(
+    results: Results, task: TaskView, augmented: TaskAugmentation, key: str
+) -> TaskPlot:
+    """Gains of the best arm with real and synthetic records over the one without those."""
+    sign, name = task.main.sign, task.main.task
+    means = {arm: main_estimate(results.cell(arm, name), task.main).mean for arm in _AUGMENTED}
+    scores = {arm: sign * mean for arm, mean in means.items() if mean is not None}
+    if not scores:
+        return task, "", None
+    best = max(scores, key=scores.__getitem__)
+    return _gains(results, task, (real_only(best), best), key, augmented.real)
 
 
 def _training(run: RunData, task: str, key: str) -> Plot | None:
@@ -208,17 +254,18 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "number": number, "percent": percent, "interval": interval, "duration": duration,
+        "count": count, "money": money, "shorten": shorten,
         "arrow": lambda metric: {1: "↑", -1: "↓"}.get(sign_of(metric), ""),
     }  # fmt: skip
     return environment
 
 
-def _render(run: RunData) -> str:
+def _render(run: RunData, augmented: Mapping[str, TaskAugmentation]) -> str:
     results = run.results
     tasks = [task_view(results, task) for task in results.task_names]
     # Tasks that only the events know belong to a run that was killed before its results.
     seen = [*(event.task for event in run.trained), *(event.task for event in run.answered)]
-    names = list(dict.fromkeys([*results.task_names, *seen]))
+    names = list(dict.fromkeys([*results.task_names, *seen, *augmented]))
     titles = {name: main_metric(results, name).title for name in names}
     machine = run.results.machine
     machine = _settings(machine if isinstance(machine, dict) else {"machine": machine})
@@ -238,8 +285,17 @@ def _render(run: RunData) -> str:
         tasks=tasks,
         rows=[(arm, [_cell_view(results, arm, t) for t in tasks]) for arm in results.arm_names],
         all_metrics=_all_metrics(results, tasks),
-        scatters=[(t, _scatter(results, t, f"scatter-{i}")) for i, t in enumerate(tasks)],
-        histories=[(t, _history(results, t, f"history-{i}")) for i, t in enumerate(tasks)],
+        scatters=[_scatter(results, t, f"scatter-{i}") for i, t in enumerate(tasks)],
+        histories=[_history(results, t, f"history-{i}") for i, t in enumerate(tasks)],
+        augmented=[
+            augment_view(main_metric(results, name), augmented[name], f"labels-{i}")
+            for i, name in enumerate(names) if name in augmented
+        ],
+        gains=[
+            _augment_gains(results, t, augmented[t.main.task], f"gains-{i}")
+            for i, t in enumerate(tasks) if t.main.task in augmented
+        ],
+        upper_bounds=[arm for arm in results.arm_names if arm in UPPER_BOUNDS],
         curves=[
             (titles[name], plot)
             for i, name in enumerate(names)
@@ -268,7 +324,12 @@ def write_report(run: Path) -> Path:
     Raises:
         StorageError: there is no such folder, or its ``metrics.json`` is damaged.
     """
-    page = _render(read_run(run))
+    data = read_run(run)
+    augmented, skipped = read_augmented(run / "events.jsonl")
+    if skipped:
+        what = "Events of augmentation that cannot be read and are left out"
+        data.notes.append(f"{what}: {skipped}.")
+    page = _render(data, augmented)
     path = run / "report.html"
     # A model can produce lone surrogates, which UTF-8 cannot hold.
     write_atomic(path, page.encode("utf-8", "replace"))

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from pfi.errors import PfiError, StorageError
+from pfi.evaluate.arms import ARMS
 from pfi.tasks import METRICS, get_task
 
 #: Events of that many users are kept for curves and examples.
@@ -34,14 +35,23 @@ _MOST_KEPT = 256
 _NOT_FINITE = re.compile(r"\bwas (nan|-?inf)\b")
 
 #: The order in which arms are shown; others follow as they come.
-ARM_ORDER = (
-    "generic", "generic+rag", "shared", "rag", "personal-only", "personal", "personal+rag", "pfi",
-)  # fmt: skip
-#: The arms that adapt to one user.
-PERSONALISED = ("personal", "personal+rag", "pfi")
+ARM_ORDER = (*ARMS, "pfi")
+#: The arms that adapt a device's model to one user, among which a headline may choose: no
+#: ablation (synthetic records alone or unfiltered, no shared adapter), and no teacher.
+PERSONALISED = (
+    *(
+        arm.name
+        for arm in ARMS.values()
+        if (kind := arm.kind) and kind.over_shared and kind.real and kind.synthetic != "unfiltered"
+    ),
+    "pfi",
+)
+#: The arms in which a teacher answers: upper bounds, never the best arm.
+UPPER_BOUNDS = tuple(arm.name for arm in ARMS.values() if arm.teacher)
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """The value if it is a finite number, else None."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return None
     try:
@@ -52,7 +62,7 @@ def _finite(value: Any) -> float | None:
 
 
 def _interval(value: Any) -> tuple[float, float] | None:
-    ends = [_finite(v) for v in value] if isinstance(value, list | tuple) else []
+    ends = [finite(v) for v in value] if isinstance(value, list | tuple) else []
     if len(ends) != 2 or ends[0] is None or ends[1] is None:
         return None
     return ends[0], ends[1]
@@ -63,11 +73,11 @@ def _present(value: Any) -> Any:
 
 
 #: A number; anything that is not finite becomes None, so that nothing shows as NaN.
-Finite = Annotated[float | None, BeforeValidator(_finite)]
+Finite = Annotated[float | None, BeforeValidator(finite)]
 Interval = Annotated[tuple[float, float] | None, BeforeValidator(_interval)]
 
 
-class _Lenient(BaseModel):
+class Lenient(BaseModel):
     """Takes null as "left out" and numbers as ids; keys it does not know are ignored."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
@@ -78,7 +88,7 @@ class _Lenient(BaseModel):
         return _present(value)
 
 
-class Estimate(_Lenient):
+class Estimate(Lenient):
     """A mean over users and its 95 % bootstrap interval."""
 
     mean: Finite = None
@@ -96,13 +106,13 @@ def _user_scores(value: Any) -> dict[str, UserScore]:
     if not isinstance(value, dict) or not all(isinstance(v, dict | None) for v in value.values()):
         raise ValueError("not the scores of users")
     return {
-        user: UserScore(_finite(v.get("score")), _finite(v.get("history")))
+        user: UserScore(finite(v.get("score")), finite(v.get("history")))
         for user, v in value.items()
         if v is not None
     }
 
 
-class Cell(_Lenient):
+class Cell(Lenient):
     """What one arm reached on one task."""
 
     metrics: Annotated[dict[str, Estimate], BeforeValidator(_present)] = {}
@@ -112,10 +122,11 @@ class Cell(_Lenient):
     worst_decile: Finite = None
     seconds: Finite = None
     gain: Estimate | None = None
+    gain_over_personal: Estimate | None = None
     users: Annotated[SkipValidation[dict[str, UserScore]], BeforeValidator(_user_scores)] = {}
 
 
-class Results(_Lenient):
+class Results(Lenient):
     """The content of ``metrics.json``: ``arms[arm][task]`` is a `Cell`."""
 
     arms: dict[str, Annotated[dict[str, Cell], BeforeValidator(_present)]] = {}
@@ -137,7 +148,7 @@ class Results(_Lenient):
         return self.arms.get(arm, {}).get(task) or Cell()
 
 
-class Trained(_Lenient):
+class Trained(Lenient):
     """An adapter (shared, personal or another kind) was trained; one loss for each step."""
 
     event: Literal["trained"]
@@ -149,7 +160,7 @@ class Trained(_Lenient):
     stopped: str | None = None
 
 
-class Answer(_Lenient):
+class Answer(Lenient):
     """One answer to one question."""
 
     id: str
@@ -158,7 +169,7 @@ class Answer(_Lenient):
     gold: str | None = None
 
 
-class Answered(_Lenient):
+class Answered(Lenient):
     """An arm answered one user's questions."""
 
     event: Literal["answered"]
@@ -221,6 +232,11 @@ def in_order(arms: Iterable[str]) -> list[str]:
     return sorted(arms, key=lambda arm: place.get(arm, len(place)))
 
 
+def real_only(arm: str) -> str:
+    """The arm that differs from this one by the synthetic records; "" if it uses none."""
+    return (ARMS[arm].without_synthetic if arm in ARMS else None) or ""
+
+
 def sign_of(metric: str) -> int:
     """1 where higher is better, -1 where lower is, 0 for a metric that is not known."""
     if metric not in METRICS:
@@ -244,7 +260,7 @@ class TaskView:
     """A task as the report shows it.
 
     Attributes:
-        best: the arms with the best mean (more than one on a tie).
+        best: the arms with the best mean (more than one on a tie), upper bounds aside.
         personalised: the best personalised arm, None where none was run.
     """
 
@@ -261,14 +277,15 @@ def task_view(results: Results, task: str) -> TaskView:
     cells = {arm: results.cell(arm, task) for arm in results.arm_names}
     means = {arm: main_estimate(cell, main).mean for arm, cell in cells.items()}
     scores = {arm: main.sign * mean for arm, mean in means.items() if mean is not None}
-    top = max(scores.values(), default=0.0)
-    best = tuple(arm for arm, score in scores.items() if score == top) if main.sign else ()
+    own_model = {arm: score for arm, score in scores.items() if arm not in UPPER_BOUNDS}
+    top = max(own_model.values(), default=0.0)
+    best = tuple(arm for arm, score in own_model.items() if score == top) if main.sign else ()
     own = [arm for arm in reversed(PERSONALISED) if arm in scores]
     return TaskView(
         main,
         max((cell.n_users or len(cell.users) for cell in cells.values()), default=0),
         max((cell.n_questions for cell in cells.values()), default=0),
-        best if len(scores) > 1 else (),
+        best if len(own_model) > 1 else (),
         max(own, key=scores.__getitem__, default=None),
     )
 

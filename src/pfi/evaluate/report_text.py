@@ -10,6 +10,7 @@ from pfi.evaluate.report_data import (
     Results,
     RunData,
     TaskView,
+    real_only,
     verdict,
 )
 
@@ -33,6 +34,18 @@ def interval(estimate: Estimate, sign: bool = False) -> str:
     if estimate.ci95 is None:
         return ""
     return f"[{', '.join(number(end, sign=sign) for end in estimate.ci95)}]"
+
+
+def count(value: float | None) -> str:
+    """How many, with commas between thousands; a dash for none."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def money(usd: float | None) -> str:
+    """US dollars, to the cent or to two digits of less; a dash where nothing is known or paid."""
+    if not usd:
+        return "–"
+    return f"${usd:,.2f}" if usd >= 0.1 else f"${usd:.2g}"
 
 
 def duration(seconds: float | None) -> str:
@@ -101,15 +114,13 @@ def arm_lines(results: Results, tasks: Sequence[TaskView]) -> list[str]:
     lines = []
     for arm in (arm for arm in results.arm_names if arm in PERSONALISED):
         cells = [results.cell(arm, task.main.task) for task in tasks]
-        gains = [c.gain for c in cells if c.gain is not None and c.gain.mean is not None]
-        if not gains:
+        parts = [
+            _wins("shared", [cell.gain for cell in cells]),
+            _wins(real_only(arm), [cell.gain_over_personal for cell in cells]),
+        ]
+        if not any(parts):
             continue
-        verdicts = [verdict(gain) for gain in gains]
-        wins = sum(gain.mean > 0 for gain in gains if gain.mean is not None)
-        line = f"{arm}: better than shared on {wins} of {_count(len(gains), 'task')}"
-        line += f" (beyond chance on {verdicts.count('better')})"
-        if verdicts.count("worse"):
-            line += f", worse beyond chance on {verdicts.count('worse')}"
+        line = f"{arm}: " + "; ".join(part for part in parts if part)
         harmed = sorted(cell.harmed for cell in cells if cell.harmed is not None)
         if harmed:
             spread = percent(harmed[0])
@@ -118,6 +129,20 @@ def arm_lines(results: Results, tasks: Sequence[TaskView]) -> list[str]:
             line += f"; users harmed: {spread}"
         lines.append(line + ".")
     return lines
+
+
+def _wins(over: str, estimates: Sequence[Estimate | None]) -> str:
+    """On how many tasks an arm is better than another; "" where that is not known of any."""
+    gains = [gain for gain in estimates if gain is not None and gain.mean is not None]
+    if not gains:
+        return ""
+    verdicts = [verdict(gain) for gain in gains]
+    wins = sum(gain.mean > 0 for gain in gains if gain.mean is not None)
+    text = f"better than {over} on {wins} of {_count(len(gains), 'task')}"
+    text += f" (beyond chance on {verdicts.count('better')})"
+    if verdicts.count("worse"):
+        text += f", worse beyond chance on {verdicts.count('worse')}"
+    return text
 
 
 def notes_on(run: RunData, tasks: Sequence[TaskView]) -> list[str]:

@@ -83,6 +83,7 @@ def summarise(
     arm: Mapping[str, UserAnswers],
     reference: Mapping[str, UserAnswers] | None,
     *,
+    personal: Mapping[str, UserAnswers] | None = None,
     rounds: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -93,6 +94,8 @@ def summarise(
         arm: answers by user id.
         reference: the same users' answers under the arm ``shared``, if it was run and is
             another arm; ``gain`` and ``harmed`` compare with it, user by user.
+        personal: the same users' answers under the arm that learns from real records alone, if
+            this one uses synthetic records; ``gain_over_personal`` compares with it.
         rounds: number of bootstrap draws.
         seed: of the draws; one seed gives every arm the same draws, so differences are paired.
     """
@@ -100,32 +103,35 @@ def summarise(
     users = [arm[i] for i in ids]
     draws = Draws(len(ids), rounds, seed)
     better = METRICS[task.main_metric].higher_is_better
+    sign = 1.0 if better else -1.0
     metrics: dict[str, Any] = {}
     samples: dict[str, np.ndarray] = {}
     for name in task.metrics:
         mean, samples[name] = metric_samples(task, name, users, draws)
         metrics[name] = {"mean": mean, "ci95": interval(samples[name])}
+    main, mean = samples[task.main_metric], metrics[task.main_metric]["mean"]
     scores = user_scores(task, arm)
+
+    def gain(over: Mapping[str, UserAnswers] | None) -> dict[str, Any] | None:
+        if over is None or not all(i in over for i in ids):
+            return None
+        same = [over[i] for i in ids]
+        base, base_samples = metric_samples(task, task.main_metric, same, draws)
+        return {"mean": sign * (mean - base), "ci95": interval(sign * (main - base_samples))}
+
     cell: dict[str, Any] = {
         "main": task.main_metric,
         "metrics": metrics,
         "n_users": len(ids),
         "n_questions": sum(len(user.golds) for user in users),
         "harmed": None,
-        "gain": None,
+        "gain": gain(reference),
+        "gain_over_personal": gain(personal),
         "worst_decile": worst_decile(list(scores.values()), better),
         "users": {i: {"score": scores[i], "history": arm[i].history} for i in ids},
     }
-    if reference is not None and all(i in reference for i in ids):
-        sign = 1.0 if better else -1.0
-        base = {i: reference[i] for i in ids}
-        mean, base_samples = metric_samples(task, task.main_metric, list(base.values()), draws)
-        difference = sign * (samples[task.main_metric] - base_samples)
-        cell["gain"] = {
-            "mean": sign * (metrics[task.main_metric]["mean"] - mean),
-            "ci95": interval(difference),
-        }
-        base_scores = user_scores(task, base)
+    if reference is not None and cell["gain"] is not None:
+        base_scores = user_scores(task, {i: reference[i] for i in ids})
         harmed = [sign * (scores[i] - base_scores[i]) < -1e-9 for i in ids]
         cell["harmed"] = float(np.mean(harmed))
     return cell

@@ -176,6 +176,7 @@ class Study:
                 task,
                 known,
                 scored.get("shared") if compared else None,
+                personal=scored.get(get_arm(arm).without_synthetic or ""),
                 rounds=self.config.bootstrap,
                 seed=self.config.seed,
             )

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from pfi.data.lamp import LampUsers
 from pfi.data.records import User
+from pfi.evaluate.arms import KINDS
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.events import Event, new_event, read_events
-from pfi.evaluate.group_run import KINDS, Group, TaskSetup
+from pfi.evaluate.group_run import Group, TaskSetup
 from pfi.evaluate.workers import run_in_workers
 from pfi.learn import Adapter, train_one
 from pfi.memory import Memory
@@ -38,11 +39,14 @@ class TaskRun:
         arms = [arm for arm in study.arms if done[arm.name] < len(ids)]
         if not arms:
             return
-        shared = self.shared_adapter() if any(arm.shared for arm in arms) else None
+        needed = any(arm.shared or arm.asks_teacher for arm in arms)
+        shared = self.shared_adapter() if needed else None
         for event in self._events(shared):
             study.log.append(event)
             if event["event"] == "answered":
                 study.progress(f"{name} {event['arm']}", 1)
+            elif event["event"] == "augmented":
+                study.progress(f"{name} augmenting, user {event['user']}")
             else:
                 study.progress(f"{name} personal, user {event['user']}")
 
@@ -68,8 +72,8 @@ class TaskRun:
             ids = frozenset(users.ids)
             todo = {arm.name: ids - log.answered(arm.name, name) for arm in self.study.arms}
             if any(todo.values()):
-                trained = {kind: ids & log.trained(kind, name) for kind in KINDS.values()}
-                yield Group(index, users, todo, trained)
+                trained = {kind: ids & log.trained(kind, name) for kind in KINDS}
+                yield Group(index, users, todo, trained, ids & log.augmented(name))
 
     # The shared adapter -------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,7 @@ class _Run:
             states = self.lower(input_ids=packed.ids, use_cache=False)[0]
             for i, row in zip(part, states, strict=True):
                 piece = pieces[i]
-                lowered[i] = Piece(piece.ids, piece.targets, row[: len(piece)].clone())
+                lowered[i] = replace(piece, hidden=row[: len(piece)].clone())
         return lowered
 
     # Steps --------------------------------------------------------------------------
@@ -295,7 +295,7 @@ class _Run:
                 self._advance(part)
 
     def _gradients(self, group: list[Unit]) -> tuple[list[float], torch.Tensor]:
-        """Mean losses and their gradients ``(units, width)`` of a group of like units."""
+        """Weighted mean losses and their gradients ``(units, width)`` of a group of like units."""
         slots = [unit.member.slot for unit in group]
         total = torch.zeros(len(group))
         gradients: torch.Tensor | None = None
@@ -305,15 +305,14 @@ class _Run:
             owners = [slot for slot in slots for _ in range(each)]
             with self.bank.recording(owners, dropout=self._dropout(group, rows)) as found:
                 losses = target_losses(self.backbone, rows)
-                unit_of = [
-                    i // each
-                    for i, row in enumerate(rows)
-                    for piece in row.pieces
-                    for _ in range(piece.targets)
-                ]
+                unit_of, weights = [], []
+                for i, row in enumerate(rows):
+                    for piece in row.pieces:
+                        unit_of += [i // each] * piece.targets
+                        weights += [piece.weight / group[i // each].targets] * piece.targets
                 index = torch.tensor(unit_of, device=losses.device)
-                weights = torch.tensor([1 / unit.targets for unit in group]).to(losses)
-                means = torch.zeros_like(weights).index_add(0, index, losses * weights[index])
+                weighted = losses * torch.tensor(weights).to(losses)
+                means = losses.new_zeros(len(group)).index_add(0, index, weighted)
                 means.sum().backward()
             total += means.detach().cpu()
             gradients = found if gradients is None else gradients.add_(found)

@@ -44,7 +44,11 @@ def gradients(
     for part in passes([len(piece) for piece in pieces], tokens):
         with bank.recording([slots[i] for i in part], per_row=True) as found:
             losses = target_losses(bank.backbone, [Row([pieces[i]]) for i in part])
-            shares = [1 / float(targets[owners[i]]) for i in part for _ in range(pieces[i].targets)]
+            shares = [
+                pieces[i].weight / float(targets[owners[i]])
+                for i in part
+                for _ in range(pieces[i].targets)
+            ]
             (losses * torch.tensor(shares).to(losses)).sum().backward()
         total.index_add_(0, torch.tensor([owners[i] for i in part], device=device), found)
     return total

@@ -79,7 +79,8 @@ class PeftTrainer:
             losses: list[float] = []
             best, best_loss, waited, stopped = None, float("inf"), 0, None
             for step, picked in enumerate(plan):
-                batch = collate(backbone, [rows[i] for i in picked])
+                weights = [examples[i].weight for i in picked]
+                batch = collate(backbone, [rows[i] for i in picked], weights)
                 scale = rate_at(step, len(plan), config.warmup)
                 optimizer.param_groups[0]["lr"] = config.learning_rate * scale
                 with _precision(backbone, config):
@@ -142,15 +143,23 @@ def _precision(backbone: Backbone, config: TrainConfig) -> torch.autocast:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded tensors of shape ``(rows, length)``; ``labels`` are ignored outside targets."""
+    """Padded tensors of shape ``(rows, length)``; ``labels`` are ignored outside targets.
+
+    ``weights`` ``(rows,)`` say how much the loss of each row counts.
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
+    weights: torch.Tensor
 
 
-def collate(backbone: Backbone, rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
-    """Encoded examples as one batch on the backbone's device."""
+def collate(
+    backbone: Backbone,
+    rows: Sequence[tuple[list[int], list[int]]],
+    weights: Sequence[float] | None = None,
+) -> Batch:
+    """Encoded examples as one batch on the backbone's device; of equal weight by default."""
     if backbone.seq2seq:
         inputs = [prompt for prompt, _ in rows]
         labels = [target for _, target in rows]
@@ -158,24 +167,31 @@ def collate(backbone: Backbone, rows: Sequence[tuple[list[int], list[int]]]) -> 
         inputs = [[*prompt, *target] for prompt, target in rows]
         labels = [[*([IGNORED] * len(prompt)), *target] for prompt, target in rows]
     mask = pad_rows([[1] * len(row) for row in inputs], 0)
-    batch = (pad_rows(inputs, backbone.pad_id), mask, pad_rows(labels, IGNORED))
+    counts = torch.tensor([1.0] * len(rows) if weights is None else weights)
+    batch = (pad_rows(inputs, backbone.pad_id), mask, pad_rows(labels, IGNORED), counts)
     return Batch(*(tensor.to(backbone.device) for tensor in batch))
 
 
 def target_loss(model: Any, batch: Batch, *, seq2seq: bool) -> torch.Tensor:
-    """Mean cross-entropy over the target tokens; logits only from the first target on."""
+    """Mean over the target tokens of their row's weight times their cross-entropy.
+
+    Logits are made only from the first target on.
+    """
     arguments: dict[str, Any] = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
     }
     if seq2seq:
-        return model(**arguments, labels=batch.labels).loss
-    first = int((batch.labels != IGNORED).int().argmax(dim=1).min())
-    keep = batch.labels.shape[1] - first + 1
-    logits = model(**arguments, logits_to_keep=keep).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), batch.labels[:, first:].flatten(), ignore_index=IGNORED
+        labels = batch.labels
+        logits = model(**arguments, labels=labels).logits
+    else:
+        first = int((batch.labels != IGNORED).int().argmax(dim=1).min())
+        labels = batch.labels[:, first:]
+        logits = model(**arguments, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none"
     )
+    return (losses.sum(1) * batch.weights).sum() / (labels != IGNORED).sum()
 
 
 def _wrap(model: PreTrainedModel, config: TrainConfig) -> Any:

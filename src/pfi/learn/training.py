@@ -128,10 +128,11 @@ def train_one(
     config: TrainConfig,
     *,
     seed: int = 0,
+    start: Adapter | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
     state: Path | None = None,
 ) -> TrainResult:
-    """Train a new adapter; the same arguments give the same adapter.
+    """Train an adapter, a new one or on from ``start``; the same arguments give the same one.
 
     Raises:
         DataError: there are no examples.
@@ -141,7 +142,7 @@ def train_one(
         if on_step:
             on_step(step, steps, loss)
 
-    jobs = [Job("adapter", examples, seed)]
+    jobs = [Job("adapter", examples, seed, start)]
     for _, result in trainer.train_many(backbone, jobs, config, on_step=told, state=state):
         if result is not None:
             return result
@@ -158,7 +159,7 @@ def encode(backbone: Backbone, example: Example, max_length: int) -> tuple[list[
 def as_piece(backbone: Backbone, example: Example, max_length: int) -> Piece:
     """An example for packing, within ``max_length`` tokens."""
     prompt, target = encode(backbone, example, max_length)
-    return Piece([*prompt, *target], len(target))
+    return Piece([*prompt, *target], len(target), example.weight)
 
 
 def batches(

@@ -49,32 +49,48 @@ class Retrieval:
         return task.retrieval_prompt(prompt, records, self.trim, self.budget)
 
     def examples(
-        self, task: Task, history: History, rng: random.Random, pool: Sequence[Record] = ()
+        self,
+        task: Task,
+        history: History,
+        rng: random.Random,
+        pool: Sequence[Record] = (),
+        *,
+        memory: History | None = None,
     ) -> list[Example]:
         """The history's training examples, a share of them with records of their own past.
 
-        An undated history has no past: there every other record may be used.
+        Args:
+            task: how records become examples.
+            history: what the examples are made from.  An undated one has no past: there every
+                other record may be used.
+            rng: makes the choices.
+            pool: records of other users, see ``Task.examples``.
+            memory: what is retrieved from; the history itself when None.
         """
         plain = task.examples(history, rng, pool)
         if self.k < 1 or self.share <= 0:
             return plain
-        memory = Memory(task, history)
-        times = {record.id: record.time for record in history}
+        past = history if memory is None else memory
+        index = Memory(task, past)
+        records = {record.id: record for record in history}
         # A record whose own text the prompt shows (an option of LaMP_1, a copy) would point at
         # the answer, which the records found for a real question do not.
         shown: dict[str, list[str]] = {}
-        for record in history:
+        for record in past:
             shown.setdefault(task.values(record).get(task.item_trim, ""), []).append(record.id)
         made = []
         for example in plain:
             if rng.random() < self.share:
                 same = [i for text in example.fields.values() for i in shown.get(text, ())]
+                record = records[example.record_id]
+                if record.made is not None:  # what it was made from would do the same
+                    same.append(record.made.source)
                 prompt = self.prompt(
                     task,
-                    memory,
+                    index,
                     example.prompt,
                     example.fields,
-                    before=times[example.record_id],
+                    before=record.time,
                     exclude=[example.record_id, *same],
                 )
                 example = replace(example, prompt=prompt)

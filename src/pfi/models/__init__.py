@@ -1,6 +1,6 @@
 """Backbones: loading, scoring, generation, and the embedded base model."""
 
-from pfi.models.answering import answer
+from pfi.models.answering import answer, choose
 from pfi.models.backbone import EMBEDDED, Backbone, load_backbone
 from pfi.models.bank import AdapterBank
 from pfi.models.generation import generate, stream
@@ -11,6 +11,7 @@ __all__ = [
     "AdapterBank",
     "Backbone",
     "answer",
+    "choose",
     "generate",
     "load_backbone",
     "score_labels",

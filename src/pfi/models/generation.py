@@ -31,13 +31,14 @@ def greedy(logits: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
 class Nucleus:
     """Samples from the likeliest tokens that together have at least ``top_p`` probability."""
 
-    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
+    def __init__(self, temperature: float, top_p: float, seed: int | Sequence[str]) -> None:
         self.temperature, self.top_p, self.seed = temperature, top_p, seed
         self._generators: dict[int, random.Random] = {}
 
     def _draw(self, prompt: int) -> float:
         if prompt not in self._generators:
-            self._generators[prompt] = random.Random(f"{self.seed}:{prompt}")
+            own = f"{self.seed}:{prompt}" if isinstance(self.seed, int) else self.seed[prompt]
+            self._generators[prompt] = random.Random(own)
         return self._generators[prompt].random()
 
     def __call__(self, logits: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
@@ -69,7 +70,7 @@ def generate(
     slots: Sequence[int] | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    seed: int = 0,
+    seed: int | Sequence[str] = 0,
 ) -> list[str]:
     """Answers in the order of the prompts; batches hold prompts of similar length.
 
@@ -82,7 +83,8 @@ def generate(
         slots: whose adapter each prompt uses, see ``Backbone.rows``.
         temperature: greedy when 0, else the logits are divided by it and sampled from.
         top_p: probability of the tokens that are sampled from.
-        seed: of the sampling; a row's draws follow from it and the prompt's number.
+        seed: of the sampling; a row's draws follow from it and the prompt's number, or from
+            the prompt's own seed where there is one for each.
 
     Raises:
         ConfigError: a negative temperature, or a ``top_p`` outside (0, 1].
@@ -102,7 +104,7 @@ def generate(
         ids = [rows[i] for i in picked]
         chosen = None if slots is None else [slots[i] for i in picked]
         for i, new in zip(
-            picked, _decode(backbone, ids, max_new_tokens, pick, picked, chosen), strict=True
+            picked, decode(backbone, ids, max_new_tokens, pick, picked, chosen), strict=True
         ):
             answers[i] = _text(backbone, new).strip()
     return answers
@@ -116,7 +118,7 @@ def _text(backbone: Backbone, ids: Sequence[int]) -> str:
     return str(backbone.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _decode(
+def decode(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
@@ -162,7 +164,7 @@ def _decode_plainly(
     pick: Pick,
     numbers: Sequence[int],
 ) -> list[list[int]]:
-    """As ``_decode`` for a model of any kind, by its own means; no row leaves before the last."""
+    """As ``decode`` for a model of any kind, by its own means; no row leaves before the last."""
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
     class Picked(LogitsProcessor):

@@ -34,11 +34,13 @@ class Piece:
     Attributes:
         ids: all tokens.
         targets: how many at the end are predicted.
+        weight: how much their losses count beside those of other pieces.
         hidden: ``(len(piece), width)`` hidden states that stand for the tokens, or None.
     """
 
     ids: Sequence[int]
     targets: int
+    weight: float = 1.0
     hidden: torch.Tensor | None = None
 
     def __len__(self) -> int:

@@ -29,12 +29,21 @@ Trim = Callable[[str, int], str]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and the target the model should give; ``fields`` serve as retrieval query."""
+    """A prompt and the target the model should give.
+
+    Attributes:
+        prompt: what the model reads.
+        target: what it should answer.
+        fields: the input fields, which serve as retrieval query.
+        record_id: the record that it was made from.
+        weight: how much its loss counts beside that of other examples.
+    """
 
     prompt: str
     target: str
     fields: Mapping[str, str]
     record_id: str
+    weight: float = 1.0
 
 
 class Task(BaseModel):

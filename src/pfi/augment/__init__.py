@@ -1,0 +1,1 @@
+"""Augmentation: a teacher writes synthetic records from a user's few real ones (CDCDA-PLM)."""

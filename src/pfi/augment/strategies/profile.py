@@ -1,0 +1,57 @@
+"""The strategy ``profile``: the teacher describes the user, then writes from the description."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pfi.augment.config import AugmentConfig
+from pfi.augment.coverage import choose_records, coverage_sets
+from pfi.augment.strategies.answers import check_labels, seen
+from pfi.augment.strategies.drafting import (
+    RECORDS_A_CALL,
+    Steps,
+    portions,
+    read_drafts,
+    writing_calls,
+)
+from pfi.augment.strategies.templates import describe, load_template, show_records
+from pfi.augment.subject import Subject
+from pfi.augment.teacher import Call, Material
+
+#: Records that are shown beside the description.
+SHOWN = 2
+#: Longest description in tokens.
+SUMMARY_TOKENS = 400
+
+
+def profile(subject: Subject, config: AugmentConfig, wanted: int) -> Steps:
+    """Ask for a description of the user once, then for several records a call."""
+    task = subject.task
+    rng = subject.rng(config.seed, "profile")
+    first = load_template("summarise")
+    records = choose_records(subject, config.records_per_call, rng)
+    call = Call(
+        subject.user,
+        first.messages(task=describe(task), records=show_records(subject, records)),
+        Material("summarise", task, tuple(records)),
+        None,
+        SUMMARY_TOKENS,
+        config.temperature,
+        rng.randrange(2**31),
+    )
+    described = yield [call]
+    summary = described[0].text.strip() if described[0] is not None else ""
+    if not summary:
+        return []
+    template = load_template("profile")
+    counts = portions(wanted, RECORDS_A_CALL)
+    shown = coverage_sets(subject, min(SHOWN, config.records_per_call), len(counts), rng)
+    calls = writing_calls(subject, config, template, shown, counts, rng, summary)
+    replies = yield calls
+    drafts = []
+    for asked, reply in zip(calls, replies, strict=True):
+        if reply is not None:
+            for draft in read_drafts(subject, asked, reply, "profile", template.id):
+                seeds = seen(draft.seeds, [call], described)
+                drafts.append(replace(draft, seeds=seeds))
+    return (yield from check_labels(subject, config, drafts))

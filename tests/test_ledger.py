@@ -1,0 +1,286 @@
+"""The ledger: what leaves is written first, changes are found, crashes and crowds lose nothing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pfi.cli.app import app
+from pfi.device import Home
+from pfi.errors import StorageError
+from pfi.trust import Ledger, leave
+
+ABOUT: dict[str, Any] = {
+    "device": "ana",
+    "to": "api.example.com",
+    "kind": "call",
+    "policy": "redact",
+}
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.jsonl")
+
+
+def filled(ledger: Ledger, count: int = 4) -> list[bytes]:
+    for n in range(count):
+        ledger.append(**ABOUT, payload=f"text {n} é\n\u2028\ud800")
+    return ledger.path.read_bytes().splitlines(keepends=True)
+
+
+def test_the_entry_is_on_disk_before_anything_leaves(ledger: Ledger) -> None:
+    def send() -> str:
+        assert [entry.payload for entry in Ledger(ledger.path).entries()] == ["hello"]
+        return "answer"
+
+    assert leave(ledger, **ABOUT, payload="hello", send=send) == "answer"
+
+
+def test_nothing_leaves_without_a_ledger(tmp_path: Path) -> None:
+    sent = []
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "ledger.jsonl", tmp_path):
+        with pytest.raises(StorageError, match="nothing was sent"):
+            leave(Ledger(path), **ABOUT, payload="x", send=lambda: sent.append(1))
+    assert not sent
+
+
+def test_a_failed_send_stays_in_the_ledger(ledger: Ledger) -> None:
+    def send() -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        leave(ledger, **ABOUT, payload="x", send=send)
+    assert ledger.verify() == 1
+
+
+def test_entries_hold_what_left(ledger: Ledger) -> None:
+    ledger.append(**ABOUT, payload={"b": [1, "é"], "a": None})
+    ledger.append(**ABOUT, payload=b"\x00\x01")
+    text, binary = ledger.entries()
+    assert text.payload == '{"a":null,"b":[1,"\\u00e9"]}'
+    assert (binary.payload, binary.bytes) == (None, 2)
+    assert (text.n, binary.n, binary.previous) == (1, 2, text.hash)
+    assert {k: getattr(text, k) for k in ABOUT} == ABOUT
+    assert text.time.endswith("+00:00")
+
+
+def test_a_missing_ledger_is_empty(ledger: Ledger) -> None:
+    assert (list(ledger.entries()), ledger.verify(), ledger.path.exists()) == ([], 0, False)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_only_the_owner_reads_it(ledger: Ledger) -> None:
+    filled(ledger, 1)
+    assert ledger.path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("payload", "other"), ("to", "elsewhere"), ("time", "2020-01-01T00:00:00+00:00"), ("n", 7)],
+)
+def test_every_change_is_found(ledger: Ledger, field: str, value: Any) -> None:
+    lines = filled(ledger)
+    entry = json.loads(lines[1]) | {field: value}
+    lines[1] = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    ledger.path.write_bytes(b"".join(lines))
+    with pytest.raises(StorageError, match="line 2 "):
+        ledger.verify()
+
+
+def test_removed_swapped_and_added_lines_are_found(ledger: Ledger) -> None:
+    lines = filled(ledger)
+    assert ledger.verify() == 4
+    for order, bad in [([0, 2, 3], 2), ([1, 2, 3], 1), ([0, 2, 1, 3], 2), ([0, 1, 1, 2, 3], 3)]:
+        ledger.path.write_bytes(b"".join(lines[n] for n in order))
+        with pytest.raises(StorageError, match=f"line {bad} "):
+            ledger.verify()
+    for junk in (b"\n", b"{}\n", b"[]\n", b"\xff\n", lines[1].replace(b'"n":2', b'"n": 2')):
+        ledger.path.write_bytes(lines[0] + junk + lines[2])
+        with pytest.raises(StorageError, match="line 2 "):
+            ledger.verify()
+
+
+def test_a_change_with_a_new_hash_breaks_the_chain(ledger: Ledger) -> None:
+    lines = filled(ledger)
+    forged = Ledger(ledger.path.with_name("forged.jsonl"))
+    forged.append(**ABOUT, payload="nothing at all")
+    ledger.path.write_bytes(forged.path.read_bytes() + b"".join(lines[1:]))
+    with pytest.raises(StorageError, match="line 2 does not follow"):
+        ledger.verify()
+
+
+def test_a_damaged_end_stops_what_would_leave(ledger: Ledger) -> None:
+    lines = filled(ledger, 2)
+    ledger.path.write_bytes(lines[0] + lines[1].replace(b"text", b"TEXT"))
+    sent = []
+    with pytest.raises(StorageError, match="the last line was changed"):
+        leave(ledger, **ABOUT, payload="x", send=lambda: sent.append(1))
+    assert not sent
+
+
+def test_a_line_torn_anywhere_is_dropped(ledger: Ledger) -> None:
+    lines = filled(ledger, 3)
+    for kept in range(0, len(lines[2]), 7):
+        ledger.path.write_bytes(lines[0] + lines[1] + lines[2][:kept])
+        assert (ledger.verify(), len(list(ledger.entries()))) == (2, 2)
+        ledger.append(**ABOUT, payload="after")
+        assert ledger.verify() == 3
+    ledger.path.write_bytes(lines[0][:20])
+    ledger.append(**ABOUT, payload="first")
+    assert ledger.verify() == 1
+
+
+def test_appending_reads_only_the_end(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(30):
+        ledger.append(**ABOUT, payload="x" * 100_000 + str(n))
+    read = 0
+    true_read = os.read
+
+    def counted(file: int, count: int) -> bytes:
+        nonlocal read
+        data = true_read(file, count)
+        read += len(data)
+        return data
+
+    monkeypatch.setattr(os, "read", counted)
+    ledger.append(**ABOUT, payload="y")
+    assert 100_000 < read < 400_000 < ledger.path.stat().st_size
+    assert ledger.verify() == 31
+
+
+def test_a_full_disk_leaves_no_half_entry(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = filled(ledger, 2)
+    true_write = os.write
+
+    def half(file: int, data: bytes) -> int:
+        true_write(file, bytes(data)[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(StorageError, match="No space left"):
+        ledger.append(**ABOUT, payload="z")
+    monkeypatch.undo()
+    assert ledger.path.read_bytes() == b"".join(lines)
+
+
+def append_many(path: Path, name: str, count: int) -> None:
+    for n in range(count):
+        Ledger(path).append(**ABOUT | {"device": name}, payload=f"{name} {n}")
+
+
+def test_threads_and_processes_share_one_chain(ledger: Ledger) -> None:
+    context = multiprocessing.get_context("spawn" if os.name != "posix" else "fork")
+    workers: list[Any] = [
+        *(context.Process(target=append_many, args=(ledger.path, f"p{n}", 25)) for n in range(3)),
+        *(threading.Thread(target=append_many, args=(ledger.path, f"t{n}", 25)) for n in range(3)),
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert ledger.verify() == 150
+    for name in ("p0", "p2", "t1"):
+        own = [entry.payload for entry in ledger.entries() if entry.device == name]
+        assert own == [f"{name} {n}" for n in range(25)]
+
+
+KILLED = """
+import sys
+from pfi.trust import Ledger, leave
+ledger, n = Ledger(sys.argv[1]), 0
+print("ready", flush=True)
+while True:
+    about = dict(device="d", to="h", kind="k", policy="none")
+    leave(ledger, **about, payload=f"{n} " * 2000, send=lambda: print(n, flush=True))
+    n += 1
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_killed_while_writing_nothing_sent_is_missing(ledger: Ledger) -> None:
+    rng = random.Random(3)
+    sent, before = 0, 0
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(ledger.path)], stdout=subprocess.PIPE
+        )
+        assert process.stdout and process.stdout.readline() == b"ready\n"
+        time.sleep(rng.uniform(0.02, 0.15))
+        process.send_signal(signal.SIGKILL)
+        out = process.communicate()[0]
+        sent += out.count(b"\n")
+        entries = [entry.payload for entry in ledger.entries()]
+        this_run = entries[before:]
+        for line in out.splitlines():  # whatever was sent is there
+            assert this_run[int(line)] == f"{int(line)} " * 2000
+        assert len(this_run) <= out.count(b"\n") + 1
+        before = len(entries)
+        ledger.append(**ABOUT, payload="between")
+        before += 1
+        ledger.verify()
+    assert sent > 0
+
+
+# Commands -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setenv("PFI_HOME", str(tmp_path / "homes"))
+    return Home.create()
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, ["ledger", *words])
+
+
+def test_an_empty_ledger_says_so(home: Home) -> None:
+    assert "Nothing has left this device." in run("show").stdout
+    assert "Nothing has left this device." in run("verify").stdout
+    assert json.loads(run("show", "--json").stdout) == []
+
+
+def test_show_prints_exactly_what_left(home: Home) -> None:
+    ledger = Ledger(home.path / "ledger.jsonl")
+    long = "word [EMAIL_1] [bold]x[/bold] \u001b[31m " + "y" * 3000
+    ledger.append(**ABOUT, payload=long)
+    ledger.append(**ABOUT | {"to": "other.example.org", "policy": "none"}, payload=b"123")
+    shown = run("show").stdout
+    assert "api.example.com" in shown and "redact" in shown and "[bold]x[/bold]" in shown
+    assert "y" * 300 not in shown and "\u001b" not in shown
+    full = run("show", "--full").stdout
+    assert "y" * 3000 in full and "\u001b" not in full
+    assert "3 bytes" in full and "sha256" in full
+    only = run("show", "--to", "other.example.org").stdout
+    assert "other.example.org" in only and "api.example.com" not in only
+    [last] = json.loads(run("show", "--last", "1", "--json").stdout)
+    assert last["n"] == 2
+    [first] = json.loads(run("show", "--to", "api.example.com", "--json").stdout)
+    assert first["payload"] == long
+    assert run("show", "--to", "nobody.example").stdout.startswith("Nothing has left")
+
+
+def test_verify_and_a_path(home: Home, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "study.jsonl")
+    lines = filled(ledger)
+    result = run("verify", "--path", str(ledger.path))
+    assert result.exit_code == 0 and "4 entries" in result.stdout
+    ledger.path.write_bytes(b"".join([lines[0], *lines[2:]]))
+    result = run("verify", "--path", str(ledger.path))
+    assert result.exit_code == 2 and "line 2" in result.output
+    missing = run("show", "--path", str(tmp_path / "none.jsonl"))
+    assert missing.exit_code == 2 and "none.jsonl" in missing.output
