@@ -17,6 +17,7 @@ from pfi.device.adapters import AdapterInfo, AdapterStore
 from pfi.device.home import Home, HomeConfig, home_path
 from pfi.device.vault import BATCH, Vault
 from pfi.errors import ConfigError, StorageError
+from pfi.sqlite import transaction
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -148,7 +149,7 @@ def test_process_killed_in_a_transaction_changes_nothing(tmp_path: Path) -> None
 def test_second_writer_waits_and_then_says_that_the_vault_is_in_use(tmp_path: Path) -> None:
     one = Vault(tmp_path / "vault.db")
     two = Vault(tmp_path / "vault.db", busy_seconds=0.05)
-    with one._transaction():
+    with transaction(one._db):
         one._insert(_row_of(record(1)))
         with pytest.raises(StorageError, match="in use"):
             two.add([record(2)])

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from types import TracebackType
 from pfi.augment.budget import PICODOLLARS, Budget, pico
 from pfi.augment.teacher import Usage
 from pfi.errors import StorageError
+from pfi.sqlite import transaction, user_errors
 
 SCHEMA_VERSION = 1
 BATCH = 500
@@ -125,7 +126,7 @@ class TeacherStore:
         while self._version() == 0:
             try:
                 self._db.execute("PRAGMA journal_mode = WAL")
-                with self._transaction():
+                with transaction(self._db):
                     if self._version() == 0:  # nobody else made it while we waited
                         if self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
                             what = "this is not a store of teachers' answers"
@@ -181,7 +182,7 @@ class TeacherStore:
             StorageError: the store cannot be written.
         """
         now = datetime.now(UTC).isoformat()
-        with self._use() as db, self._transaction():
+        with self._use() as db, transaction(self._db):
             for answer in answers:
                 cost = _cost(answer.usage)
                 row = (answer.key, answer.attempt, answer.text, answer.problem, *cost, now)
@@ -219,7 +220,7 @@ class TeacherStore:
         Raises:
             StorageError: the store cannot be written.
         """
-        with self._use() as db, self._transaction():
+        with self._use() as db, transaction(self._db):
             self._give_up_dead()
             prompt, completion, paid = db.execute("SELECT * FROM spent").fetchone()
             query = "SELECT coalesce(sum(tokens), 0), coalesce(sum(picodollars), 0) FROM flights"
@@ -246,7 +247,7 @@ class TeacherStore:
             StorageError: the store cannot be written.
         """
         if flight is not None:
-            with self._use() as db, self._transaction():
+            with self._use() as db, transaction(self._db):
                 db.execute("DELETE FROM flights WHERE id = ?", (flight,))
 
     def _give_up_dead(self) -> None:
@@ -264,7 +265,7 @@ class TeacherStore:
             return
         if self._owner in _OPEN:
             _OPEN.remove(self._owner)
-            with suppress(StorageError), self._use() as db, self._transaction():
+            with suppress(StorageError), self._use() as db, transaction(self._db):
                 db.execute("DELETE FROM flights WHERE owner = ?", (self._owner,))
         self._db.close()
 
@@ -287,41 +288,8 @@ class TeacherStore:
         with self._lock, self._translate():
             yield self._db
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            # SQLite has rolled back by itself on some errors, a full disk among them.
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _translate(self) -> Iterator[None]:
-        """Turn what a user's disk can cause into a StorageError; bugs pass as they are."""
-        try:
-            yield
-        except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
-            raise
-        except sqlite3.OperationalError as error:
-            busy = "locked" in str(error)
-            fix = "wait for the other pfi process or end it" if busy else None
-            what = "the teacher store is in use"
-            if not busy:
-                what = f"the teacher store cannot be used: {error}"
-            raise StorageError(what, where=str(self.path), fix=fix) from error
-        except sqlite3.DatabaseError as error:
-            raise StorageError(
-                f"the teacher store is damaged: {error}",
-                where=str(self.path),
-                fix="restore the file from a backup, or move it away and pay for its answers again",
-            ) from error
-        except OSError as error:
-            what = f"the teacher store cannot be opened: {error.strerror}"
-            raise StorageError(what, where=str(self.path)) from error
+    def _translate(self) -> AbstractContextManager[None]:
+        return user_errors("teacher store", self.path, "pay for its answers again")
 
 
 def _alive(owner: str) -> bool:

@@ -14,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from pfi.augment.budget import Budget
 from pfi.augment.config import AugmentConfig, FilterConfig, Policy
 from pfi.augment.desk import Desk, DeskReport, Estimate
@@ -23,7 +21,7 @@ from pfi.augment.forms import write_answer, write_records
 from pfi.augment.store import TeacherStore
 from pfi.augment.teacher import Call, Reply, Teacher
 from pfi.data.records import Record
-from pfi.device.home import Home, one_line
+from pfi.device.home import Home, checked
 from pfi.errors import ConfigError, DataError
 from pfi.tasks import Task
 from pfi.trust.ledger import Ledger
@@ -333,12 +331,8 @@ def augment_config(home: Home, settings: Mapping[str, Any]) -> AugmentConfig:
     Raises:
         ConfigError: one of them makes no sense.
     """
-    try:
-        return AugmentConfig.model_validate(joined(home.config.augment, settings))
-    except ValidationError as error:
-        raise ConfigError(
-            one_line(error), where="augmentation settings", fix="see docs/augment.md"
-        ) from error
+    values = joined(home.config.augment, settings)
+    return checked(AugmentConfig, values, "augmentation settings", "see docs/augment.md")
 
 
 def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +23,7 @@ from pfi.files import write_atomic
 
 DEFAULT_PROFILE = "default"
 CONFIG = "config.yaml"
+Settings = TypeVar("Settings", bound=BaseModel)
 _PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -209,6 +210,20 @@ def nested_settings(pairs: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"{pair} is not well-formed: {one_line(error)}") from error
     return found
+
+
+def checked(
+    model: type[Settings], values: Mapping[str, Any], where: str, fix: str | None = None
+) -> Settings:
+    """Settings as ``model``, which has the defaults.
+
+    Raises:
+        ConfigError: one of them makes no sense; ``where`` says whose they are.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(one_line(error), where=where, fix=fix) from error
 
 
 def one_line(error: yaml.YAMLError | ValidationError) -> str:

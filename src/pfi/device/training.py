@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from pfi.data.records import History, Record
 from pfi.device.adapters import AdapterInfo, Manifest
-from pfi.device.home import Home, one_line
+from pfi.device.home import Home, checked
 from pfi.errors import ConfigError, DataError
 from pfi.tasks import Example, Task
 
@@ -174,10 +172,7 @@ def train_config(home: Home, settings: Mapping[str, Any]) -> TrainConfig:
     """
     from pfi.learn import TrainConfig
 
-    try:
-        return TrainConfig.model_validate({**home.config.train, **settings})
-    except ValidationError as error:
-        raise ConfigError(one_line(error), where="training settings") from error
+    return checked(TrainConfig, {**home.config.train, **settings}, "training settings")
 
 
 def mix_config(home: Home, settings: Mapping[str, Any]) -> MixConfig:
@@ -188,10 +183,7 @@ def mix_config(home: Home, settings: Mapping[str, Any]) -> MixConfig:
     """
     from pfi.memory.mixing import MixConfig
 
-    try:
-        return MixConfig.model_validate({**home.config.mix, **settings})
-    except ValidationError as error:
-        raise ConfigError(one_line(error), where="mix settings") from error
+    return checked(MixConfig, {**home.config.mix, **settings}, "mix settings")
 
 
 def divide(home: Home, task: Task, holdout: float, *, real_only: bool = False) -> Division:

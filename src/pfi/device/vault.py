@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,6 +18,7 @@ from types import TracebackType
 
 from pfi.data.records import History, Origin, Provenance, Record
 from pfi.errors import StorageError
+from pfi.sqlite import transaction, user_errors
 
 SCHEMA_VERSION = 2
 BATCH = 500
@@ -80,7 +81,7 @@ class Vault:
     def _prepare(self) -> None:
         if self._version() == 0:
             self._db.execute("PRAGMA journal_mode = WAL")
-            with self._transaction():
+            with transaction(self._db):
                 if self._version() == 0:  # nobody else made it while we waited
                     if self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
                         raise StorageError("this is not a pfi vault", where=str(self.path))
@@ -94,7 +95,7 @@ class Vault:
                 fix="update pfi",
             )
         if self._version() < SCHEMA_VERSION:
-            with self._transaction():
+            with transaction(self._db):
                 # Asked again: another process may have done it while we waited.
                 for version in range(self._version(), SCHEMA_VERSION):
                     for statement in _MIGRATIONS[version]:
@@ -126,7 +127,7 @@ class Vault:
         remaining = iter(records)
         while batch := list(islice(remaining, BATCH)):
             rows = [_row(record) for record in batch]
-            with self._translate(), self._transaction():
+            with self._translate(), transaction(self._db):
                 new = sum(self._insert(row) for row in rows)
             added += new
             seen += len(batch) - new
@@ -146,7 +147,7 @@ class Vault:
     def delete(self, ids: Iterable[str]) -> int:
         """Erase the records with these ids, all or none; returns how many there were."""
         with self._translate():
-            with self._transaction():
+            with transaction(self._db):
                 erased = 0
                 for id_ in ids:
                     cursor = self._db.execute("DELETE FROM records WHERE id = ?", (id_,))
@@ -174,7 +175,7 @@ class Vault:
         query = "DELETE FROM records WHERE task = ? AND origin = 'synthetic' AND made IS NOT NULL"
         mine = "" if teacher is None else " AND json_extract(made, '$.teacher') = ?"
         with self._translate():
-            with self._transaction():
+            with transaction(self._db):
                 erased = self._db.execute(query + mine, (task, *([teacher] if teacher else [])))
                 for row in rows:
                     self._insert(row)
@@ -238,39 +239,8 @@ class Vault:
     ) -> None:
         self.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            # SQLite has rolled back by itself on some errors, a full disk among them.
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _translate(self) -> Iterator[None]:
-        """Turn what a user's disk can cause into a StorageError; bugs pass as they are."""
-        try:
-            yield
-        except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
-            raise
-        except sqlite3.OperationalError as error:
-            busy = "locked" in str(error)
-            fix = "wait for the other pfi process or end it" if busy else None
-            what = "the vault is in use" if busy else f"the vault cannot be used: {error}"
-            raise StorageError(what, where=str(self.path), fix=fix) from error
-        except sqlite3.DatabaseError as error:
-            raise StorageError(
-                f"the vault is damaged: {error}",
-                where=str(self.path),
-                fix="restore the file from a backup, or move it away and import again",
-            ) from error
-        except OSError as error:
-            what = f"the vault cannot be opened: {error.strerror}"
-            raise StorageError(what, where=str(self.path)) from error
+    def _translate(self) -> AbstractContextManager[None]:
+        return user_errors("vault", self.path, "import again")
 
 
 def _row(record: Record) -> dict[str, str | None]:
