@@ -20,75 +20,20 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from points import Cells, arms_of, gain, regime, regimes, signed, tasks_of
 
 from pfi.evaluate.arms import get_arm
 from pfi.evaluate.events import read_events
-from pfi.evaluate.statistics import interval
 from pfi.files import write_atomic, write_json
-from pfi.tasks import METRICS
 
 COMPARED = ("synthetic-only", "cdcda", "cdcda-unfiltered")
-ROUNDS = 2000
-#: Ranges of metrics that are not between 0 and 1: scores are 1 to 5.
-RANGES = {"mae": 4.0, "rmse": 4.0}
-
-#: By task and arm the cells of ``metrics.json``.
-Cells = dict[tuple[str, str], dict[str, Any]]
-
-
-def regimes(runs: list[Path]) -> dict[str, Cells]:
-    """The cells of all runs, by how many records users were cut to."""
-    found: dict[str, Cells] = defaultdict(dict)
-    for run in runs:
-        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        name = str(metrics["config"]["records"] or "all")
-        for arm, tasks in metrics["arms"].items():
-            found[name].update({(task, arm): cell for task, cell in tasks.items()})
-    order = sorted(found, key=lambda name: float("inf") if name == "all" else int(name))
-    return {name: found[name] for name in order}
-
-
-def gaps(cells: Cells, task: str, arm: str) -> np.ndarray | None:
-    """By user: the arm's gain over `personal`, positive where it is better."""
-    base = get_arm(arm).without_synthetic
-    if (task, arm) not in cells or (task, base) not in cells:
-        return None
-    after, before = cells[task, arm], cells[task, base]
-    users = sorted(before["users"])
-    if users != sorted(after["users"]):
-        raise SystemExit(f"{task}: {arm} and {base} have other users")
-    sign = 1.0 if METRICS[before["main"]].higher_is_better else -1.0
-    scores = np.array([[c["users"][u]["score"] for u in users] for c in (after, before)])
-    return sign * (scores[0] - scores[1])
-
-
-def means(values: np.ndarray, seed: int) -> np.ndarray:
-    """Bootstrap means ``(ROUNDS,)`` of the users' values."""
-    rng = np.random.default_rng(seed)
-    return values[rng.integers(len(values), size=(ROUNDS, len(values)))].mean(1)
 
 
 def compare(cells: Cells) -> dict[str, Any]:
     """Gains over `personal` by arm: each task's, and their mean in points."""
-    tasks = sorted({task for task, _ in cells})
     arms = [name + rag for name in COMPARED for rag in ("", "+rag")]
-    result: dict[str, Any] = {}
-    for arm in arms:
-        rows, points, draws = {}, [], []
-        for seed, task in enumerate(tasks):
-            found = gaps(cells, task, arm)
-            if found is None:
-                continue
-            drawn = means(found, seed)
-            rows[task] = {"gain": float(found.mean()), "ci95": interval(drawn)}
-            scale = 100 / RANGES.get(cells[task, arm]["main"], 1.0)
-            points.append(scale * found.mean())
-            draws.append(scale * drawn)
-        if rows:
-            whole = {"mean": float(np.mean(points)), "ci95": interval(np.mean(draws, axis=0))}
-            result[arm] = {"tasks": rows, "points": whole}
-    return result
+    found = {arm: gain(cells, arm, get_arm(arm).without_synthetic) for arm in arms}
+    return {arm: entry for arm, entry in found.items() if entry is not None}
 
 
 def augmentation(runs: list[Path]) -> list[str]:
@@ -98,26 +43,25 @@ def augmentation(runs: list[Path]) -> list[str]:
         config = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["config"]
         for event in read_events(run / "events.jsonl"):
             if event["event"] == "augmented":
-                total[str(config["records"] or "all"), event["task"]].append(event)
+                total[regime(config), event["task"]].append(event)
     lines = [
         "| records | task | users | drafts | kept | dropped by |",
         "|---|---|---|---|---|---|",
     ]
-    for (regime, task), events in total.items():
+    for (records, task), events in total.items():
         dropped: dict[str, int] = defaultdict(int)
         for event in events:
             for entry in event["filters"]:
                 dropped[entry["name"]] += entry["before"] - entry["kept"]
         counts = ", ".join(f"{name} {count}" for name, count in dropped.items() if count)
         drafts, kept = (sum(e[key] for e in events) for key in ("drafts", "records"))
-        lines.append(f"| {regime} | {task} | {len(events)} | {drafts} | {kept} | {counts} |")
+        lines.append(f"| {records} | {task} | {len(events)} | {drafts} | {kept} | {counts} |")
     return lines
 
 
 def table(cells: Cells, compared: dict[str, Any]) -> list[str]:
     """All arms' values of a regime, and the gains over `personal`."""
-    tasks = sorted({task for task, _ in cells})
-    arms = list(dict.fromkeys(arm for _, arm in cells))
+    tasks, arms = tasks_of(cells), arms_of(cells)
     lines = [
         "| arm | " + " | ".join(f"{t} {cells[t, arms[0]]['main']}" for t in tasks) + " |",
         "|---" * (len(tasks) + 1) + "|",
@@ -130,15 +74,10 @@ def table(cells: Cells, compared: dict[str, Any]) -> list[str]:
     lines += ["| arm | " + " | ".join(tasks) + " | mean over tasks, points |"]
     lines += ["|---" * (len(tasks) + 2) + "|"]
     for arm, entry in compared.items():
-        shown = (_signed(entry["tasks"][t]["gain"], entry["tasks"][t]["ci95"]) for t in tasks)
-        whole = _signed(entry["points"]["mean"], entry["points"]["ci95"], 1)
+        shown = (signed(entry["tasks"][t]["gain"], entry["tasks"][t]["ci95"]) for t in tasks)
+        whole = signed(entry["points"]["mean"], entry["points"]["ci95"], 1)
         lines.append(f"| {arm} | " + " | ".join(shown) + f" | {whole} |")
     return lines
-
-
-def _signed(mean: float, ends: list[float], digits: int = 3) -> str:
-    mark = "" if ends[0] <= 0 <= ends[1] else " *"
-    return f"{mean:+.{digits}f} [{ends[0]:+.{digits}f}, {ends[1]:+.{digits}f}]{mark}"
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

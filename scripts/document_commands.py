@@ -16,7 +16,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 import typer
@@ -68,6 +68,8 @@ def code(value: Any) -> str:
 def kind(annotation: Any) -> str:
     """A type in words, the same under every version of Python."""
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:  # the description says what its bounds are
+        return kind(inner[0])
     if origin in (Union, types.UnionType):
         return " or ".join(kind(part) for part in inner)
     if origin is Literal:
@@ -102,25 +104,30 @@ def default(value: Any) -> str:
 
 
 def settings(
-    model: type[BaseModel], notes: Mapping[str, str] = {}, *, skip: Sequence[str] = ()
+    model: type[BaseModel],
+    notes: Mapping[str, str] = {},
+    *,
+    skip: Sequence[str] = (),
+    given: BaseModel | None = None,
 ) -> Iterator[list[str]]:
     """A row for each field of a model: name, type, default, description.
 
-    The fields of a model within the model have its name and a dot before theirs.
+    The fields of a model within the model have its name and a dot before theirs; ``given`` has
+    their defaults there, where these are not the inner model's own.
     """
     for name, info in model.model_fields.items():
         if name in skip:
             continue
+        value = None if info.is_required() else info.get_default(call_default_factory=True)
+        if given is not None:
+            value = getattr(given, name)
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            for row in settings(info.annotation, notes):
+            inner = value if isinstance(value, BaseModel) else None
+            for row in settings(info.annotation, notes, given=inner):
                 yield [code(f"{name}.{row[0].strip('`')}"), *row[1:]]
             continue
-        value = (
-            "required"
-            if info.is_required()
-            else default(info.get_default(call_default_factory=True))
-        )
-        yield [code(name), allowed(info), value, plain(info.description or notes[name])]
+        shown = "required" if info.is_required() else default(value)
+        yield [code(name), allowed(info), shown, plain(info.description or notes[name])]
 
 
 _HEAD = ("setting", "type", "default", "meaning")
@@ -164,20 +171,25 @@ def arm_part() -> str:
         learnt = []
         if arm.kind is not None:
             learnt = ["real"] * arm.kind.real + [arm.kind.synthetic] * bool(arm.kind.synthetic)
-        uses = [arm.memory, arm.name in DEFAULT_ARMS]
-        marks = ["yes" if used else "" for used in uses]
-        shared = "yes" if arm.shared else ""
-        rows.append([code(arm.name), shared, ", ".join(learnt), *marks, plain(arm.summary)])
-    head = ("arm", "shared adapter", "personal adapter learns from", "memory", "run by default",
-            "what it is")  # fmt: skip
+        searched = arm.how or ("yes, and a summary" if arm.profile else "yes")
+        memory = searched if arm.memory else ""
+        shared, gate, run = (
+            "yes" if used else "" for used in (arm.shared, arm.gate, arm.name in DEFAULT_ARMS)
+        )
+        rows.append(
+            [code(arm.name), shared, ", ".join(learnt), memory, gate, run, plain(arm.summary)]
+        )
+    head = ("arm", "shared adapter", "personal adapter learns from", "memory", "gate",
+            "run by default", "what it is")  # fmt: skip
     return table(head, rows)
 
 
 def study_part() -> str:
-    """The settings of a study, without those of training."""
+    """The settings of a study, without those that have a table of their own."""
     from pfi.evaluate.config import StudyConfig
 
-    return table(_HEAD, settings(StudyConfig, skip=("shared", "personal", "augment", "mix")))
+    apart = ("shared", "personal", "augment", "mix", "gate", "stream")
+    return table(_HEAD, settings(StudyConfig, skip=apart))
 
 
 def augment_part() -> str:
@@ -185,6 +197,34 @@ def augment_part() -> str:
     from pfi.augment.config import AugmentConfig
 
     return table(_HEAD, settings(AugmentConfig))
+
+
+def stream_part() -> str:
+    """The settings of the stream protocol."""
+    from pfi.evaluate.stream_config import StreamConfig
+
+    return table(_HEAD, settings(StreamConfig))
+
+
+def search_part() -> str:
+    """How memory is searched."""
+    from pfi.memory.config import SearchConfig
+
+    return table(_HEAD, settings(SearchConfig))
+
+
+def gate_part() -> str:
+    """The settings of the gate."""
+    from pfi.memory.gate import GateConfig
+
+    return table(_HEAD, settings(GateConfig))
+
+
+def refresh_part() -> str:
+    """The settings of a refresh."""
+    from pfi.device.candidates import RefreshConfig
+
+    return table(_HEAD, settings(RefreshConfig))
 
 
 def mix_part() -> str:
@@ -281,9 +321,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "arms": arm_part,
     "study-settings": study_part,
     "augment-settings": augment_part,
+    "gate-settings": gate_part,
     "mix-settings": mix_part,
+    "stream-settings": stream_part,
     "training-settings": training_part,
     "profile-settings": profile_part,
+    "refresh-settings": refresh_part,
+    "search-settings": search_part,
     "tasks": task_part,
     "task-keys": task_key_part,
     "practices": practice_part,

@@ -105,6 +105,8 @@ def parse(words: list[str]) -> click.Context | None:
     context = click.Context(command, info_name="pfi")
     rest = list(words)
     while isinstance(command, click.Group):
+        if rest and rest[0].startswith("-") and command.invoke_without_command:
+            break
         if not rest or rest[0].startswith("-"):
             options = {o for p in command.get_params(context) for o in p.opts}
             if unknown := [word for word in rest if word not in options]:
@@ -126,7 +128,9 @@ def check_values(context: click.Context) -> None:
         PfiError: one of them does not exist.
     """
     from pfi.augment.strategies import get_strategy
+    from pfi.device.candidates import RefreshConfig
     from pfi.learn import TrainConfig
+    from pfi.memory.gate import GateConfig
     from pfi.memory.mixing import MixConfig
 
     given: dict[str, Any] = context.params
@@ -144,6 +148,8 @@ def check_values(context: click.Context) -> None:
         MixConfig.model_validate(nested_settings(mix).get("mix", {}))
         rest = [pair for pair in pairs if pair not in mix]
         TrainConfig.model_validate(parse_options(rest, TrainConfig))
+    elif context.info_name == "fit":
+        GateConfig.model_validate(nested_settings(given["settings"] or []))
     elif context.info_name == "augment":
         values = nested_settings(given["settings"] or [])
         values |= {name: given[name] for name in ("policy", "records") if given[name] is not None}
@@ -151,6 +157,8 @@ def check_values(context: click.Context) -> None:
         AugmentConfig.model_validate(values)
         for name in (given["strategies"] or "write").split(","):
             get_strategy(name)
+    elif context.info_name == "refresh":
+        RefreshConfig.model_validate(nested_settings(given["settings"] or []))
     elif context.info_name == "study":
         lists = {name: given[name].split(",") for name in ("tasks", "arms") if given[name]}
         config = build_config(None, {"data": Path("lamp"), **lists}, given["set_"] or [])
@@ -376,7 +384,8 @@ def test_every_event_of_a_study_is_documented() -> None:
         for call in ast.walk(ast.parse(source))
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "new_event"
     }
-    assert set(found) == {"started", "augmented", "trained", "answered", "finished"}
+    kinds = ["started", "augmented", "trained", "gated", "answered", "streamed", "finished"]
+    assert set(found) == set(kinds)
     for event, keys in found.items():
         row = re.search(rf"^\| `{event}` \| (.*) \|$", page, re.MULTILINE)
         assert row, event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -20,7 +21,9 @@ from typer.testing import CliRunner
 from pfi.cli.app import app
 from pfi.device import Home
 from pfi.errors import StorageError
-from pfi.trust import Ledger, leave
+from pfi.trust import Entry, Ledger, leave
+from pfi.trust.entries import fingerprint
+from pfi.trust.ledger import Verified
 
 ABOUT: dict[str, Any] = {
     "device": "ana",
@@ -235,6 +238,147 @@ def test_killed_while_writing_nothing_sent_is_missing(ledger: Ledger) -> None:
     assert sent > 0
 
 
+# Erasing ------------------------------------------------------------------------------
+
+
+def old_form(ledger: Ledger, count: int = 4) -> list[bytes]:
+    """A ledger as it was written when hashes were taken of the text as well."""
+    filled(ledger, count)
+    lines, previous = [], "0" * 64
+    for line in ledger.path.read_bytes().splitlines():
+        entry = json.loads(line) | {"previous": previous}
+        del entry["hash"]
+        form = {"sort_keys": True, "separators": (",", ":")}
+        previous = hashlib.sha256(json.dumps(entry, **form).encode()).hexdigest()
+        lines.append(json.dumps({**entry, "hash": previous}, **form).encode() + b"\n")
+    ledger.path.write_bytes(b"".join(lines))
+    return lines
+
+
+def text_2(entry: Entry) -> bool:
+    return "text 2" in (entry.payload or "")
+
+
+@pytest.mark.parametrize("write", [filled, old_form])
+def test_erased_text_is_gone_and_all_else_stays(ledger: Ledger, write: Any) -> None:
+    write(ledger)
+    before = list(ledger.entries())
+    assert ledger.check() == Verified(4, 0)
+    assert ledger.erase(text_2, device="ana") == 1
+    assert b"text 2" not in ledger.path.read_bytes()
+    *after, last = ledger.entries()
+    assert [e.to_dict() | {"payload": None} for e in after] == [
+        e.to_dict() | {"payload": None} for e in before
+    ]
+    assert [e.payload is None for e in after] == [e.erased for e in after]
+    assert [e.n for e in after if e.erased] == [3]
+    assert (last.kind, last.device) == ("erasure", "ana")
+    assert list(json.loads(last.payload or "")["entries"]) == ["3"]
+    assert ledger.check() == Verified(5, 1)
+    assert ledger.erase(text_2, device="ana") == 0  # nothing is left, nothing is noted
+    assert ledger.check() == Verified(5, 1)
+    assert os.name != "posix" or ledger.path.stat().st_mode & 0o077 == 0
+    ledger.append(**ABOUT, payload="after")
+    assert ledger.erase(lambda entry: True, device="ana") == 4
+    assert ledger.check() == Verified(7, 5)
+
+
+@pytest.mark.parametrize("write", [filled, old_form])
+def test_a_text_taken_out_by_hand_is_found(ledger: Ledger, write: Any) -> None:
+    lines = write(ledger)
+    for bad in (1, 4):
+        entry = json.loads(lines[bad - 1]) | {"payload": None}
+        bare = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+        ledger.path.write_bytes(b"".join([*lines[: bad - 1], bare, *lines[bad:]]))
+        with pytest.raises(StorageError, match=f"line {bad} was changed"):
+            ledger.check()
+
+
+@pytest.mark.parametrize("write", [filled, old_form])
+@pytest.mark.parametrize(("field", "value"), [("to", "else"), ("sha256", "0" * 64), ("bytes", 1)])
+def test_what_is_left_of_an_erased_entry_cannot_be_changed(
+    ledger: Ledger, write: Any, field: str, value: Any
+) -> None:
+    write(ledger)
+    ledger.erase(text_2, device="ana")
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    entry = json.loads(lines[2]) | {field: value}
+    lines[2] = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    ledger.path.write_bytes(b"".join(lines))
+    with pytest.raises(StorageError, match="line 3 was changed"):
+        ledger.check()
+
+
+def test_a_text_put_back_has_to_be_the_one_that_left(ledger: Ledger) -> None:
+    lines = filled(ledger)
+    ledger.erase(text_2, device="ana")
+    bare = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.write_bytes(b"".join([*bare[:2], lines[2], *bare[3:]]))
+    assert ledger.check() == Verified(5, 0)
+    forged = lines[2].replace(b"text 2", b"TEXT 2")
+    ledger.path.write_bytes(b"".join([*bare[:2], forged, *bare[3:]]))
+    with pytest.raises(StorageError, match="line 3 was changed"):
+        ledger.check()
+
+
+def test_erasing_drops_a_torn_end_and_what_a_killed_erasure_left(ledger: Ledger) -> None:
+    lines = filled(ledger)
+    torn = lines[0].replace(b"text 0", b"text 9")[:-20]
+    ledger.path.write_bytes(b"".join(lines) + torn)
+    left = ledger.path.with_name(".ledger.jsonl.0123.tmp")
+    left.write_bytes(lines[2])
+    assert ledger.erase(lambda entry: False, device="ana") == 0
+    assert ledger.path.read_bytes() == b"".join(lines)
+    assert not left.exists()
+
+
+def test_a_failed_erasure_changes_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = filled(ledger)
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StorageError, match="nothing was erased"):
+        ledger.erase(text_2, device="ana")
+    monkeypatch.undo()
+    assert ledger.path.read_bytes() == b"".join(lines)
+    assert list(ledger.path.parent.iterdir()) == [ledger.path]
+
+
+def test_nothing_that_leaves_meanwhile_is_lost(ledger: Ledger) -> None:
+    """An erasure puts another file in the place of the one that others wait for."""
+    writers = [
+        threading.Thread(target=append_many, args=(ledger.path, f"t{n}", 30)) for n in range(3)
+    ]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        ledger.erase(lambda entry: (entry.payload or "").endswith("7"), device="ana")
+    for writer in writers:
+        writer.join()
+    ledger.erase(lambda entry: (entry.payload or "").endswith("7"), device="ana")
+    entries = [entry for entry in ledger.entries() if entry.kind != "erasure"]
+    assert len(entries) == 90
+    assert ledger.check().erased == 9  # 7, 17 and 27 of each
+    assert {e.device for e in entries if e.erased} == {"t0", "t1", "t2"}
+
+
+def test_entries_say_what_records_they_show(ledger: Ledger) -> None:
+    ledger.append(**ABOUT, payload="x", shows=["r2", "r1", "r2"])
+    ledger.append(**ABOUT, payload="x", shows=[])
+    ledger.append(**ABOUT, payload="x")
+    first, second, third = ledger.entries()
+    assert first.shows == tuple(sorted((fingerprint("r1"), fingerprint("r2"))))
+    assert (second.shows, third.shows) == ((), None)
+    assert b"r1" not in ledger.path.read_bytes()
+    assert ledger.verify() == 3
+    changed = ledger.path.read_bytes().replace(fingerprint("r1").encode(), b"0" * 16)
+    ledger.path.write_bytes(changed)
+    with pytest.raises(StorageError, match="line 1 "):
+        ledger.verify()
+
+
 # Commands -----------------------------------------------------------------------------
 
 
@@ -284,3 +428,13 @@ def test_verify_and_a_path(home: Home, tmp_path: Path) -> None:
     assert result.exit_code == 2 and "line 2" in result.output
     missing = run("show", "--path", str(tmp_path / "none.jsonl"))
     assert missing.exit_code == 2 and "none.jsonl" in missing.output
+
+
+def test_erased_texts_are_told_of(home: Home) -> None:
+    ledger = Ledger(home.ledger_file)
+    filled(ledger)
+    ledger.erase(text_2, device="ana")
+    assert "5 entries are as written; 1 text was erased." in run("verify").stdout
+    shown = run("show").stdout
+    assert shown.count("the text was erased; sha256") == 1 and "text 2" not in shown
+    assert "erasure" in shown

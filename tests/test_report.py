@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from rich.text import Text
 
 from pfi.errors import StorageError
 from pfi.evaluate.plots import binned_means, mean_curve, scatter_plot, training_plot
-from pfi.evaluate.report import terminal_table, write_report
+from pfi.evaluate.report import write_report
+from pfi.evaluate.report_terminal import terminal_table
 from pfi.evaluate.report_text import number
 
 ARMS = ("generic", "shared", "rag", "personal", "pfi")
@@ -451,23 +451,46 @@ def test_terminal_table(metrics: dict[str, Any]) -> None:
         **metrics,
         "arms": {**metrics["arms"], "[red]odd[/red]": metrics["arms"]["rag"]},
     }
-    table = terminal_table(metrics)
-    out = io.StringIO()
-    Console(file=out, width=200).print(table)
-    text = out.getvalue()
-    assert "LaMP_3  mae ↓" in text and "LaMP_1  accuracy ↑" in text and "[red]odd[/red]" in text
-    assert len(table.columns) == 1 + len(ARMS) + 1 and table.row_count == len(TASKS)
-    for column, arm in enumerate(ARMS, start=1):
+    wide = shown(metrics, 200)
+    assert "LaMP_3  mae ↓" in wide and "LaMP_1  accuracy ↑" in wide and "[red]odd[/red]" in wide
+    rows = {line.split()[1]: line for line in wide.splitlines() if line.startswith("│ LaMP")}
+    assert list(rows) == list(TASKS)
+    cells = [cell.strip() for cell in rows["LaMP_3"].split("│")[2:-1]]
+    assert len(cells) == len(ARMS) + 1
+    for arm, cell in zip(ARMS, cells, strict=False):
         main = metrics["arms"][arm]["LaMP_3"]["metrics"]["mae"]
         half = (main["ci95"][1] - main["ci95"][0]) / 2
-        cell = list(table.columns[column].cells)[1]
-        assert isinstance(cell, Text)
-        assert cell.plain.startswith(f"{main['mean']:.3f} ± {half:.3f}")
-        assert (cell.style == "bold") == cell.plain.endswith("*") == (arm == "pfi")
+        assert cell == f"{main['mean']:.3f} ± {half:.3f}" + " *" * (arm == "pfi")
+
+
+def shown(metrics: dict[str, Any], width: int) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(terminal_table(metrics))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 64, 44])
+def test_terminal_table_that_is_too_wide_has_arms_as_rows(
+    metrics: dict[str, Any], width: int
+) -> None:
+    arms = {**metrics["arms"], "cdcda-unfiltered+rag": metrics["arms"]["rag"]}
+    narrow = shown({**metrics, "arms": arms}, width)
+    assert max(map(len, narrow.splitlines())) <= width and "…" not in narrow
+    found: dict[str, list[str]] = {arm: [] for arm in arms}
+    for line in narrow.splitlines():
+        if line.startswith("│"):
+            name, *cells = (cell.strip() for cell in line.strip("│").split("│"))
+            found[name] += cells
+    for arm, cells in found.items():
+        means = [arms[arm][t]["metrics"][m]["mean"] for t, (m, *_) in TASKS.items()]
+        assert [cell.split()[0] for cell in cells] == [f"{mean:.3f}" for mean in means]
+    # A table of more blocks has its title and its caption once.
+    assert (narrow.count("Main metric"), narrow.count("↑ higher")) == (1, 1)
+    assert narrow.count("┏") == {80: 1, 64: 2, 44: 3}[width]
 
 
 def test_terminal_table_of_an_empty_study() -> None:
-    assert terminal_table({"arms": {}, "config": {}, "machine": {}}).row_count == 0
+    assert "task" in shown({"arms": {}, "config": {}, "machine": {}}, 80)
 
 
 def test_numbers_as_text() -> None:

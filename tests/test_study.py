@@ -18,11 +18,13 @@ from conftest import FAMILIES
 from pfi.data.demo import write_demo
 from pfi.data.lamp import read_outputs
 from pfi.errors import BackboneError, ConfigError, PfiError, StorageError
+from pfi.evaluate import study, task_setup
 from pfi.evaluate.arms import ARMS
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import EventLog
 from pfi.evaluate.study import Study
 from pfi.learn import TrainConfig
+from pfi.memory.embedders import HashEmbedder
 
 Folder = Callable[[str], Path]
 QUICK = TrainConfig(rank=2, epochs=1, batch_size=8, learning_rate=1e-2, max_length=128)
@@ -63,8 +65,14 @@ def comparable(metrics: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_runs_every_arm(
-    data: Path, backbone_folder: Folder, family: str, tmp_path: Path
+    data: Path,
+    backbone_folder: Folder,
+    family: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for room in (study, task_setup):  # the sentence model is an extra
+        monkeypatch.setattr(room, "find_embedder", lambda name: HashEmbedder())
     settings = config(data, backbone_folder(family), arms=list(ARMS), users=2)
     metrics = Study(settings, tmp_path / "run").run()
     assert list(metrics["arms"]) == list(ARMS)

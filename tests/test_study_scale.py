@@ -19,7 +19,7 @@ from test_study import QUICK, comparable, config
 from pfi.data.demo import write_demo
 from pfi.data.lamp import open_users, read_users
 from pfi.errors import BackboneError, DataError, PfiError
-from pfi.evaluate import group_run, study
+from pfi.evaluate import group_run, study, task_setup
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import EventLog, read_events
@@ -96,7 +96,7 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
         return [task.labels[len(prompt) % len(task.labels)] for prompt in prompts]
 
     monkeypatch.setattr(group_run, "answer", answer)
-    monkeypatch.setattr(group_run, "get_trainer", lambda name, working_set: NoTrainer())
+    monkeypatch.setattr(task_setup, "get_trainer", lambda name, working_set: NoTrainer())
     monkeypatch.setattr(study, "load_backbone", lambda name: NoBackbone())
 
 
@@ -122,7 +122,7 @@ def test_memory_does_not_grow_with_the_users(
         with monkeypatch.context() as patch:
             from pfi.data import lamp
 
-            memories = Alive(patch, group_run, "Memory")
+            memories = Alive(patch, task_setup, "Memory")
             histories = Alive(patch, lamp, "History")
             NoTrainer.examples = 0
             tracemalloc.start()

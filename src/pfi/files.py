@@ -1,4 +1,4 @@
-"""Writing and fingerprinting files.
+"""Writing, fingerprinting and locking files.
 
 A file is written to a temporary name in its own folder, fsynced and renamed, so that a reader
 sees the old file or the new one, never half of either.
@@ -11,6 +11,9 @@ import io
 import json
 import os
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +73,52 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other threads and processes that do the same out; waits for them.
+
+    The file stays, empty.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        with lock(file):
+            yield
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def lock(file: int) -> Iterator[None]:
+    """Hold the file's exclusive lock; waits for it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        def at(mode: int) -> None:
+            # Far behind the end, as locked bytes cannot be read by others.
+            os.lseek(file, 1 << 40, os.SEEK_SET)
+            msvcrt.locking(file, mode, 1)  # type: ignore[attr-defined]
+
+        while True:
+            try:
+                at(msvcrt.LK_NBLCK)  # type: ignore[attr-defined]
+                break
+            except OSError:
+                time.sleep(0.01)
+        try:
+            yield
+        finally:
+            at(msvcrt.LK_UNLCK)  # type: ignore[attr-defined]
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        # Not left to close(): a process forked meanwhile would keep the lock.
+        fcntl.flock(file, fcntl.LOCK_UN)

@@ -6,6 +6,7 @@ Connections are opened with ``isolation_level=None``, so that transactions are e
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,32 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+
+
+def scrub(db: sqlite3.Connection) -> None:
+    """Leave nothing of rows that were deleted in the file, nor in the log beside it.
+
+    Overwriting what is deleted is not enough: pages that were divided or moved before may hold
+    copies of it.
+
+    Raises:
+        sqlite3.OperationalError: others use the file for longer than the connection waits;
+            nothing but time is lost.
+    """
+    db.execute("PRAGMA temp_store = MEMORY")  # the copy that VACUUM works on goes to no file
+    deadline = time.monotonic() + db.execute("PRAGMA busy_timeout").fetchone()[0] / 1000
+    while True:
+        try:
+            db.execute("VACUUM")
+            busy, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                return
+            raise sqlite3.OperationalError("the log is locked by a reader")
+        except sqlite3.OperationalError as error:
+            # SQLite itself does not wait for others who write or empty the log meanwhile.
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 @contextmanager

@@ -60,11 +60,12 @@ class DeskReport:
 
 @dataclass(frozen=True, slots=True)
 class _Try:
-    """One attempt at a call, and its key."""
+    """One attempt at a call, its key, and ids of the records that it rests on, where known."""
 
     key: str
     attempt: int
     call: Call
+    shows: tuple[str, ...] | None = None
 
 
 class Desk:
@@ -148,8 +149,7 @@ class Desk:
             StorageError: the store or the ledger cannot be used.
             ValueError: a call shows more records than are allowed, or lacks its redactor: bugs.
         """
-        prepared = self.prepared(calls, redactors)
-        first = [_Try(call.key(self.teacher.name), 0, call) for call in prepared]
+        first = self._tries(calls, redactors)
         answers, new = self._answers(first, pay=True)
         counts = Counter(calls=len(calls))
         replies: list[Reply | None] = []
@@ -177,8 +177,7 @@ class Desk:
             StorageError: the store cannot be read.
             ValueError: as for `ask`.
         """
-        prepared = self.prepared(calls, redactors)
-        first = [_Try(call.key(self.teacher.name), 0, call) for call in prepared]
+        first = self._tries(calls, redactors)
         answers, _ = self._answers(first, pay=False)
         left = {entry.key: entry.call for entry in first if entry.key not in answers}
         return estimate(len(calls), list(left.values()), self.teacher, self.config)
@@ -201,6 +200,13 @@ class Desk:
         return [replace(self._redacted(call, redactors), material=None) for call in calls]
 
     # Answers ------------------------------------------------------------------------
+
+    def _tries(self, calls: Sequence[Call], redactors: Mapping[str, Hides]) -> list[_Try]:
+        tries = []
+        for call, sent in zip(calls, self.prepared(calls, redactors), strict=True):
+            shows = call.material.shows if call.material else None
+            tries.append(_Try(sent.key(self.teacher.name), 0, sent, shows))
+        return tries
 
     def _answers(self, first: Sequence[_Try], *, pay: bool) -> tuple[dict[str, Answer], set[str]]:
         """The last answer to each call, by the key of its first attempt.
@@ -237,7 +243,7 @@ class Desk:
         """The attempt after this one: the same call with a seed that follows from it."""
         seed = hashlib.sha256(f"{entry.call.seed} {entry.attempt + 1}".encode()).digest()
         call = replace(entry.call, seed=int.from_bytes(seed[:4]) >> 1)
-        return _Try(call.key(self.teacher.name), entry.attempt + 1, call)
+        return _Try(call.key(self.teacher.name), entry.attempt + 1, call, entry.shows)
 
     def _pay(self, tries: Sequence[_Try]) -> tuple[dict[str, Answer], bool]:
         """Have the teacher answer, in order, as far as the budget goes.
@@ -278,7 +284,7 @@ class Desk:
     def _send(self, tries: Sequence[_Try], flight: int | None) -> dict[str, Answer]:
         """Call the teacher and store what it answers at once; runs in a thread."""
         try:
-            results = self._answered([entry.call for entry in tries])
+            results = self._answered(tries)
             paid, trouble = [], {}
             for entry, result in zip(tries, results, strict=True):
                 answer = self._judged(entry, result)
@@ -286,7 +292,8 @@ class Desk:
                     trouble[entry.key] = answer  # not kept: another run may ask again
                 else:
                     paid.append(answer)
-            stored = self.store.pay(paid, flight) | trouble
+            shown = {entry.key: entry.shows or () for entry in tries}
+            stored = self.store.pay(paid, flight, shown) | trouble
         except BaseException:
             with suppress(StorageError):  # the first error says more
                 self.store.release(flight)
@@ -298,18 +305,26 @@ class Desk:
                 self._usage = exact(self._usage + answer.usage)
         return stored
 
-    def _answered(self, calls: Sequence[Call]) -> list[Reply | Unusable]:
+    def _answered(self, tries: Sequence[_Try]) -> list[Reply | Unusable]:
         """What the teacher makes of calls; each is in the ledger before any of them leaves."""
         host, ledger = self.teacher.host, self.ledger
+        calls = [entry.call for entry in tries]
         if host is None or ledger is None:
             return self.teacher.answer(calls)
         # Whose call it is helps no teacher, and ids may be names or addresses.
         send = partial(self.teacher.answer, [replace(call, user="") for call in calls])
-        for call in reversed(calls):
-            payload = _payload(call, self.teacher.name)
-            about = {"device": call.user, "to": host, "kind": "teacher"}
-            policy = self.config.policy
-            send = partial(leave, ledger, **about, policy=policy, payload=payload, send=send)
+        for entry in reversed(tries):
+            send = partial(
+                leave,
+                ledger,
+                device=entry.call.user,
+                to=host,
+                kind="teacher",
+                policy=self.config.policy,
+                payload=_payload(entry.call, self.teacher.name),
+                shows=entry.shows,
+                send=send,
+            )
         return send()
 
     def _judged(self, entry: _Try, result: Reply | Unusable) -> Answer:

@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,14 +21,22 @@ from types import TracebackType
 from pfi.augment.budget import PICODOLLARS, Budget, pico
 from pfi.augment.teacher import Usage
 from pfi.errors import StorageError
-from pfi.sqlite import transaction, user_errors
+from pfi.sqlite import scrub, transaction, user_errors
+from pfi.trust.entries import fingerprint
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BATCH = 500
 BUSY_SECONDS = 30.0
 FLIGHT_SECONDS = 3600.0  # after which calls in flight are given up, whoever made them
 
+#: Which records a call showed, by fingerprint; not known of answers without a row.
+_SHOWN = """CREATE TABLE shown (
+        key TEXT NOT NULL,
+        record TEXT NOT NULL,
+        PRIMARY KEY (key, record)
+    ) STRICT, WITHOUT ROWID"""
 _SCHEMA = (
+    _SHOWN,
     """CREATE TABLE answers (
         key TEXT PRIMARY KEY,
         attempt INTEGER NOT NULL,
@@ -145,8 +153,13 @@ class TeacherStore:
                 where=str(self.path),
                 fix="update pfi",
             )
+        if self._version() < SCHEMA_VERSION:
+            with transaction(self._db):
+                if self._version() < SCHEMA_VERSION:
+                    self._db.execute(_SHOWN)
+                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._db.execute("PRAGMA synchronous = FULL")  # paid for: must outlive a power cut
-        self._db.execute("SELECT * FROM spent, answers, flights LIMIT 1").fetchone()
+        self._db.execute("SELECT * FROM spent, answers, flights, shown LIMIT 1").fetchone()
 
     def _version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
@@ -170,10 +183,20 @@ class TeacherStore:
                     found[key] = Answer(key, attempt, text, problem, _usage(cost))
         return found
 
-    def pay(self, answers: Sequence[Answer], flight: int | None = None) -> dict[str, Answer]:
+    def pay(
+        self,
+        answers: Sequence[Answer],
+        flight: int | None = None,
+        shown: Mapping[str, Iterable[str]] | None = None,
+    ) -> dict[str, Answer]:
         """Store answers and add up what they cost, all in one transaction, and end the flight.
 
         A key that somebody else has stored meanwhile keeps that answer; both were paid.
+
+        Args:
+            answers: what to store.
+            flight: the flight that they end.
+            shown: ids of the records that each call rests on, by its key, where known.
 
         Returns:
             What is in the store now for their keys.
@@ -187,6 +210,10 @@ class TeacherStore:
                 cost = _cost(answer.usage)
                 row = (answer.key, answer.attempt, answer.text, answer.problem, *cost, now)
                 db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+                records = [
+                    (answer.key, fingerprint(id_)) for id_ in (shown or {}).get(answer.key, ())
+                ]
+                db.executemany("INSERT OR IGNORE INTO shown VALUES (?, ?)", records)
                 db.execute(
                     """UPDATE spent SET prompt_tokens = prompt_tokens + ?,
                        completion_tokens = completion_tokens + ?, picodollars = picodollars + ?""",
@@ -194,6 +221,31 @@ class TeacherStore:
                 )
             db.execute("DELETE FROM flights WHERE id = ?", (flight,))
         return self.get(answer.key for answer in answers)
+
+    def erase(self, wanted: Callable[[frozenset[str] | None], bool]) -> int:
+        """Erase the answers that are `wanted`; what they cost stays counted.
+
+        Args:
+            wanted: asked for each answer with the fingerprints of the records that its call
+                rests on, or None where they are not known.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            StorageError: the store cannot be written, or is in use.
+        """
+        shown: dict[str, set[str]] = {}
+        with self._use() as db:
+            with transaction(db):
+                for key, record in db.execute("SELECT key, record FROM shown"):
+                    shown.setdefault(key, set()).add(record)
+                keys = [key for (key,) in db.execute("SELECT key FROM answers")]
+                gone = [(k,) for k in keys if wanted(frozenset(shown[k]) if k in shown else None)]
+                db.executemany("DELETE FROM answers WHERE key = ?", gone)
+                db.executemany("DELETE FROM shown WHERE key = ?", gone)
+            scrub(db)
+        return len(gone)
 
     # Money --------------------------------------------------------------------------
 

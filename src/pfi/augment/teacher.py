@@ -60,6 +60,7 @@ class Material:
         source: the record to vary.
         question: the question to answer.
         count: how many records to write.
+        basis: ids of further records that something in the messages was made from.
     """
 
     purpose: Literal["answer", "write", "vary", "summarise"]
@@ -68,6 +69,13 @@ class Material:
     source: Record | None = None
     question: Example | None = None
     count: int = 1
+    basis: tuple[str, ...] = ()
+
+    @property
+    def shows(self) -> tuple[str, ...]:
+        """Ids of all the records that the messages tell something of."""
+        source = () if self.source is None else (self.source.id,)
+        return (*(record.id for record in self.records), *source, *self.basis)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,12 @@ def register(app: typer.Typer) -> None:
     add_command(group, list_, ["pfi adapters list", "pfi adapters list --json"], name="list")
     add_command(group, use, ["pfi adapters use 0002", "pfi adapters use none --task LaMP_4"])
     add_command(group, rollback, ["pfi adapters rollback", "pfi adapters rollback --task LaMP_4"])
-    add_command(
-        group, install, ["pfi adapters install runs/study/checkpoints/shared/LaMP_4 --task LaMP_4"]
-    )
+    made = "runs/study/checkpoints"
+    lines = [
+        f"pfi adapters install {made}/shared/LaMP_4 --task LaMP_4",
+        f"pfi adapters install {made}/shared/LaMP_4 -t LaMP_4 --prior {made}/gate/LaMP_4/pfi.json",
+    ]
+    add_command(group, install, lines)
     app.add_typer(group, name="adapters")
 
 
@@ -83,6 +86,10 @@ def rollback(task: TaskName = None, profile: Profile = "default") -> None:
 def install(
     folder: Annotated[Path, typer.Argument()],
     task: TaskName = None,
+    prior: Annotated[
+        Path | None,
+        typer.Option(help="What the gate's choices gained for other users, as a study wrote it."),
+    ] = None,
     profile: Profile = "default",
 ) -> None:
     """Take the shared adapter in FOLDER (peft format, e.g. of a study) into use for a task.
@@ -90,6 +97,7 @@ def install(
     Adapters trained from now on sit on top of it; those trained before keep what they sit on.
     """
     from pfi.device import AdapterInfo, pick_task
+    from pfi.device.gate_prior import WithPrior
     from pfi.learn import Adapter
     from pfi.models import load_backbone
 
@@ -99,6 +107,7 @@ def install(
     load_backbone(home.config.backbone).with_adapters([adapter])  # raises if it does not fit
     parent = home.shared_adapters.active(chosen)
     info = AdapterInfo(task=chosen, backbone=home.config.backbone, parent=parent)
-    version = home.shared_adapters.add(adapter, info).version
+    kept = WithPrior(adapter, prior) if prior else adapter
+    version = home.shared_adapters.add(kept, info).version
     home.shared_adapters.use(version)
     typer.echo(f"Task {chosen} uses shared adapter {version} now; `pfi train` builds on it.")

@@ -11,8 +11,11 @@ from pfi.cli import (
     adapters,
     augment,
     demo,
+    feedback,
+    gate,
     learn,
     ledger,
+    memory,
     personalize,
     profile,
     records,
@@ -57,7 +60,21 @@ def _root(
     """Options of `pfi` itself."""
 
 
-for group in (profile, records, augment, learn, adapters, talk, study, personalize, ledger, demo):
+for group in (
+    profile,
+    records,
+    augment,
+    learn,
+    adapters,
+    gate,
+    talk,
+    memory,
+    feedback,
+    study,
+    personalize,
+    ledger,
+    demo,
+):
     group.register(app)
 for command in app.registered_commands:
     command.cls = PlainHelp

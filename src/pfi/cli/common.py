@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pfi.errors import PfiError
 
 if TYPE_CHECKING:
-    import click
     from rich.progress import Progress
 
     from pfi.device import Home
@@ -41,12 +41,18 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(2) from error
 
 
-class PlainHelp(TyperCommand):
-    """A command whose help is plain text."""
-
+class _Plain(click.Command):
     def get_help(self, ctx: click.Context) -> str:
         """The help; typer escapes brackets for rich even where rich does not print them."""
         return super().get_help(ctx).replace("\\[", "[")
+
+
+class PlainHelp(_Plain, TyperCommand):
+    """A command whose help is plain text."""
+
+
+class PlainGroup(_Plain, TyperGroup):
+    """A group of commands, with options of its own, whose help is plain text."""
 
 
 def add_command(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfi.cli.common import Profile, TaskName, add_command, flags, note, open_home, progress
+from pfi.cli.gate import hint_after_training
 
 if TYPE_CHECKING:
     from pfi.device import Trained
@@ -96,6 +97,7 @@ def train(
             on_stage=lambda text: shown.update(bar, description=text),
         )
     _report(trained, profile)
+    hint_after_training(home, chosen)
 
 
 def _report(trained: Trained, profile: str) -> None:

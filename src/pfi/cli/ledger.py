@@ -72,12 +72,15 @@ def show(
 
 
 def verify(profile: Profile = "default", path: LedgerFile = None) -> None:
-    """Check that no entry was changed, removed or added since it was written."""
-    ledger = _ledger(profile, path)
-    count = ledger.verify()
-    if count:
-        entries = "1 entry is" if count == 1 else f"{count} entries are"
-        typer.echo(f"{entries} as written.")
+    """Check that no entry was changed, removed or added since it was written.
+
+    Texts that `pfi forget` erased are counted; that, when and where to they were sent stays.
+    """
+    found = _ledger(profile, path).check()
+    if found.entries:
+        entries = "1 entry is" if found.entries == 1 else f"{found.entries} entries are"
+        texts = "1 text was" if found.erased == 1 else f"{found.erased} texts were"
+        typer.echo(f"{entries} as written{f'; {texts} erased' if found.erased else ''}.")
     else:
         typer.echo("Nothing has left this device.")
 
@@ -102,7 +105,8 @@ def _described(entry: Entry, full: bool) -> str:
         f"policy {entry.policy}  from {entry.device}  {count}"
     )
     if entry.payload is None:
-        return f"{printable(head)}\n    not text; sha256 {entry.sha256}"
+        what = "the text was erased" if entry.erased else "not text"
+        return f"{printable(head)}\n    {what}; sha256 {entry.sha256}"
     body = entry.payload if full else short(entry.payload, _WIDTH)
     lines = [f"    {printable(line)}" for line in body.split("\n")]
     if full:

@@ -19,6 +19,7 @@ EXAMPLES = [
     "pfi study --data lamp --tasks LaMP_3,LaMP_5 --split dev --users 20 --out runs/first",
     "pfi study --data lamp --arms shared,personal --backbone ./my-model --out runs/mine",
     "pfi study --data lamp --set personal.epochs=5 --set k=4 --out runs/tuned",
+    "pfi study --data lamp --protocol stream --split dev --set stream.every=8 --out runs/stream",
     "pfi study --data lamp --workers 4 --set working_set=32 --out runs/large",
     "pfi study --config runs/tuned/config.yaml --out runs/tuned --resume",
 ]
@@ -36,6 +37,9 @@ def study(
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/study"),
     tasks: Annotated[str, typer.Option(help="Tasks, comma-separated; all by default.")] = "",
     arms: Annotated[str, typer.Option(help="Arms, comma-separated (see docs/studies.md).")] = "",
+    protocol: Annotated[
+        str, typer.Option(help="questions (default), or stream: histories in time order.")
+    ] = "",
     split: Annotated[str, typer.Option(help="Which <split>_questions.json to answer.")] = "",
     users: Annotated[int, typer.Option(help="Random sample of users a task; 0: all.")] = 0,
     backbone: Annotated[str, typer.Option(help="'embedded', a folder, or a hub id.")] = "",
@@ -55,6 +59,7 @@ def study(
         "data": data,
         "tasks": _names(tasks),
         "arms": _names(arms),
+        "protocol": protocol,
         "split": split,
         "users": users,
         "backbone": backbone,
@@ -137,14 +142,18 @@ def run_study(config: StudyConfig, out: Path, *, resume: bool) -> dict[str, Any]
     """Run a study with a progress bar and print its table."""
     from rich.console import Console
 
-    from pfi.evaluate.report import terminal_table
+    from pfi.evaluate.report_terminal import terminal_table
+    from pfi.evaluate.stream_report import stream_table
+    from pfi.evaluate.stream_run import StreamStudy
     from pfi.evaluate.study import Study
 
+    stream = config.protocol == "stream"
+    protocol, table = (StreamStudy, stream_table) if stream else (Study, terminal_table)
     console = Console()
     with _progress(console) as on_progress:
-        study = Study(config, out, resume=resume, on_progress=on_progress)
+        study = protocol(config, out, resume=resume, on_progress=on_progress)
         metrics = study.run()
-    console.print(terminal_table(metrics))
+    console.print(table(metrics))
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
     return metrics
 

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfi.cli.common import Profile, TaskName, add_command, flags, note, open_home, short
-from pfi.errors import PfiError
+from pfi.cli.memory import indexing
+from pfi.errors import PfiError, StorageError
 
 if TYPE_CHECKING:
-    from pfi.device import Prepared, Runtime
+    from collections.abc import Mapping
+
+    from pfi.device import Home, Prepared, Runtime
+    from pfi.device.vault_feedback import Rating
     from pfi.tasks import Task
 
 NoMemory = Annotated[bool, typer.Option("--no-memory", help="Retrieve no records.")]
@@ -19,7 +23,10 @@ Retrieved = Annotated[
     int | None,
     typer.Option("--records", "-k", min=0, help="How many records to retrieve."),
 ]
-CHAT_HELP = "/quit ends, /task T changes the task, /why shows what the last answer rests on."
+CHAT_HELP = (
+    "/quit ends, /task T changes the task, /why shows what the last answer rests on; "
+    "/good, /bad and /correct TEXT say what it is or should have been."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -51,19 +58,23 @@ def ask(
 ) -> None:
     """Ask your model one question; the TEXT - is read from standard input."""
     from pfi.device import Runtime, parse_options, pick_task
+    from pfi.device.runtime import question_fields
 
     home = open_home(profile)
-    runtime = Runtime(home)
     question = sys.stdin.read() if text == "-" else text
-    prepared = runtime.prepare(
-        question,
-        pick_task(home, task),
-        k=0 if no_memory else k,
-        fields=parse_options(fields or []),
-    )
+    with indexing() as on_index:
+        runtime = Runtime(home, on_index=on_index)
+        prepared = runtime.prepare(
+            question,
+            pick_task(home, task),
+            k=0 if no_memory else k,
+            fields=parse_options(fields or []),
+        )
     _say_if_plain(prepared, profile)
     answer = runtime.answer(prepared)
     typer.echo(answer.text)
+    values = question_fields(prepared.task, question, parse_options(fields or []))
+    _remember(home, prepared.task, values, answer.text)
     if why:
         _explain(prepared)
 
@@ -76,20 +87,23 @@ def chat(
 ) -> None:
     """Ask your model line by line; every line is a question of its own."""
     from pfi.device import Runtime, pick_task
+    from pfi.device.runtime import question_fields
 
     home = open_home(profile)
     runtime = Runtime(home)
     chosen = pick_task(home, task)
     note(f"Task {chosen.name}. {CHAT_HELP}")
     k = 0 if no_memory else k
-    last: Prepared | None = None
+    last: tuple[Prepared, str, str] | None = None  # with the question and the answer
     while (line := _read_line()) is not None:
         command, _, argument = line.strip().partition(" ")
         try:
             if command == "/quit":
                 break
             if command == "/why":
-                _explain(last) if last else note("Nothing was answered yet.")
+                _explain(last[0]) if last else note("Nothing was answered yet.")
+            elif command in ("/good", "/bad", "/correct"):
+                _rate(home, last, command, argument.strip())
             elif command == "/task":
                 chosen = pick_task(home, argument.strip() or None)
                 note(f"Task {chosen.name}.")
@@ -97,19 +111,57 @@ def chat(
                 note(CHAT_HELP)
             elif command:
                 last = _reply(runtime, chosen, line.strip(), k, profile)
+                _remember(home, chosen, question_fields(chosen, last[1], {}), last[2])
         except PfiError as error:
             # A wrong line should not end the talk.
             note(f"error: {' '.join(str(error).split())}")
 
 
-def _reply(runtime: Runtime, task: Task, text: str, k: int | None, profile: str) -> Prepared:
-    prepared = runtime.prepare(text, task, k=k)
+def _reply(
+    runtime: Runtime, task: Task, text: str, k: int | None, profile: str
+) -> tuple[Prepared, str, str]:
+    with indexing() as runtime.on_index:
+        prepared = runtime.prepare(text, task, k=k)
     _say_if_plain(prepared, profile)
+    pieces = []
     for piece in runtime.stream(prepared):
         typer.echo(piece, nl=False)
         sys.stdout.flush()
+        pieces.append(piece)
     typer.echo()
-    return prepared
+    return prepared, text, task.parse("".join(pieces))
+
+
+def _remember(home: Home, task: Task, fields: Mapping[str, str], answer: str) -> None:
+    """Keep an answer for `pfi feedback --last`; the talk goes on if that fails."""
+    from pfi.device.feedback import remember
+
+    try:
+        remember(home, task, fields, answer)
+    except StorageError as error:
+        note(f"`pfi feedback --last` will not know this answer: {error}")
+
+
+def _rate(home: Home, last: tuple[Prepared, str, str] | None, command: str, text: str) -> None:
+    """Give feedback on the last answer of a chat."""
+    from pfi.device.feedback import give
+    from pfi.device.runtime import question_fields
+
+    if last is None:
+        note("Nothing was answered yet.")
+        return
+    prepared, question, answer = last
+    rating: Rating = "good" if command == "/good" else "bad"
+    correcting = command == "/correct"
+    entry = give(
+        home,
+        prepared.task,
+        question_fields(prepared.task, question, {}),
+        answer=answer,
+        correction=text if correcting else None,
+        rating=None if correcting else rating,
+    )
+    note(f"Noted, batch {entry.batch}; `pfi refresh` learns from it.")
 
 
 def _read_line() -> str | None:
@@ -138,8 +190,10 @@ def _say_if_plain(prepared: Prepared, profile: str) -> None:
 
 def _explain(prepared: Prepared) -> None:
     note(f"task: {prepared.task.name}")
-    note(f"personal adapter: {prepared.personal or 'none'}")
+    weight = f", weight {prepared.weight:g}" if prepared.personal else ""
+    note(f"personal adapter: {prepared.personal or 'none'}{weight}")
     note(f"shared adapter: {prepared.shared or 'none'}")
+    note(f"gate: {prepared.gate}")
     note(f"retrieved records: {len(prepared.records)}")
     for record in prepared.records:
         when = f"{record.time:%Y-%m-%d} " if record.time else ""

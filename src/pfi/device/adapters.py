@@ -37,12 +37,16 @@ class AdapterInfo(BaseModel):
     Attributes:
         task: the task it was trained for.
         backbone: the name of the backbone that it fits.
-        records: how many records it was trained on.
+        records: how many records it was trained on, with those of the versions that it goes on
+            from since the user last changed.
         parent: the version that was active before it.
         shared: the version of the shared adapter that it sits on, if any.
         seconds: how long training took.
         first_loss, last_loss: mean loss over the first and the last steps.
         metrics: values on held-back records, by name.
+        read: when the records that it learnt from were read; None in old manifests.
+        held_back: fingerprints of the real records that were there and it did not learn from.
+        held_back_losses: its loss on the examples that it was measured on, nats a target token.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -57,6 +61,9 @@ class AdapterInfo(BaseModel):
     first_loss: float | None = None
     last_loss: float | None = None
     metrics: dict[str, float] = {}
+    read: datetime | None = None
+    held_back: list[str] = []
+    held_back_losses: list[float] = []
 
 
 class Manifest(AdapterInfo):

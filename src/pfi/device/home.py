@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,8 +21,12 @@ from pfi.device.vault import Vault
 from pfi.errors import ConfigError, StorageError
 from pfi.files import write_atomic
 
+if TYPE_CHECKING:
+    from pfi.memory.config import SearchConfig
+
 DEFAULT_PROFILE = "default"
 CONFIG = "config.yaml"
+ERASING = "erasing-"  # how the names of the files begin that say what is being erased
 Settings = TypeVar("Settings", bound=BaseModel)
 _PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -38,6 +42,15 @@ class HomeConfig(BaseModel):
     record_tokens: int = Field(
         default=512, ge=8, description="tokens for all retrieved records together"
     )
+    search: dict[str, Any] = Field(
+        default={}, description="settings of the search for them, where not as by default"
+    )
+    embedder: str = Field(
+        default="auto",
+        min_length=1,
+        description="sentence model for search by meaning: minilm, a folder, none, or auto: "
+        "minilm where it is installed",
+    )
     train: dict[str, Any] = Field(
         default={}, description="training settings other than the defaults"
     )
@@ -46,6 +59,19 @@ class HomeConfig(BaseModel):
     )
     augment: dict[str, Any] = Field(
         default={}, description="augmentation settings other than the defaults"
+    )
+    gate: dict[str, Any] = Field(default={}, description="gate settings other than the defaults")
+    refresh: dict[str, Any] = Field(
+        default={}, description="refresh settings other than the defaults"
+    )
+    refresh_after: int | None = Field(
+        default=None, ge=1, description="new records after which `pfi refresh` runs by itself"
+    )
+    answers: int = Field(
+        default=50,
+        ge=0,
+        le=1000,
+        description="last questions and answers that are kept for `pfi feedback --last`; 0: none",
     )
     names: list[str] = Field(
         default=[], description="people whose names no teacher elsewhere shall read"
@@ -134,8 +160,20 @@ class Home:
         write_atomic(self.path / CONFIG, text)
 
     def open_vault(self) -> Vault:
-        """The device's records; close it after use (it is a context manager)."""
-        return Vault(self.path / "vault.db")
+        """The device's records; close it after use (it is a context manager).
+
+        An erasure that was interrupted is finished first.
+        """
+        if any(self.path.glob(f"{ERASING}*.json")):
+            from pfi.device.erasure import finish_erasures
+
+            finish_erasures(self, strict=False)
+        return Vault(self.vault_file)
+
+    @property
+    def vault_file(self) -> Path:
+        """Where the records are."""
+        return self.path / "vault.db"
 
     @property
     def ledger_file(self) -> Path:
@@ -151,6 +189,16 @@ class Home:
     def memory_folder(self) -> Path:
         """Where the memory keeps its index."""
         return self.path / "memory"
+
+    @property
+    def memory_file(self) -> Path:
+        """The memory's index, built anew from the vault when missing."""
+        return self.memory_folder / "memory.db"
+
+    @property
+    def gate_file(self) -> Path:
+        """What the gate chose, by task; missing until it did."""
+        return self.path / "gate.json"
 
     @cached_property
     def shared_adapters(self) -> AdapterStore:
@@ -186,6 +234,17 @@ def home_path(profile: str, root: Path | None = None) -> Path:
             fix="use letters, digits, _ and -, at most 64, starting with a letter or digit",
         )
     return (root or Path(os.environ.get("PFI_HOME") or "~/.pfi").expanduser()) / profile
+
+
+def search_config(home: Home) -> SearchConfig:
+    """How a device's memory is searched: the profile's settings, else the defaults.
+
+    Raises:
+        ConfigError: one of them makes no sense.
+    """
+    from pfi.memory.config import SearchConfig
+
+    return checked(SearchConfig, home.config.search, "search settings")
 
 
 def nested_settings(pairs: Iterable[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pfi.data.records import History, Record
@@ -15,9 +16,10 @@ from pfi.device.adapters import AdapterInfo, Manifest
 from pfi.device.home import Home, checked
 from pfi.errors import ConfigError, DataError
 from pfi.tasks import Example, Task
+from pfi.trust.entries import fingerprint
 
 if TYPE_CHECKING:
-    from pfi.learn import TrainConfig
+    from pfi.learn import Adapter, TrainConfig
     from pfi.memory.mixing import MixConfig
     from pfi.models import Backbone
 
@@ -64,6 +66,23 @@ class Division:
     left_out: int = 0
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A trained adapter that is not stored.
+
+    Attributes:
+        adapter: its factors.
+        losses: mean target-token cross-entropy of every step, in nats.
+        seconds: how long training took.
+        synthetic: how many synthetic records it learnt from.
+    """
+
+    adapter: Adapter
+    losses: list[float]
+    seconds: float
+    synthetic: int = 0
+
+
 def train(
     home: Home,
     task: Task,
@@ -99,14 +118,12 @@ def train(
         DataError: there are too few records.
         StorageError: an adapter or the vault cannot be read or written.
     """
-    from pfi.learn import get_trainer, train_one
-    from pfi.memory import Retrieval
-    from pfi.memory.mixing import mixed_examples
     from pfi.models import load_backbone
 
     config, mixed = train_config(home, settings or {}), mix_config(home, mix or {})
     if not 0 <= holdout < 1:
         raise ConfigError(f"holdout is {holdout}", fix="give a share from 0 up to but not 1")
+    read = datetime.now(UTC)
     data = divide(home, task, holdout, real_only=real_only)
     if config.held_back and data.synthetic and mixed.order == "mixed":
         # The newest share of synthetic and real records together would be the real ones.
@@ -116,8 +133,75 @@ def train(
 
     on_stage("loading the backbone")
     plain = backbone or load_backbone(home.config.backbone)
+    measured = task.examples(data.held_back, random.Random(seed))[-MAX_MEASURED:]
+    shared = home.shared_adapters.active(task.name)
+    base = plain.with_adapters([home.shared_adapters.load(shared)] if shared else [])
+    if measured:
+        on_stage("measuring before training")
+    before = measure(base, task, measured)
+    made = train_candidate(
+        home, task, base, data, config, mixed,
+        seed=seed, engine=engine, on_step=on_step, on_stage=on_stage,
+    )  # fmt: skip
+    after: dict[str, float] = {}
+    losses: list[float] = []
+    if measured:
+        on_stage("measuring after training")
+        with_it = base.with_adapters([made.adapter])
+        losses = example_losses(with_it, measured)
+        after = {"loss": _mean(losses), **answer_scores(with_it, task, measured)}
+
+    info = adapter_info(home, task, made, data, config, seed=seed, mixed=mixed)
+    info = info.model_copy(
+        update={
+            "metrics": after,
+            "read": read,
+            "held_back": [fingerprint(record.id) for record in data.held_back],
+            "held_back_losses": losses,
+        }
+    )
+    version = home.personal_adapters.add(made.adapter, info)
+    home.personal_adapters.use(version.version)
+    return Trained(version, before, after, len(measured), made.synthetic, data.left_out)
+
+
+def train_candidate(
+    home: Home,
+    task: Task,
+    base: Backbone,
+    data: Division,
+    config: TrainConfig,
+    mixed: MixConfig,
+    *,
+    seed: int = 0,
+    engine: str = "bank",
+    start: Adapter | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> Candidate:
+    """Train a personal adapter without storing it.
+
+    Args:
+        home: the device.
+        task: how records become examples.
+        base: the backbone with the shared adapter merged in.
+        data: what to train on; what it holds back is not looked at.
+        config: how to train.
+        mixed: how synthetic records are mixed in.
+        seed: of the examples' choices and of the training.
+        engine: what trains, `bank` or `peft`.
+        start: the adapter to go on from; a new one when None.
+        on_step, on_stage: see `train`.
+
+    Raises:
+        DataError: no record gives a training example.
+    """
+    from pfi.learn import get_trainer, train_one
+    from pfi.memory import Retrieval
+    from pfi.memory.mixing import mixed_examples
+
     # Half of the prompts carry retrieved records, since questions are asked with some.
-    retrieval = Retrieval(home.config.records, home.config.record_tokens, 0.5, plain.trim)
+    retrieval = Retrieval(home.config.records, home.config.record_tokens, 0.5, base.trim)
     made, own = mixed_examples(
         retrieval, task, data.real, data.synthetic, mixed, random.Random(seed)
     )
@@ -127,41 +211,40 @@ def train(
             f"none of the {count} records of task {task.name} gives a training example",
             fix="choose another task with --task",
         )
-    measured = task.examples(data.held_back, random.Random(seed))[-MAX_MEASURED:]
-    shared = home.shared_adapters.active(task.name)
-    base = plain.with_adapters([home.shared_adapters.load(shared)] if shared else [])
-    if measured:
-        on_stage("measuring before training")
-    before = measure(base, task, measured)
-    trainer, start, examples, seconds = get_trainer(engine), None, [*made, *own], 0.0
+    trainer, examples, seconds = get_trainer(engine), [*made, *own], 0.0
     if mixed.order == "synthetic-first" and made and own:
         on_stage("training on synthetic records")
-        first = train_one(trainer, base, made, config, seed=seed, on_step=on_step)
+        first = train_one(trainer, base, made, config, seed=seed, start=start, on_step=on_step)
         start, examples, seconds = first.adapter, own, first.seconds
     on_stage("training")
     result = train_one(trainer, base, examples, config, seed=seed, start=start, on_step=on_step)
-    seconds += result.seconds
-    if measured:
-        on_stage("measuring after training")
-    after = measure(base.with_adapters([result.adapter]), task, measured) if measured else {}
-
     used = len({example.record_id for example in made})
-    tenth = max(1, len(result.losses) // 10)
-    info = AdapterInfo(
+    return Candidate(result.adapter, result.losses, seconds + result.seconds, used)
+
+
+def adapter_info(
+    home: Home,
+    task: Task,
+    made: Candidate,
+    data: Division,
+    config: TrainConfig,
+    *,
+    seed: int,
+    mixed: MixConfig,
+) -> AdapterInfo:
+    """What a manifest says of a candidate's training."""
+    tenth = max(1, len(made.losses) // 10)
+    return AdapterInfo(
         task=task.name,
         backbone=home.config.backbone,
         records=len(data.real),
-        config={**config.model_dump(), "seed": seed, **_told(mixed, used)},
+        config={**config.model_dump(), "seed": seed, **_told(mixed, made.synthetic)},
         parent=home.personal_adapters.active(task.name),
-        shared=shared,
-        seconds=round(seconds, 3),
-        first_loss=_mean(result.losses[:tenth]),
-        last_loss=_mean(result.losses[-tenth:]),
-        metrics=after,
+        shared=home.shared_adapters.active(task.name),
+        seconds=round(made.seconds, 3),
+        first_loss=_mean(made.losses[:tenth]),
+        last_loss=_mean(made.losses[-tenth:]),
     )
-    version = home.personal_adapters.add(result.adapter, info)
-    home.personal_adapters.use(version.version)
-    return Trained(version, before, after, len(measured), used, data.left_out)
 
 
 def train_config(home: Home, settings: Mapping[str, Any]) -> TrainConfig:
@@ -214,18 +297,29 @@ def divide(home: Home, task: Task, holdout: float, *, real_only: bool = False) -
             f"a holdout of {holdout} leaves none of {len(real)} records to measure on",
             fix="raise --holdout, import more records, or leave it out",
         )
-    kept = {record.id for record in older}
-    everything = {record.id for record in real}
+    safe = innocent(synthetic, older, newer)
+    return Division(older, safe, newer, len(synthetic) - len(safe))
 
-    def innocent(record: Record) -> bool:
+
+def innocent(synthetic: Sequence[Record], older: History, newer: History) -> tuple[Record, ...]:
+    """The synthetic records that know nothing of real records that are held back.
+
+    Args:
+        synthetic: all of them.
+        older: the real records that are trained on.
+        newer: those that are held back.
+    """
+    kept = {record.id for record in older}
+    everything = kept | {record.id for record in newer}
+
+    def safe(record: Record) -> bool:
         if record.made is None:
-            first = newer[0].time
+            first = newer[0].time if newer else None
             return first is not None and record.time is not None and record.time < first
         sources = {record.made.source} & everything  # it may also be one of a pool
         return kept.issuperset({*record.made.seeds, *sources})
 
-    safe = tuple(record for record in synthetic if innocent(record))
-    return Division(older, safe, newer, len(synthetic) - len(safe))
+    return tuple(record for record in synthetic if safe(record))
 
 
 def _told(mix: MixConfig, used: int) -> dict[str, Any]:
@@ -235,22 +329,33 @@ def _told(mix: MixConfig, used: int) -> dict[str, Any]:
 
 def measure(backbone: Backbone, task: Task, examples: Sequence[Example]) -> dict[str, float]:
     """Mean loss (nats a target token) and the task's metrics; empty without examples."""
+    if not examples:
+        return {}
+    loss = _mean(example_losses(backbone, examples))
+    return {"loss": loss, **answer_scores(backbone, task, examples)}
+
+
+def example_losses(backbone: Backbone, examples: Sequence[Example]) -> list[float]:
+    """Every example's loss, nats a target token."""
     import torch
 
     from pfi.learn.training import as_piece
-    from pfi.models import answer
     from pfi.models.packing import Row, target_losses
 
-    if not examples:
-        return {}
     losses = []
     with torch.inference_mode():
         for example in examples:
             piece = as_piece(backbone, example, backbone.max_length)
             losses.append(target_losses(backbone, [Row([piece])]).mean().item())
+    return losses
+
+
+def answer_scores(backbone: Backbone, task: Task, examples: Sequence[Example]) -> dict[str, float]:
+    """The task's metrics of the answers to the examples."""
+    from pfi.models import answer
+
     predictions = answer(backbone, task, [example.prompt for example in examples])
-    scores = task.score(predictions, [example.target for example in examples])
-    return {"loss": _mean(losses), **scores}
+    return task.score(predictions, [example.target for example in examples])
 
 
 def _mean(values: Sequence[float]) -> float:

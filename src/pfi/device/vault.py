@@ -1,6 +1,6 @@
-"""The vault: the one place where a device's records are stored.
+"""The vault: the one place where a device's records and feedback are stored.
 
-No other file knows that it is SQLite, so that encryption can come in here alone.
+Only this file and `vault_feedback` know that it is SQLite, so that encryption can come in here.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,13 +17,26 @@ from pathlib import Path
 from types import TracebackType
 
 from pfi.data.records import History, Origin, Provenance, Record
+from pfi.device.copies import Copies
+from pfi.device.vault_feedback import FEEDBACK_SCHEMA, NOT_DOUBTFUL, FeedbackTables
 from pfi.errors import StorageError
-from pfi.sqlite import transaction, user_errors
+from pfi.sqlite import scrub, transaction, user_errors
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 4
 BATCH = 500
 BUSY_SECONDS = 30.0
 
+#: A value that every change to the records replaces by one never used before.
+_MARK_SCHEMA = (
+    "CREATE TABLE marks (mark TEXT NOT NULL) STRICT",
+    "INSERT INTO marks VALUES (hex(randomblob(16)))",
+    *(
+        f"""CREATE TRIGGER mark_{change}_{table} AFTER {change} ON {table}
+            BEGIN UPDATE marks SET mark = hex(randomblob(16)); END"""
+        for table in ("records", "feedback")  # a history leaves out doubtful feedback
+        for change in ("INSERT", "UPDATE", "DELETE")
+    ),
+)
 _SCHEMA = (
     """CREATE TABLE records (
         seq INTEGER PRIMARY KEY,
@@ -39,9 +52,15 @@ _SCHEMA = (
         made TEXT
     ) STRICT""",
     "CREATE INDEX records_by_task ON records (task)",
+    *FEEDBACK_SCHEMA,
+    *_MARK_SCHEMA,
 )
 #: What makes a vault of each older version one of the next version.
-_MIGRATIONS = {1: ("ALTER TABLE records ADD COLUMN made TEXT",)}
+_MIGRATIONS = {
+    1: ("ALTER TABLE records ADD COLUMN made TEXT",),
+    2: FEEDBACK_SCHEMA,
+    3: _MARK_SCHEMA,
+}
 _COLUMNS = "id, task, input, output, time, origin, source, added, made"
 
 
@@ -145,14 +164,28 @@ class Vault:
         return True
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Erase the records with these ids, all or none; returns how many there were."""
+        """Erase the records with these ids, all or none; returns how many there were.
+
+        What was said of them goes with them: feedback, what other feedback repeats of them, and
+        the last answers of their tasks.  Nothing stays in the file nor in the log beside it.
+
+        Raises:
+            StorageError: the vault cannot be written, or others read it; they are erased then, but
+                the file may still hold them until this is called again.
+        """
+        ids = list(ids)
+        copies = Copies(self.find(ids=set(ids)))
         with self._translate():
             with transaction(self._db):
+                self.feedback.forget_copies(copies)
                 erased = 0
                 for id_ in ids:
+                    task = "(SELECT task FROM records WHERE id = ?)"
+                    self._db.execute(f"DELETE FROM answers WHERE task = {task}", (id_,))
+                    self.feedback.forget_record(id_)
                     cursor = self._db.execute("DELETE FROM records WHERE id = ?", (id_,))
                     erased += cursor.rowcount
-            self._empty_log()
+            scrub(self._db)
         return erased
 
     def replace_made(self, task: str, teacher: str | None, records: Sequence[Record]) -> int:
@@ -186,24 +219,94 @@ class Vault:
         # The log beside the database still holds the old pages.
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    # Feedback -----------------------------------------------------------------------
+
+    @property
+    def feedback(self) -> FeedbackTables:
+        """What the user said of answers, and the last answers."""
+        return FeedbackTables(self._db, self._translate, self._store_one, self._empty_log)
+
+    def _store_one(self, record: Record) -> str | None:
+        """Within a transaction: a record's id once stored, None if its content is there already."""
+        return record.id if self._insert(_row(record)) else None
+
     # Reading ------------------------------------------------------------------------
 
     def history(self, task: str, *, origin: Origin | None = None, user_id: str = "me") -> History:
         """The records of one task, oldest first; empty when there are none.
 
-        Where only some of them have a time, the others count as of when they were added: they
-        are no younger than that, and so never answer a question from before it.
+        Those of doubtful feedback are left out.  Where only some of the records have a time,
+        the others count as of when they were added: they are no younger than that, and so never
+        answer a question from before it.
 
         Args:
             task: the name of the task.
             origin: only `real` or only `synthetic` records; None for both.
             user_id: whose history it is called.
         """
-        query = f"SELECT {_COLUMNS} FROM records WHERE task = ? AND origin LIKE ? ORDER BY seq"
+        query = f"""SELECT {_COLUMNS} FROM records
+                    WHERE task = ? AND origin LIKE ? AND {NOT_DOUBTFUL} ORDER BY seq"""
         with self._translate():
             rows = self._db.execute(query, (task, origin or "%")).fetchall()
         dated = any(row[4] is not None for row in rows)
         return History(user_id, (_record(row, fill_time=dated) for row in rows))
+
+    def added_since(self, task: str, time: datetime) -> set[str]:
+        """The ids of real records that were stored after a time, but those of doubtful feedback."""
+        query = f"""SELECT id FROM records
+                    WHERE task = ? AND origin = 'real' AND added > ? AND {NOT_DOUBTFUL}"""
+        with self._translate():
+            rows = self._db.execute(query, (task, time.astimezone(UTC).isoformat())).fetchall()
+        return {id_ for (id_,) in rows}
+
+    @property
+    def mark(self) -> str:
+        """Another value after every change to what histories hold, never used before."""
+        with self._translate():
+            return str(self._db.execute("SELECT mark FROM marks").fetchone()[0])
+
+    def find(
+        self,
+        *,
+        ids: Collection[str] | None = None,
+        task: str | None = None,
+        source: str | None = None,
+        before: datetime | None = None,
+        text: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Record]:
+        """The records that meet all conditions, newest first; of all tasks and origins.
+
+        An undated record counts as of when it was added.
+
+        Args:
+            ids: one of these ids.
+            task: of this task.
+            source: from a source that starts so.
+            before: older than this.
+            text: a field or the output contains it, in small or capital letters.
+            limit: so many at most.
+        """
+        query = f"""SELECT {_COLUMNS} FROM records
+                    WHERE (?1 IS NULL OR task = ?1)
+                    AND (?2 IS NULL OR substr(source, 1, length(?2)) = ?2)
+                    AND (?3 IS NULL OR coalesce(time, added) < ?3)
+                    ORDER BY coalesce(time, added) DESC, seq DESC LIMIT ?4"""
+        until = before.astimezone(UTC).isoformat() if before else None
+        most = -1 if limit is None or ids is not None or text is not None else limit
+        with self._translate():
+            rows = self._db.execute(query, (task, source, until, most)).fetchall()
+        known = (row for row in rows if ids is None or row[0] in ids)
+        records = (_record(row, fill_time=False) for row in known)
+        return islice((r for r in records if text is None or _contains(r, text)), limit)
+
+    def made_from(self, ids: Collection[str]) -> list[Record]:
+        """The synthetic records that a teacher made from any of these records."""
+        query = f"SELECT {_COLUMNS} FROM records WHERE made IS NOT NULL ORDER BY seq"
+        with self._translate():
+            rows = self._db.execute(query).fetchall()
+        records = (_record(row, fill_time=False) for row in rows)
+        return [r for r in records if r.made and not {*r.made.seeds, r.made.source}.isdisjoint(ids)]
 
     def summary(self) -> list[TaskSummary]:
         """Every task with records, the one with most records first."""
@@ -266,6 +369,11 @@ def _record(row: Sequence[str | None], *, fill_time: bool) -> Record:
     kind: Origin = "synthetic" if origin == "synthetic" else "real"
     provenance = Provenance.from_dict(json.loads(made)) if made else None
     return Record(*values, kind, str(source), provenance)
+
+
+def _contains(record: Record, text: str) -> bool:
+    wanted = text.casefold()
+    return any(wanted in part.casefold() for part in (*record.input.values(), record.output))
 
 
 def _time(text: str | None) -> datetime | None:

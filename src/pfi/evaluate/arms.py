@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pfi.errors import ConfigError
+from pfi.memory.config import How
 
 
 @dataclass(frozen=True)
@@ -18,18 +19,25 @@ class Kind:
         real: it learns from the user's real records.
         synthetic: it learns from the synthetic ones that passed the filters, or from as many
             that did not meet them.
+        older: it learns from nothing that the gate holds back.
     """
 
     name: str
     over_shared: bool = True
     real: bool = True
     synthetic: Literal["", "filtered", "unfiltered"] = ""
+    older: bool = False
 
     @property
     def first(self) -> Kind | None:
         """The kind that learns from the same synthetic records alone, if it uses any."""
         name = {"filtered": "synthetic-only", "unfiltered": "unfiltered-only"}.get(self.synthetic)
-        return KINDS[name] if name and self.real else None
+        return KINDS[name] if name and self.real and not self.older else None
+
+    @property
+    def trial(self) -> Kind:
+        """The kind that the gate tries on what it holds back, before it trusts this one."""
+        return KINDS[f"{self.name}-older"]
 
 
 KINDS: dict[str, Kind] = {
@@ -41,6 +49,8 @@ KINDS: dict[str, Kind] = {
         Kind("cdcda", synthetic="filtered"),
         Kind("cdcda-unfiltered", synthetic="unfiltered"),
         Kind("unfiltered-only", real=False, synthetic="unfiltered"),
+        Kind("personal-older", older=True),
+        Kind("cdcda-older", synthetic="filtered", older=True),
     )
 }
 
@@ -56,6 +66,10 @@ class Arm:
         personal: the kind of the user's personal adapter that it uses, if any.
         memory: the answer uses records retrieved from the user's memory.
         teacher: the teacher answers, not the user's model.
+        how: how memory is searched; as the study says when None.
+        k: records retrieved; as many as the study says when None.
+        profile: the prompt has a summary of the user's records.
+        gate: the gate chooses how much of the adapter and of memory an answer uses.
     """
 
     name: str
@@ -64,6 +78,10 @@ class Arm:
     personal: str = ""
     memory: bool = False
     teacher: bool = False
+    how: How | None = None
+    k: int | None = None
+    profile: bool = False
+    gate: bool = False
 
     @property
     def kind(self) -> Kind | None:
@@ -75,6 +93,8 @@ class Arm:
         """The arm that differs by the synthetic records only, for one that uses some."""
         if self.kind is None or not self.kind.synthetic:
             return None
+        if self.gate:
+            return "pfi"
         return "personal+rag" if self.memory else "personal"
 
     @property
@@ -88,6 +108,14 @@ _ALL = [
     Arm("generic+rag", "the backbone, with retrieved records", memory=True),
     Arm("shared", "with the shared adapter", shared=True),
     Arm("rag", "shared adapter and retrieved records", shared=True, memory=True),
+    Arm("rag-recent", "rag, with the user's latest records", True, memory=True, how="recent"),
+    Arm("rag-bm25", "rag, with the records most like the question by words", True, memory=True,
+        how="bm25"),
+    Arm("rag-dense", "rag, with the records most like it by meaning", True, memory=True,
+        how="dense"),
+    Arm("rag-hybrid", "rag, with those most like it by both", True, memory=True, how="hybrid"),
+    Arm("rag-profile", "rag, with a summary of the user before the records", True, memory=True,
+        profile=True),
     Arm("personal", "shared and personal adapter", True, "personal"),
     Arm("personal+rag", "both adapters and retrieved records", True, "personal", True),
     Arm("personal-only", "a personal adapter straight on the backbone", False, "personal-only"),
@@ -99,6 +127,10 @@ _ALL = [
     Arm("cdcda-unfiltered", "as cdcda, with synthetic records as they came", True,
         "cdcda-unfiltered"),
     Arm("cdcda-unfiltered+rag", "the same, and retrieved records", True, "cdcda-unfiltered", True),
+    Arm("pfi", "both adapters and memory, as much of each as the gate lets through", True,
+        "personal", True, gate=True),
+    Arm("pfi+synthetic", "the same, its adapter learnt from real and synthetic records", True,
+        "cdcda", True, gate=True),
     Arm("teacher", "the teacher answers: an upper bound if it is strong", teacher=True),
     Arm("teacher+rag", "the teacher answers, shown retrieved records", memory=True, teacher=True),
 ]  # fmt: skip
@@ -107,11 +139,20 @@ DEFAULT_ARMS = ["generic", "shared", "rag", "personal", "personal+rag"]
 
 
 def get_arm(name: str) -> Arm:
-    """The arm of that name.
+    """The arm of that name; ``@K`` after the name of one with memory sets its records.
 
     Raises:
         ConfigError: there is none.
     """
-    if name not in ARMS:
-        raise ConfigError(f"unknown arm {name!r}", fix=f"use some of {', '.join(ARMS)}")
-    return ARMS[name]
+    base, at, k = name.partition("@")
+    if base not in ARMS:
+        raise ConfigError(f"unknown arm {base!r}", fix=f"use some of {', '.join(ARMS)}")
+    arm = ARMS[base]
+    if not at:
+        return arm
+    if not arm.memory or arm.gate:
+        what = f"{name}: the arm {base} retrieves no fixed number of records"
+        raise ConfigError(what, fix=f"write {base}")
+    if not (k.isdigit() and int(k) > 0):
+        raise ConfigError(f"{name}: {k!r} is no number of records", fix=f"write {base}@4")
+    return replace(arm, name=name, k=int(k))

@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pfi.augment.config import AugmentConfig
 from pfi.evaluate.arms import DEFAULT_ARMS, Kind, get_arm
+from pfi.evaluate.stream_config import StreamConfig
 from pfi.learn import TrainConfig
+from pfi.memory.config import SearchConfig
+from pfi.memory.gate import GateConfig
 from pfi.memory.mixing import MixConfig
 
 #: Settings of a teacher that change no answer.
@@ -26,6 +29,11 @@ class StudyConfig(BaseModel):
     data: Path = Field(description="folder with <task>/<split>_questions.json")
     tasks: list[str] = Field([], description="tasks to run; all tasks of the folder by default")
     arms: list[str] = Field(DEFAULT_ARMS, description="methods to compare")
+    protocol: Literal["questions", "stream"] = Field(
+        "questions",
+        description="`questions`: the users' questions under every arm; `stream`: their histories "
+        "in time order",
+    )
     split: str = Field("dev", description="reads <split>_questions.json and <split>_outputs.json")
     train_split: str = Field("train", description="the split of the users of the shared adapter")
     train_data: Path | None = Field(None, description="folder of the train split, if another")
@@ -42,12 +50,18 @@ class StudyConfig(BaseModel):
     )
     seed: int = Field(0, description="decides samples, orders and initial weights")
     k: int = Field(2, ge=1, description="records retrieved for a prompt")
+    search: SearchConfig = Field(
+        SearchConfig(how="bm25"), description="how memory is searched, where the arm does not say"
+    )
+    embedder: str = Field(
+        "minilm", description="sentence model of dense and hybrid search: minilm, or a folder"
+    )
     retrieval_budget: int = Field(224, ge=16, description="tokens of a prompt's records together")
     retrieval_share: float = Field(
         0.5, ge=0, le=1, description="share of training examples that carry retrieved records"
     )
     records: int | None = Field(
-        None, ge=1, description="cut users to their last records before their first question"
+        None, ge=0, description="cut users to their last records before their first question"
     )
     max_prompt: int = Field(576, ge=32, description="longest prompt, in tokens")
     shared: TrainConfig = Field(
@@ -64,6 +78,15 @@ class StudyConfig(BaseModel):
     mix: MixConfig = Field(
         MixConfig(), description="how they are trained on beside the real records"
     )
+    gate: GateConfig = Field(
+        GateConfig(), description="what the gate chooses from, for the arms that have one"
+    )
+    population_split: str | None = Field(
+        None,
+        description="split of the users whose gains are the gate's prior; dev where there is one "
+        "and it is not answered for, else the train split",
+    )
+    population_users: int = Field(48, ge=2, description="a random sample of them")
     pool: Path | None = Field(
         None,
         description="folder with <task>/pool_questions.json: public records for the teacher; "
@@ -72,6 +95,9 @@ class StudyConfig(BaseModel):
     pool_users: int = Field(200, ge=0, description="users of the pool; 0: no pool")
     shared_from: Path | None = Field(
         None, description="run folder whose shared adapters are used instead of training new ones"
+    )
+    stream: StreamConfig = Field(
+        StreamConfig(), description="how histories are replayed, for the protocol stream"
     )
     bootstrap: int = Field(1000, ge=1, description="bootstrap draws")
 

@@ -10,145 +10,45 @@ from __future__ import annotations
 import ctypes
 import random
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from pfi.augment.guard import Guard
 from pfi.augment.pipeline import Augmented
 from pfi.augment.strategies import answer_call, read_answer
-from pfi.augment.teacher import Teacher
-from pfi.augment.teachers import make_teacher
-from pfi.augment.teachers.embedded import EmbeddedTeacher
-from pfi.data.lamp import LampUsers, open_users
 from pfi.data.records import History, Record, User
 from pfi.evaluate.arms import KINDS, Arm, Kind, get_arm
-from pfi.evaluate.augmentation import Augmentation
-from pfi.evaluate.checkpoints import Checkpoints
-from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import Event, new_event
-from pfi.learn import Adapter, Job, get_trainer
-from pfi.memory import Memory, Retrieval
+from pfi.evaluate.task_setup import Group, TaskSetup
+from pfi.learn import Adapter, Job
+from pfi.memory import Memory
+from pfi.memory.gate import Tried, choices, choose
 from pfi.memory.mixing import mixed_examples
+from pfi.memory.summary import summarise, summary_prompt
+from pfi.memory.trials import (
+    Mixer,
+    Trial,
+    divide,
+    made_from,
+    mixed_answers,
+    question_trials,
+    record_trials,
+    try_choices,
+)
 from pfi.models import Backbone, answer
 from pfi.models.bank import AdapterBank
-from pfi.tasks import Example, Task
+from pfi.tasks import Example
 
 
-@dataclass(frozen=True)
-class Group:
-    """Some users of a task and what is left to do for them.
-
-    Attributes:
-        index: its place among the groups of all users.
-        users: all of its users, not yet read.
-        todo: by arm, the users whose questions are not answered.
-        trained: by kind of adapter, the users the event of whose training is logged.
-        augmented: the users the event of whose augmentation is logged.
-    """
-
-    index: int
-    users: LampUsers
-    todo: Mapping[str, Collection[str]]
-    trained: Mapping[str, Collection[str]]
-    augmented: frozenset[str] = frozenset()
-
-
-class TaskSetup:
-    """What all groups of a task share: models, engine, retrieval; one in each process.
-
-    Args:
-        shared: the shared adapter; may be None if no arm that is left needs it.
-    """
-
-    def __init__(
-        self,
-        config: StudyConfig,
-        out: Path,
-        task: Task,
-        backbone: Backbone,
-        shared: Adapter | None,
-    ) -> None:
-        self.config, self.out, self.task, self.backbone = config, out, task, backbone
-        self.checkpoints = Checkpoints(out)
-        self.trainer = get_trainer(config.engine, config.working_set)
-        self.retrieval = Retrieval(
-            config.k, config.retrieval_budget, config.retrieval_share, backbone.trim
-        )
-        self._shared = shared
-
-    @cached_property
-    def with_shared(self) -> Backbone:
-        """The backbone with the shared adapter merged in."""
-        return self.backbone.with_adapters([self._shared] if self._shared else [])
-
-    def train_users(self) -> LampUsers:
-        """The users whose records the shared adapter is learnt from."""
-        config = self.config
-        return open_users(
-            (config.train_data or config.data) / self.task.name,
-            self.task,
-            config.train_split,
-            limit=config.train_users,
-            seed=config.seed,
-        )
-
-    @cached_property
-    def pool(self) -> list[Record]:
-        """Records of other people, for practices that contrast a user with others.
-
-        They stay in memory: ``train_users`` limits them.
-        """
-        if self.task.practice != "citation":
-            return []
-        return [record for user in self.train_users() for record in user.history]
-
-    @cached_property
-    def augmentation(self) -> Augmentation:
-        """What makes synthetic records; the task has one desk in each process."""
-        config = self.config
-        return Augmentation(
-            config.augment,
-            self.out,
-            self.task,
-            self.with_shared,
-            self._teacher,
-            lambda: self._public,
-        )
-
-    def _teacher(self) -> Teacher:
-        def embedded() -> Teacher:
-            return EmbeddedTeacher(
-                self.with_shared, self.retrieval, self._public, max_prompt=self.config.max_prompt
-            )
-
-        return make_teacher(self.config.augment.teacher, embedded=embedded)
-
-    @cached_property
-    def _public(self) -> list[Record]:
-        """Public records, or those of train users in their place; see ``Augmenter``."""
-        config = self.config
-        if not config.pool_users:
-            return []
-        if config.pool is None:
-            users = self.train_users()[: config.pool_users]
-        else:
-            users = open_users(config.pool, self.task, "pool", limit=config.pool_users)
-        return [
-            replace(record, id=f"{user.id}-{record.id}")
-            for user in users
-            for record in user.history
-        ]
-
-    def run(self, group: Group) -> Iterator[Event]:
-        """Do what is left for a group; the events come as the work is done."""
-        yield from _GroupRun(self, group).run()
-        if group.index % 32 == 31:
-            _return_memory()
+def run_group(setup: TaskSetup, group: Group) -> Iterator[Event]:
+    """Do what is left for a group; the events come as the work is done."""
+    yield from GroupRun(setup, group).run()
+    if group.index % 32 == 31:
+        _return_memory()
 
 
 def _return_memory() -> None:
@@ -157,8 +57,8 @@ def _return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-class _GroupRun:
-    """One group while it is worked on."""
+class GroupRun:
+    """One group while it is worked on; see ``run_group``."""
 
     def __init__(self, setup: TaskSetup, group: Group) -> None:
         self.setup, self.group, self.task = setup, group, setup.task
@@ -166,7 +66,7 @@ class _GroupRun:
         self._memories: dict[tuple[str, datetime | None], Memory] = {}
         self._synthetic: dict[str, Augmented] = {}
         # Whose training is logged; a kind that another one goes on from comes twice.
-        self._logged = {kind: set(users) for kind, users in group.trained.items()}
+        self._logged = {kind: set(group.trained.get(kind, ())) for kind in KINDS}
 
     def run(self) -> Iterator[Event]:
         arms = [get_arm(name) for name, left in self.group.todo.items() if left]
@@ -187,7 +87,8 @@ class _GroupRun:
         """The user with no more records than the study allows."""
         if self.setup.config.records is None:
             return user
-        return replace(user, history=_past(user)[-self.setup.config.records :])
+        past = _past(user)
+        return replace(user, history=past[max(0, len(past) - self.setup.config.records) :])
 
     def _augment(self) -> Iterator[Event]:
         """Fill in the users' synthetic records, made from the records they may learn from."""
@@ -209,7 +110,11 @@ class _GroupRun:
         users = [user for user in self.users if together or user.id in left]
         adapters: dict[str, Adapter | None] = {}
         yield from self._train(users, base, kind, adapters)
-        if together:
+        for arm in arms:
+            if arm.gate:
+                yield from self._gated(arm, kind, users, base, adapters)
+        arms = [arm for arm in arms if not arm.gate]
+        if together and arms:
             bank = AdapterBank(base, setup.config.personal, capacity=len(users))
             slots = {user.id: bank.add(adapters[user.id]) for user in users}
             for arm in arms:
@@ -270,11 +175,19 @@ class _GroupRun:
     def _examples(self, kind: Kind, user: User) -> list[Example]:
         """What a user's adapter learns from: their records before their first question."""
         setup, past = self.setup, _past(user)
+        if kind.older:
+            past, newest = divide(setup.config.gate, past)
+            if not newest:
+                return []
         rng = random.Random(setup.config.seed_of("examples", self.task.name, user.id))
         if not kind.synthetic:
             return setup.retrieval.examples(self.task, past, rng, setup.pool)
         found = self._synthetic[user.id]
-        records = found.records if kind.synthetic == "filtered" else found.unfiltered
+        records: Sequence[Record] = (
+            found.records if kind.synthetic == "filtered" else found.unfiltered
+        )
+        if kind.older:
+            records = made_from(records, newest)
         mix = setup.config.mix
         made, own = mixed_examples(setup.retrieval, self.task, past, records, mix, rng, setup.pool)
         if not kind.real:
@@ -282,13 +195,96 @@ class _GroupRun:
         # In the other order the adapter has learnt from the synthetic records before.
         return (own or made) if mix.order == "synthetic-first" else [*made, *own]
 
+    # The gate -----------------------------------------------------------------------
+
+    def _gated(
+        self,
+        arm: Arm,
+        kind: Kind,
+        users: Sequence[User],
+        base: Backbone,
+        adapters: Mapping[str, Adapter | None],
+    ) -> Iterator[Event]:
+        """Answer with as much of the adapters and of memory as the gate lets through."""
+        config, prior = self.setup.config, self.setup.prior(arm)
+        older: dict[str, Adapter | None] = {}
+        yield from self._train(users, base, kind.trial, older)
+        trials = [trial for user in users for trial in self._record_trials(user)]
+        found = self._try(trials, base, older)
+        all_choices, chosen = choices(config.gate), {}
+        for user in users:
+            tried = found.get(user.id)
+            own = None if tried is None else tried.of_all(config.gate, prior.sure)
+            number, believed = choose(prior, own, config.gate.caution)
+            choice = chosen[user.id] = all_choices[number]
+            if user.id in self.group.todo[arm.name]:
+                yield new_event(
+                    "gated",
+                    arm=arm.name,
+                    task=self.task.name,
+                    user=user.id,
+                    **asdict(choice),
+                    gain=round(float(believed[number]), 5),
+                    tried=0 if own is None else len(own),
+                )
+        started = time.perf_counter()
+        mixer = Mixer(base, config.personal, adapters, config.gate)
+        questions = [trial for user in users for trial in self._question_trials(user)]
+        answers = mixed_answers(
+            self.task,
+            mixer,
+            questions,
+            chosen,
+            prior.sure,
+            self.setup.retrieval,
+            config.max_prompt,
+        )
+        yield from self._answered(arm, users, answers, time.perf_counter() - started)
+
+    def _record_trials(self, user: User) -> list[Trial]:
+        """What the gate tries its choices on: the user's newest records."""
+        config, past = self.setup.config, _past(user)
+        _, newest = divide(config.gate, past)
+        if not newest:
+            return []
+        rng = random.Random(config.seed_of("trials", self.task.name, user.id))
+        memory, most = self.setup.memory(past), max(config.gate.ks)
+        return record_trials(self.task, past, newest, memory, most, rng, self.setup.pool)
+
+    def _question_trials(self, user: User) -> list[Trial]:
+        most = max(self.setup.config.gate.ks)
+        return question_trials(self.task, user.questions, partial(self._memory, user), most)
+
+    def try_questions(self, kind: Kind) -> dict[str, Tried]:
+        """By user what every choice gains on their questions, all of known answer."""
+        if kind.synthetic:
+            for _ in self._augment():
+                pass
+        base = self.setup.with_shared
+        adapters: dict[str, Adapter | None] = {}
+        for _ in self._train(self.users, base, kind, adapters):
+            pass
+        trials = [trial for user in self.users for trial in self._question_trials(user)]
+        return self._try([trial for trial in trials if trial.target], base, adapters)
+
+    def _try(
+        self, trials: Sequence[Trial], base: Backbone, adapters: Mapping[str, Adapter | None]
+    ) -> dict[str, Tried]:
+        if not trials:
+            return {}
+        config = self.setup.config
+        mixer = Mixer(base, config.personal, adapters, config.gate)
+        return try_choices(
+            self.task, mixer, trials, config.gate, self.setup.retrieval, config.max_prompt
+        )
+
     # Answers ------------------------------------------------------------------------
 
     def _memory(self, user: User, time: datetime | None) -> Memory:
         """The user's memory as it was at that time: later records do not even count words."""
         key = (user.id, time)
         if key not in self._memories:
-            self._memories[key] = Memory(self.task, user.history.before(time))
+            self._memories[key] = self.setup.memory(user.history.before(time))
         return self._memories[key]
 
     def _answer(
@@ -305,11 +301,15 @@ class _GroupRun:
         started = time.perf_counter()
         prompts = []
         for user in users:
+            k = arm.k or self.setup.config.k
+            retrieval = replace(self.setup.retrieval, k=k, how=arm.how)
             for question in user.questions:
                 prompt = question.prompt
                 if arm.memory:
                     memory = self._memory(user, question.time)
-                    prompt = self.setup.retrieval.prompt(self.task, memory, prompt, question.fields)
+                    prompt = retrieval.prompt(self.task, memory, prompt, question.fields)
+                    if arm.profile:
+                        prompt = self._with_summary(prompt, user, question.time)
                 prompts.append(prompt)
         routed: dict[str, Any] = {}
         if slots is not None:
@@ -318,6 +318,11 @@ class _GroupRun:
         answers = answer(model, self.task, prompts, limit, **routed)
         yield from self._answered(arm, users, answers, time.perf_counter() - started)
 
+    def _with_summary(self, prompt: str, user: User, time: datetime | None) -> str:
+        """The prompt with a summary of the user's records of before that time."""
+        summary = summarise(self.task, user.history.before(time), self.setup.backbone.trim)
+        return summary_prompt(prompt, summary)
+
     def _ask_teacher(self, arm: Arm) -> Iterator[Event]:
         """Answer all questions by the teacher; one that it has no answer to is left empty."""
         started = time.perf_counter()
@@ -325,7 +330,7 @@ class _GroupRun:
         guards = {user.id: Guard(user.history) for user in self.users}
         for user in self.users:
             for question in user.questions:
-                found: list[Record] = []
+                found: Sequence[Record] = []
                 if arm.memory:
                     query = self.task.query_text(question.fields)
                     most = min(setup.config.k, setup.config.augment.records_per_call)

@@ -20,6 +20,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 Array = np.ndarray
@@ -351,4 +352,44 @@ def label_plot(
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("share of the records, %")
         figure.legend(loc="outside upper right", ncols=2, fontsize=9, handlelength=1.2)
+        return Plot(_svg(figure, key, label))
+
+
+def gate_plot(
+    weights: Sequence[str], ks: Sequence[int], users: Sequence[Sequence[int]], key: str
+) -> Plot:
+    """How many users the gate chose a weight (rows) and a number of records (columns) for.
+
+    Args:
+        weights: in words, from bottom to top, at least one.
+        ks: from left to right, at least one.
+        users: ``(weights, ks)``.
+    """
+    most = max(1, *(max(row) for row in users))
+    found = [
+        f"weight {weight}, {k} records: {n}"
+        for weight, row in zip(weights, users, strict=True)
+        for k, n in zip(ks, row, strict=True)
+        if n
+    ]
+    label = "Users by weight of the personal adapter and by retrieved records: "
+    label += "; ".join(found or ["none"]) + "."
+    with _figure(3.6, 0.9 + 0.34 * len(weights)) as figure:
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        for y, row in enumerate(users):
+            for x, n in enumerate(row):
+                cell: dict[str, Any] = {"xy": (x - 0.5, y - 0.5), "width": 1, "height": 1}
+                # Pale enough to read the number on; an empty cell has none.
+                alpha = 0.5 * n / most
+                axes.add_patch(Rectangle(**cell, facecolor=_PERSONAL, alpha=alpha, linewidth=0))
+                axes.add_patch(Rectangle(**cell, fill=False, edgecolor=_GRID, clip_on=False))
+                if n:
+                    axes.text(x, y, f"{n:,}", ha="center", va="center", color=_INK)
+        axes.set(xlim=(-0.5, len(ks) - 0.5), ylim=(-0.5, len(weights) - 0.5))
+        axes.set_xticks(range(len(ks)), [f"{k:,}" for k in ks])
+        axes.set_yticks(range(len(weights)), [_label(name) for name in weights])
+        axes.tick_params(length=0)
+        axes.set_xlabel("retrieved records")
+        axes.set_ylabel("weight")
         return Plot(_svg(figure, key, label))

@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file that needs nothing else, and a table for the terminal.
+"""The report of a study: one HTML file that needs nothing else.
 
 The page has no script and fetches nothing; the text of users and models is escaped by the
 template engine, and a content security policy forbids what should slip through.
@@ -15,8 +15,6 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich.table import Table
-from rich.text import Text
 
 from pfi import __version__
 from pfi.evaluate.plots import Plot, history_plot, scatter_plot, training_plot
@@ -33,13 +31,13 @@ from pfi.evaluate.report_data import (
     in_order,
     main_estimate,
     main_metric,
-    parse_results,
     read_run,
     real_only,
     sign_of,
     task_view,
     verdict,
 )
+from pfi.evaluate.report_gate import GateSums, gate_views, read_gated
 from pfi.evaluate.report_text import (
     arm_lines,
     count,
@@ -260,13 +258,19 @@ def _environment() -> Environment:
     return environment
 
 
-def _render(run: RunData, augmented: Mapping[str, TaskAugmentation]) -> str:
+def _render(
+    run: RunData,
+    augmented: Mapping[str, TaskAugmentation],
+    gated: Mapping[tuple[str, str], GateSums],
+) -> str:
     results = run.results
     tasks = [task_view(results, task) for task in results.task_names]
     # Tasks that only the events know belong to a run that was killed before its results.
     seen = [*(event.task for event in run.trained), *(event.task for event in run.answered)]
-    names = list(dict.fromkeys([*results.task_names, *seen, *augmented]))
-    titles = {name: main_metric(results, name).title for name in names}
+    seen += [*augmented, *(task for task, _ in gated)]
+    names = list(dict.fromkeys([*results.task_names, *seen]))
+    mains = {name: main_metric(results, name) for name in names}
+    titles = {name: main.title for name, main in mains.items()}
     machine = run.results.machine
     machine = _settings(machine if isinstance(machine, dict) else {"machine": machine})
     settings = _settings({k: v for k, v in run.config.items() if k != "command"})
@@ -288,13 +292,17 @@ def _render(run: RunData, augmented: Mapping[str, TaskAugmentation]) -> str:
         scatters=[_scatter(results, t, f"scatter-{i}") for i, t in enumerate(tasks)],
         histories=[_history(results, t, f"history-{i}") for i, t in enumerate(tasks)],
         augmented=[
-            augment_view(main_metric(results, name), augmented[name], f"labels-{i}")
-            for i, name in enumerate(names) if name in augmented
+            augment_view(main, augmented[name], f"labels-{i}")
+            for i, (name, main) in enumerate(mains.items()) if name in augmented
         ],
         gains=[
             _augment_gains(results, t, augmented[t.main.task], f"gains-{i}")
             for i, t in enumerate(tasks) if t.main.task in augmented
         ],
+        gates=gate_views(
+            gated, mains, {(task, arm): results.cell(arm, task) for task, arm in gated},
+            run.config.get("gate"),
+        ),
         upper_bounds=[arm for arm in results.arm_names if arm in UPPER_BOUNDS],
         curves=[
             (titles[name], plot)
@@ -326,43 +334,13 @@ def write_report(run: Path) -> Path:
     """
     data = read_run(run)
     augmented, skipped = read_augmented(run / "events.jsonl")
-    if skipped:
-        what = "Events of augmentation that cannot be read and are left out"
-        data.notes.append(f"{what}: {skipped}.")
-    page = _render(data, augmented)
+    gated, odd = read_gated(run / "events.jsonl")
+    for what, number_left in (("augmentation", skipped), ("the gate", odd)):
+        if number_left:
+            note = f"Events of {what} that cannot be read and are left out: {number_left}."
+            data.notes.append(note)
+    page = _render(data, augmented, gated)
     path = run / "report.html"
     # A model can produce lone surrogates, which UTF-8 cannot hold.
     write_atomic(path, page.encode("utf-8", "replace"))
     return path
-
-
-# The terminal ---------------------------------------------------------------------------
-
-
-def terminal_table(metrics: dict[str, Any]) -> Table:
-    """The main metric of each task (rows) with each arm (columns), best in bold and starred.
-
-    Args:
-        metrics: the content of ``metrics.json``.
-
-    Raises:
-        StorageError: it does not have the shape of a study's results.
-    """
-    results = parse_results(metrics)
-    table = Table(title="Main metric ± half the 95 % interval over users")
-    table.caption = "↑ higher is better, ↓ lower is better, * best"
-    table.add_column("task", no_wrap=True)
-    for arm in results.arm_names:
-        table.add_column(Text(arm), justify="right")
-    for name in results.task_names:
-        task = task_view(results, name)
-        row = [Text(f"{name}  {task.main.metric} {task.main.arrow}".rstrip())]
-        for arm in results.arm_names:
-            view = _cell_view(results, arm, task)
-            text = number(view.main.mean)
-            if view.main.ci95 is not None:
-                low, high = view.main.ci95
-                text += f" ± {number((high - low) / 2)}"
-            row.append(Text(f"{text} *" if view.best else text, "bold" if view.best else ""))
-        table.add_row(*row)
-    return table

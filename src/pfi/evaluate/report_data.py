@@ -35,16 +35,13 @@ _MOST_KEPT = 256
 _NOT_FINITE = re.compile(r"\bwas (nan|-?inf)\b")
 
 #: The order in which arms are shown; others follow as they come.
-ARM_ORDER = (*ARMS, "pfi")
+ARM_ORDER = tuple(ARMS)
 #: The arms that adapt a device's model to one user, among which a headline may choose: no
 #: ablation (synthetic records alone or unfiltered, no shared adapter), and no teacher.
-PERSONALISED = (
-    *(
-        arm.name
-        for arm in ARMS.values()
-        if (kind := arm.kind) and kind.over_shared and kind.real and kind.synthetic != "unfiltered"
-    ),
-    "pfi",
+PERSONALISED = tuple(
+    arm.name
+    for arm in ARMS.values()
+    if (kind := arm.kind) and kind.over_shared and kind.real and kind.synthetic != "unfiltered"
 )
 #: The arms in which a teacher answers: upper bounds, never the best arm.
 UPPER_BOUNDS = tuple(arm.name for arm in ARMS.values() if arm.teacher)
@@ -227,9 +224,14 @@ class RunData:
 
 
 def in_order(arms: Iterable[str]) -> list[str]:
-    """The arms in the order in which they are shown."""
+    """The arms in the order in which they are shown; ``rag@4`` follows ``rag``."""
     place = {arm: i for i, arm in enumerate(ARM_ORDER)}
-    return sorted(arms, key=lambda arm: place.get(arm, len(place)))
+
+    def order(arm: str) -> tuple[int, int]:
+        name, _, k = arm.partition("@")
+        return place.get(name, len(place)), int(k) if k.isdecimal() and len(k) < 9 else 0
+
+    return sorted(arms, key=order)
 
 
 def real_only(arm: str) -> str:

@@ -29,6 +29,8 @@ from pfi.evaluate.statistics import UserAnswers, summarise
 from pfi.evaluate.task_run import TaskRun
 from pfi.files import write_atomic, write_json
 from pfi.learn import get_trainer
+from pfi.memory.embedders import find_embedder
+from pfi.memory.index import check_search
 from pfi.models import load_backbone
 from pfi.tasks import Task, get_task
 
@@ -65,6 +67,9 @@ class Study:
         self.config = config.model_copy(update={"tasks": names})
         self.tasks = [get_task(name) for name in names]
         self.arms = [get_arm(name) for name in config.arms]
+        for arm in self.arms:
+            if arm.memory:
+                check_search(arm.how or config.search.how, find_embedder(config.embedder))
         self.out = out
         self._open(resume)
         self.log = EventLog(out / "events.jsonl")

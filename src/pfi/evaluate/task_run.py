@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from pfi.data.lamp import LampUsers
 from pfi.data.records import User
-from pfi.evaluate.arms import KINDS
+from pfi.evaluate.arms import KINDS, Arm
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.events import Event, new_event, read_events
-from pfi.evaluate.group_run import Group, TaskSetup
+from pfi.evaluate.group_run import run_group
+from pfi.evaluate.population import make_prior
+from pfi.evaluate.task_setup import Group, TaskSetup
 from pfi.evaluate.workers import run_in_workers
 from pfi.learn import Adapter, train_one
 from pfi.memory import Memory
@@ -41,12 +43,17 @@ class TaskRun:
             return
         needed = any(arm.shared or arm.asks_teacher for arm in arms)
         shared = self.shared_adapter() if needed else None
+        for arm in arms:
+            if arm.gate:
+                self._prior(arm, shared)
         for event in self._events(shared):
             study.log.append(event)
             if event["event"] == "answered":
                 study.progress(f"{name} {event['arm']}", 1)
             elif event["event"] == "augmented":
                 study.progress(f"{name} augmenting, user {event['user']}")
+            elif event["event"] == "gated":
+                study.progress(f"{name} {event['arm']}, gate of user {event['user']}")
             else:
                 study.progress(f"{name} personal, user {event['user']}")
 
@@ -59,7 +66,7 @@ class TaskRun:
             return
         setup = TaskSetup(config, out, self.task, self.backbone, shared)
         for group in self.groups():
-            yield from setup.run(group)
+            yield from run_group(setup, group)
 
     def groups(self) -> Iterator[Group]:
         """The groups with something left to do.
@@ -74,6 +81,15 @@ class TaskRun:
             if any(todo.values()):
                 trained = {kind: ids & log.trained(kind, name) for kind in KINDS}
                 yield Group(index, users, todo, trained, ids & log.augmented(name))
+
+    def _prior(self, arm: Arm, shared: Adapter | None) -> None:
+        """Have the gate's prior made."""
+        study, name = self.study, self.task.name
+
+        def told(done: int, users: int) -> None:
+            study.progress(f"{name} {arm.name}, gate's prior, {done} of {users} other users")
+
+        make_prior(study.config, study.out, self.task, self.backbone, shared, arm, told)
 
     # The shared adapter -------------------------------------------------------------
 

@@ -19,7 +19,8 @@ from pfi.errors import PfiError
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import Event
-from pfi.evaluate.group_run import Group, TaskSetup
+from pfi.evaluate.group_run import run_group
+from pfi.evaluate.task_setup import Group, TaskSetup
 from pfi.learn.workers import cores, obey_parent, portable
 from pfi.tasks import Task
 
@@ -157,7 +158,7 @@ def _work(order: _Order, connection: Connection) -> None:
             return
         try:
             setup = setup or _set_up(order)
-            outcome: _Outcome = list(setup.run(group))
+            outcome: _Outcome = list(run_group(setup, group))
         except Exception as error:
             outcome = portable(error)
         connection.send(outcome)

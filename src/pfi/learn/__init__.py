@@ -1,6 +1,14 @@
 """Training adapters: settings, jobs, and the engines that do it."""
 
 from pfi.learn.engines import TRAINERS, get_trainer
+from pfi.learn.preferences import (
+    Preference,
+    PreferenceConfig,
+    answer_log_probs,
+    dpo_loss,
+    ipo_loss,
+    train_preferences,
+)
 from pfi.learn.training import Job, TrainConfig, Trainer, TrainResult, train_one
 from pfi.models.adapters import Adapter, AdapterConfig
 
@@ -9,9 +17,15 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "Job",
+    "Preference",
+    "PreferenceConfig",
     "TrainConfig",
     "TrainResult",
     "Trainer",
+    "answer_log_probs",
+    "dpo_loss",
     "get_trainer",
+    "ipo_loss",
     "train_one",
+    "train_preferences",
 ]

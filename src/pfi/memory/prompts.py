@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pfi.data.records import History, Record
+from pfi.memory.config import How
 from pfi.memory.index import Memory
 from pfi.tasks import Example, Task
 from pfi.tasks.base import Trim
@@ -26,12 +27,18 @@ class Retrieval:
         budget: tokens for all records of a prompt together.
         share: share of the training examples that carry records.
         trim: shortens a text to a number of tokens.
+        how: how memory is searched; as the memory's own settings say when None.
     """
 
     k: int
     budget: int
     share: float
     trim: Trim
+    how: How | None = None
+
+    def fill(self, task: Task, prompt: str, records: Sequence[Record]) -> str:
+        """``prompt`` with these records, best first."""
+        return task.retrieval_prompt(prompt, records, self.trim, self.budget)
 
     def prompt(
         self,
@@ -45,8 +52,8 @@ class Retrieval:
     ) -> str:
         """``prompt`` with the records that fit its fields best."""
         query = task.query_text(fields)
-        records = memory.search(query, self.k, before=before, exclude=exclude)
-        return task.retrieval_prompt(prompt, records, self.trim, self.budget)
+        records = memory.search(query, self.k, how=self.how, before=before, exclude=exclude)
+        return self.fill(task, prompt, records)
 
     def examples(
         self,
@@ -73,11 +80,7 @@ class Retrieval:
         past = history if memory is None else memory
         index = Memory(task, past)
         records = {record.id: record for record in history}
-        # A record whose own text the prompt shows (an option of LaMP_1, a copy) would point at
-        # the answer, which the records found for a real question do not.
-        shown: dict[str, list[str]] = {}
-        for record in past:
-            shown.setdefault(task.values(record).get(task.item_trim, ""), []).append(record.id)
+        shown = lookalikes(task, past)
         made = []
         for example in plain:
             if rng.random() < self.share:
@@ -96,3 +99,15 @@ class Retrieval:
                 example = replace(example, prompt=prompt)
             made.append(example)
         return made
+
+
+def lookalikes(task: Task, history: Iterable[Record]) -> dict[str, list[str]]:
+    """The ids of records by the text that a prompt shows of them.
+
+    A record whose own text a prompt shows already (an option of LaMP_1, a copy) would point at
+    the answer, which the records found for a real question do not.
+    """
+    shown: dict[str, list[str]] = {}
+    for record in history:
+        shown.setdefault(task.values(record).get(task.item_trim, ""), []).append(record.id)
+    return shown

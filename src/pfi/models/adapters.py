@@ -124,6 +124,12 @@ class Adapter:
             raise BackboneError(what, fix=fix)
         return wrapped  # type: ignore[return-value]
 
+    def scaled(self, weight: float) -> Adapter:
+        """The same adapter with ``weight`` times its update."""
+        return Adapter(
+            {**self.settings, "lora_alpha": weight * self.settings["lora_alpha"]}, self.weights
+        )
+
     def save(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``."""
         from safetensors.torch import save

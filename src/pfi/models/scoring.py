@@ -68,6 +68,43 @@ def score_labels(
     return scores
 
 
+@torch.inference_mode()
+def score_targets(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    max_prompt: int | None = None,
+    *,
+    slots: Sequence[int] | None = None,
+    batch_tokens: int | None = None,
+) -> list[float]:
+    """Log-probability of each prompt's own target a token, end token included, in nats.
+
+    Args:
+        backbone: the model; a bank's takes slots.
+        prompts: the questions.
+        targets: one answer each.
+        max_prompt: longest prompt in tokens; what fits beside the target when None.
+        slots: whose adapter each prompt uses, see ``Backbone.rows``.
+        batch_tokens: padded tokens of a forward pass; by the kind of device when None.
+    """
+    pieces = []
+    for prompt, target in zip(prompts, targets, strict=True):
+        wanted = backbone.target_ids(target, backbone.max_length // 2)
+        ids = backbone.prompt_ids(prompt, max_prompt or backbone.max_length - len(wanted))
+        pieces.append(Piece([*ids, *wanted], len(wanted)))
+    budget = batch_tokens or _BATCH_TOKENS.get(backbone.device.type, _BATCH_TOKENS_GPU)
+    scores = [0.0] * len(pieces)
+    for picked in passes([len(piece) for piece in pieces], budget):
+        if slots is not None:
+            picked.sort(key=slots.__getitem__)
+        with backbone.rows(_of(slots, picked)):
+            losses = target_losses(backbone, [Row([pieces[i]]) for i in picked])
+        for i, part in zip(picked, losses.split([pieces[i].targets for i in picked]), strict=True):
+            scores[i] = -float(part.mean())
+    return scores
+
+
 def _of(slots: Sequence[int] | None, picked: Sequence[int]) -> list[int] | None:
     return None if slots is None else [slots[i] for i in picked]
 

@@ -1,63 +1,47 @@
 """The ledger: the append-only list of everything that left a device.
 
 Each line is one entry as JSON and holds the hash of the line before (a hash chain), so that a
-changed, removed or inserted entry is found.  `leave` is the only way out of a device.
+changed, removed or inserted entry is found.  `leave` is the only way out of a device.  The text
+of an entry can be erased; that it was sent, its size and its hash stay.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pfi.errors import StorageError
-from pfi.files import sync_folder
+from pfi.files import lock, sync_folder
+from pfi.trust.entries import (
+    CHANGED,
+    FIRST,
+    Entry,
+    canonical,
+    digest,
+    fault,
+    fingerprint,
+    line_of,
+    next_entry,
+    utf8,
+)
 
 T = TypeVar("T")
-FIRST = "0" * 64  # what the first entry has for `previous`
+ERASURE = "erasure"  # the kind of an entry that names others whose text was erased
 _BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One thing that left a device.
+class Verified:
+    """How many entries a ledger has, and of how many of them the text was erased."""
 
-    Attributes:
-        n: number of the entry, from 1.
-        time: when, ISO 8601 in UTC.
-        device: whose device it left.
-        to: the host that it was sent to.
-        kind: what it is, e.g. ``teacher call``.
-        policy: the protection it was under, e.g. ``redact``.
-        bytes: size of the payload.
-        sha256: of the payload (text as UTF-8).
-        payload: the text that left, whole; None for binary payloads.
-        previous: `hash` of the entry before; zeros for the first.
-        hash: sha256 of the canonical JSON of all the other values.
-    """
-
-    n: int
-    time: str
-    device: str
-    to: str
-    kind: str
-    policy: str
-    bytes: int
-    sha256: str
-    payload: str | None
-    previous: str
-    hash: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        return asdict(self)
+    entries: int
+    erased: int
 
 
 class Ledger:
@@ -79,34 +63,95 @@ class Ledger:
         kind: str,
         policy: str,
         payload: str | bytes | Mapping[str, Any],
+        shows: Iterable[str] | None = None,
     ) -> Entry:
         """Write one entry and wait until it is on the disk.
 
         A last line torn by a crash is dropped: what it announced was never sent.
 
+        Args:
+            device, to, kind, policy, payload: see `leave`.
+            shows: ids of the records that the payload tells of; None if that is not known.
+
         Raises:
             StorageError: the ledger cannot be written, or its last entry is damaged.
         """
-        if isinstance(payload, Mapping):
-            payload = canonical(payload)
-        data, text = (payload, None) if isinstance(payload, bytes) else (_utf8(payload), payload)
-        about: dict[str, Any] = {"device": device, "to": to, "kind": kind, "policy": policy}
-        about |= {"payload": text, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        about = _about(payload, device=device, to=to, kind=kind, policy=policy)
+        if shows is not None:
+            about["shows"] = tuple(sorted({fingerprint(id_) for id_ in shows}))
         try:
             with self._locked() as file:
                 end, last = self._last(file)
-                entry = {
-                    **about,
-                    "n": last.n + 1 if last else 1,
-                    "time": datetime.now(UTC).isoformat(timespec="microseconds"),
-                    "previous": last.hash if last else FIRST,
-                }
-                entry["hash"] = _hash(entry)
-                self._write(file, end, f"{canonical(entry)}\n".encode())
+                entry = next_entry(about, last)
+                self._write(file, end, line_of(entry))
         except OSError as error:
             what = f"the ledger cannot be written, so nothing was sent: {error.strerror or error}"
             raise StorageError(what, where=str(self.path)) from error
-        return Entry(**entry)
+        return entry
+
+    def erase(self, wanted: Callable[[Entry], bool], *, device: str) -> int:
+        """Erase the text of the entries that are `wanted`, and note their numbers in a new entry.
+
+        Both happen at once, by a rename.  All else stays as it was written: the chain holds, and
+        `check` finds any other change.
+
+        Args:
+            wanted: asked for each entry that has text.
+            device: whose ledger it is.
+
+        Returns:
+            Of how many entries the text was erased.
+
+        Raises:
+            StorageError: the ledger is damaged, or cannot be written.
+        """
+        if not self.path.exists():
+            return 0
+        try:
+            with self._locked() as file:
+                for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+                    left.unlink()  # of an erasure that was killed
+                end, last = self._last(file)
+                os.ftruncate(file, end)  # a line torn by a crash may hold such text
+                lines: dict[int, bytes] = {}
+                seals: dict[str, str | None] = {}
+                for number, line in self._lines():
+                    entry = self._parse(line, number)
+                    if entry.payload is None or entry.kind == ERASURE or not wanted(entry):
+                        continue
+                    lines[number] = line_of(replace(entry, payload=None))
+                    # An old hash covers the text as well; what is left needs another one.
+                    seals[str(entry.n)] = digest(lines[number][:-1]) if entry.old else None
+                if lines:
+                    about = _about(
+                        {"entries": seals},
+                        device=device,
+                        to="nobody",
+                        kind=ERASURE,
+                        policy="local",
+                    )
+                    self._rewrite(lines, line_of(next_entry(about, last)))
+        except OSError as error:
+            what = f"the ledger cannot be written, so nothing was erased: {error.strerror or error}"
+            raise StorageError(what, where=str(self.path)) from error
+        return len(lines)
+
+    def _rewrite(self, lines: Mapping[int, bytes], end: bytes) -> None:
+        """Replace the file by itself with other `lines` at some numbers, and one more."""
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.tmp")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        try:
+            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+                for number, line in self._lines():
+                    file.write(lines.get(number, line + b"\n"))
+                file.write(end)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(self.path.parent)
 
     def entries(self) -> Iterator[Entry]:
         """All entries, oldest first, one in memory at a time; see `verify` for the chain.
@@ -118,21 +163,47 @@ class Ledger:
             yield self._parse(line, number)
 
     def verify(self) -> int:
-        """Check every entry and the chain; the number of entries.
+        """Check every entry and the chain; the number of entries.  See `check`."""
+        return self.check().entries
+
+    def check(self) -> Verified:
+        """Check every entry and the chain.
+
+        An entry without its text is as it was written only if a later entry says that the text
+        was erased.
 
         Raises:
             StorageError: names the first line that is not as it was written.
         """
-        count, previous = 0, FIRST
+        count, erased, previous = 0, 0, FIRST
+        bare: dict[int, str | None] = {}  # without their text, until that is explained
         for number, line in self._lines():
             entry = self._parse(line, number)
-            wrong = _fault(entry, line)
+            wrong = fault(entry, line, blank=True)
             if not wrong and (entry.n, entry.previous) != (count + 1, previous):
                 wrong = "does not follow the entry before it (one was changed, removed or added)"
             if wrong:
                 raise self._damaged(number, wrong)
+            if entry.erased:
+                bare[number] = None if entry.sealed else digest(line)
+            if entry.kind == ERASURE:
+                for name, seal in self._seals(entry, number).items():
+                    if name in bare and bare[name] == seal:
+                        del bare[name]
+                        erased += 1
             count, previous = entry.n, entry.hash
-        return count
+        if bare:
+            raise self._damaged(min(bare), CHANGED)
+        return Verified(count, erased)
+
+    def _seals(self, entry: Entry, number: int) -> dict[int, str | None]:
+        """What an erasure noted of each entry whose text it erased, by number."""
+        try:
+            return {
+                int(name): seal for name, seal in json.loads(entry.payload or "")["entries"].items()
+            }
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise self._damaged(number, "is not an erasure") from error
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         try:
@@ -153,9 +224,12 @@ class Ledger:
         except (ValueError, TypeError) as error:
             raise self._damaged(number, "is not an entry") from error
         kinds: dict[str, Any] = {"n": int, "bytes": int, "payload": (str, type(None))}
-        if any(not isinstance(values[f.name], kinds.get(f.name, str)) for f in fields(Entry)):
+        kinds["shows"] = (list, type(None))
+        if any(
+            not isinstance(getattr(entry, f.name), kinds.get(f.name, str)) for f in fields(Entry)
+        ):
             raise self._damaged(number, "has a value of the wrong kind")
-        return entry
+        return entry if entry.shows is None else replace(entry, shows=tuple(entry.shows))
 
     def _damaged(self, number: int | None, what: str) -> StorageError:
         line = f"line {number}" if number else "the last line"
@@ -179,7 +253,7 @@ class Ledger:
         stop = tail.rindex(b"\n")
         line = tail[tail.rfind(b"\n", 0, stop) + 1 : stop]
         entry = self._parse(line, None)
-        if wrong := _fault(entry, line):
+        if wrong := fault(entry, line):
             raise self._damaged(None, wrong)
         return position + stop + 1, entry
 
@@ -202,12 +276,16 @@ class Ledger:
         """The open file, for this thread of this process alone."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-        file = os.open(self.path, flags, 0o600)
-        try:
-            with _lock(file):
-                yield file
-        finally:
-            os.close(file)
+        while True:
+            file = os.open(self.path, flags, 0o600)
+            try:
+                with lock(file):
+                    # An erasure may have put another file in its place while we waited.
+                    if self.path.exists() and os.path.samestat(os.fstat(file), self.path.stat()):
+                        yield file
+                        return
+            finally:
+                os.close(file)
 
 
 def leave(
@@ -219,6 +297,7 @@ def leave(
     policy: str,
     payload: str | bytes | Mapping[str, Any],
     send: Callable[[], T],
+    shows: Iterable[str] | None = None,
 ) -> T:
     """Let something leave a device: write the ledger, then call `send` and return its result.
 
@@ -231,42 +310,22 @@ def leave(
         kind: what it is, e.g. ``teacher call``.
         policy: the protection it is under, e.g. ``redact``.
         payload: what `send` sends; a mapping is noted as JSON, bytes by hash and size only.
+        shows: ids of the records that the payload tells of, so that it can be erased with them;
+            None if that is not known.
 
     Raises:
         StorageError: the ledger cannot be written; nothing was sent.
     """
-    ledger.append(device=device, to=to, kind=kind, policy=policy, payload=payload)
+    ledger.append(device=device, to=to, kind=kind, policy=policy, payload=payload, shows=shows)
     return send()
 
 
-def canonical(value: Mapping[str, Any]) -> str:
-    """The one spelling of a JSON object that hashes are taken of: ASCII, sorted, compact.
-
-    Raises:
-        ValueError: a number is NaN or infinite.
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _hash(entry: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in entry.items() if name != "hash"}
-    return hashlib.sha256(canonical(rest).encode()).hexdigest()
-
-
-def _fault(entry: Entry, line: bytes) -> str | None:
-    """What is wrong with an entry and its line by themselves."""
-    values = entry.to_dict()
-    if _hash(values) != entry.hash or canonical(values).encode() != line:
-        return "was changed after it was written"
-    if entry.payload is not None:
-        data = _utf8(entry.payload)
-        if (len(data), hashlib.sha256(data).hexdigest()) != (entry.bytes, entry.sha256):
-            return "holds another payload than it says"
-    return None
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # a lone surrogate must not stop the ledger
+def _about(payload: str | bytes | Mapping[str, Any], **rest: str) -> dict[str, Any]:
+    """The values of an entry that are known beforehand."""
+    if isinstance(payload, Mapping):
+        payload = canonical(payload)
+    data, text = (payload, None) if isinstance(payload, bytes) else (utf8(payload), payload)
+    return {**rest, "payload": text, "bytes": len(data), "sha256": digest(data)}
 
 
 def _read(file: int, count: int) -> bytes:
@@ -275,35 +334,3 @@ def _read(file: int, count: int) -> bytes:
         parts.append(part)
         count -= len(part)
     return b"".join(parts)
-
-
-@contextmanager
-def _lock(file: int) -> Iterator[None]:
-    """Hold the file's exclusive lock; waits for it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        def at(mode: int) -> None:
-            # Far behind the end, as locked bytes cannot be read by others.
-            os.lseek(file, 1 << 40, os.SEEK_SET)
-            msvcrt.locking(file, mode, 1)  # type: ignore[attr-defined]
-
-        while True:
-            try:
-                at(msvcrt.LK_NBLCK)  # type: ignore[attr-defined]
-                break
-            except OSError:
-                time.sleep(0.01)
-        try:
-            yield
-        finally:
-            at(msvcrt.LK_UNLCK)  # type: ignore[attr-defined]
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        # Not left to close(): a process forked meanwhile would keep the lock.
-        fcntl.flock(file, fcntl.LOCK_UN)

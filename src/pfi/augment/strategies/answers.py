@@ -67,9 +67,14 @@ def answered(
 
 
 def answer_calls(
-    subject: Subject, config: AugmentConfig, question: Example, votes: Iterable[int], seed: str
+    subject: Subject,
+    config: AugmentConfig,
+    question: Example,
+    votes: Iterable[int],
+    seed: str,
+    basis: Sequence[str] = (),
 ) -> list[Call]:
-    """Calls for votes on a question.
+    """Calls for votes on a question, which was made from the records whose ids are ``basis``.
 
     They differ in the seed and in the records shown: vote 0 sees those most like the question,
     best first, the others two thirds of a somewhat wider circle, shuffled.
@@ -83,7 +88,7 @@ def answer_calls(
         few = min(most, max(1, round(len(near) * 2 / 3)))
         shown = near[:most] if vote == 0 else rng.sample(near, few)
         temperature = config.temperature if config.votes_on(task) > 1 else 0.0
-        calls.append(_call(subject, shown, question, temperature, rng.randrange(2**31)))
+        calls.append(_call(subject, shown, question, temperature, rng.randrange(2**31), basis))
     return calls
 
 
@@ -114,6 +119,7 @@ def _call(
     question: Example,
     temperature: float,
     seed: int,
+    basis: Sequence[str] = (),
 ) -> Call:
     task = subject.task
     manner = "" if task.labels else " Write in their words, tone and length."
@@ -129,7 +135,7 @@ def _call(
     return Call(
         subject.user,
         messages,
-        Material("answer", task, tuple(shown), question=question),
+        Material("answer", task, tuple(shown), question=question, basis=tuple(basis)),
         answer_form(task),
         32 if task.labels else 2 * task.max_new_tokens + 32,
         temperature,
@@ -173,7 +179,9 @@ def check_labels(
                 continue
             # Not by position: that may shift when a call is answered in a later run only.
             seed = f"{draft.strategy} {draft.source} {sorted(draft.input.items())} {draft.output}"
-            more = answer_calls(subject, config, question, range(config.votes - 1), seed)
+            others = range(config.votes - 1)
+            basis = (*draft.seeds, draft.source) if draft.source else draft.seeds
+            more = answer_calls(subject, config, question, others, seed, basis)
             parts[i] = slice(len(calls), len(calls) + len(more))
             calls += more
     if not calls:

@@ -47,8 +47,12 @@ def writing_calls(
     counts: Sequence[int],
     rng: random.Random,
     summary: str = "",
+    basis: tuple[str, ...] = (),
 ) -> list[Call]:
-    """Calls that ask for new records, one for each of ``counts`` with the records ``shown``."""
+    """Calls that ask for new records, one for each of ``counts`` with the records ``shown``.
+
+    ``basis`` are the ids of the records that the summary was made from.
+    """
     task = subject.task
     form = records_form(task)
     outputs = wanted_outputs(subject, sum(counts), rng)
@@ -68,7 +72,7 @@ def writing_calls(
         call = Call(
             subject.user,
             template.messages(**values),
-            Material("write", task, tuple(records), count=count),
+            Material("write", task, tuple(records), count=count, basis=basis),
             form,
             longest(subject, count),
             config.temperature,

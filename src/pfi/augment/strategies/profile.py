@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 from pfi.augment.config import AugmentConfig
@@ -24,21 +25,33 @@ SHOWN = 2
 SUMMARY_TOKENS = 400
 
 
-def profile(subject: Subject, config: AugmentConfig, wanted: int) -> Steps:
-    """Ask for a description of the user once, then for several records a call."""
+def summary_call(subject: Subject, config: AugmentConfig, rng: random.Random | None = None) -> Call:
+    """The call that asks for a description of the user, as plain text.
+
+    Args:
+        subject: whose records are shown; they are all that it tells of.
+        config: how many records, and the seed.
+        rng: chooses them; the strategy's own by default, so that both ask the same.
+    """
     task = subject.task
-    rng = subject.rng(config.seed, "profile")
-    first = load_template("summarise")
+    rng = rng or subject.rng(config.seed, "profile")
+    template = load_template("summarise")
     records = choose_records(subject, config.records_per_call, rng)
-    call = Call(
+    return Call(
         subject.user,
-        first.messages(task=describe(task), records=show_records(subject, records)),
+        template.messages(task=describe(task), records=show_records(subject, records)),
         Material("summarise", task, tuple(records)),
         None,
         SUMMARY_TOKENS,
         config.temperature,
         rng.randrange(2**31),
     )
+
+
+def profile(subject: Subject, config: AugmentConfig, wanted: int) -> Steps:
+    """Ask for a description of the user once, then for several records a call."""
+    rng = subject.rng(config.seed, "profile")
+    call = summary_call(subject, config, rng)
     described = yield [call]
     summary = described[0].text.strip() if described[0] is not None else ""
     if not summary:
@@ -46,7 +59,8 @@ def profile(subject: Subject, config: AugmentConfig, wanted: int) -> Steps:
     template = load_template("profile")
     counts = portions(wanted, RECORDS_A_CALL)
     shown = coverage_sets(subject, min(SHOWN, config.records_per_call), len(counts), rng)
-    calls = writing_calls(subject, config, template, shown, counts, rng, summary)
+    basis = seen((), [call], described)
+    calls = writing_calls(subject, config, template, shown, counts, rng, summary, basis)
     replies = yield calls
     drafts = []
     for asked, reply in zip(calls, replies, strict=True):

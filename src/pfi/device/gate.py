@@ -1,0 +1,387 @@
+"""The gate on one device: how much of the personal adapter and of memory its answers use.
+
+Choices are tried on a task's newest real records, with an adapter that has not learnt from them
+(``pfi.memory.trials``); ``pfi.memory.gate`` says which gain is believed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from pfi.data.records import History, Record
+from pfi.device.gate_prior import LEAST_TRIED, home_prior, prior_file
+from pfi.device.home import Home, checked, search_config
+from pfi.device.runtime import Runtime, with_records
+from pfi.device.training import Division, innocent, mix_config, train_candidate, train_config
+from pfi.errors import DataError, StorageError
+from pfi.files import write_json
+from pfi.memory import Memory, Retrieval
+from pfi.memory.gate import Choice, GateConfig, Prior, Tried, choices, choose
+from pfi.tasks import Task
+
+if TYPE_CHECKING:
+    from pfi.learn import Adapter, AdapterConfig
+    from pfi.memory.trials import Trial
+    from pfi.models import Backbone
+
+
+class Fitted(BaseModel):
+    """What the gate chose for a task, and what that rests on.
+
+    Attributes:
+        task: the name of the task.
+        choice: what answers use.
+        sure: confidence from which on the shared adapter's answer stands, where the choice
+            says so.
+        gain: the choice's gain over the shared adapter alone, less caution; 0 for nothing.
+            In probability of the right label, in steps of a scale, or in the main metric.
+        tried: how many of the user's records it was tried on.
+        users: how many other users the prior rests on; 0: the built-in one.
+        backbone, personal, shared: what it was fitted with.
+        settings: of the gate.
+        date: when, in UTC.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str
+    choice: Choice
+    sure: float
+    gain: float
+    tried: int = Field(ge=0)
+    users: int = Field(ge=0)
+    backbone: str
+    personal: str | None
+    shared: str | None
+    settings: GateConfig
+    date: datetime
+
+    def counts(self, home: Home, personal: str | None, shared: str | None) -> bool:
+        """Whether it was fitted with what is in use now."""
+        now = (home.config.backbone, personal, shared)
+        return (self.backbone, self.personal, self.shared) == now
+
+    @property
+    def made_with(self) -> str:
+        """What it was fitted with, in words."""
+        return (
+            f"personal adapter {self.personal or 'none'} and shared adapter "
+            f"{self.shared or 'none'} over {self.backbone}"
+        )
+
+
+_FILE = TypeAdapter(dict[str, Fitted])
+
+
+def describe(choice: Choice) -> str:
+    """A choice in words."""
+    parts = []
+    if choice.by_likeness:
+        parts.append(f"personal adapter by likeness, at most at weight {choice.weight:g}")
+    elif choice.weight:
+        parts.append(f"personal adapter at weight {choice.weight:g}")
+    if choice.k:
+        parts.append(f"{choice.k} record{'s' if choice.k > 1 else ''}")
+    if not parts:
+        return "neither personal adapter nor records"
+    return ", ".join(parts) + (", where unsure" if choice.if_unsure else "")
+
+
+def gate_config(home: Home, settings: Mapping[str, Any] | None = None) -> GateConfig:
+    """The settings: the given ones, then the profile's, then the defaults.
+
+    Raises:
+        ConfigError: one of them makes no sense.
+    """
+    return checked(GateConfig, {**home.config.gate, **(settings or {})}, "gate settings")
+
+
+# What was chosen ----------------------------------------------------------------------
+
+
+def read_gate(home: Home) -> dict[str, Fitted]:
+    """What was chosen, by the name of the task.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    try:
+        return _FILE.validate_json(home.gate_file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValidationError) as error:
+        fix = "forget it with `pfi gate off`, then run `pfi gate fit`"
+        raise StorageError("the file is damaged", where=str(home.gate_file), fix=fix) from error
+
+
+def gate_status(home: Home) -> list[tuple[Fitted, bool]]:
+    """What was chosen, by the name of the task, and whether it counts.
+
+    Raises:
+        StorageError: the file, or the manifest of an adapter in use, is damaged.
+    """
+    found = []
+    for name, fitted in sorted(read_gate(home).items()):
+        personal, shared = (
+            store.active(name) for store in (home.personal_adapters, home.shared_adapters)
+        )
+        if personal is not None:
+            shared = home.personal_adapters.manifest(personal).shared
+        found.append((fitted, fitted.counts(home, personal, shared)))
+    return found
+
+
+def forget(home: Home, task: str | None = None) -> list[str]:
+    """Forget what was chosen for a task, or for all; the names of those that were known.
+
+    Raises:
+        StorageError: the file is damaged, and only a task's part is to be forgotten.
+    """
+    if task is not None:
+        found = read_gate(home)
+        if found.pop(task, None) is None:
+            return []
+        _write(home, found)
+        return [task]
+    try:
+        known = sorted(read_gate(home))
+    except StorageError:
+        known = []
+    home.gate_file.unlink(missing_ok=True)
+    return known
+
+
+def _write(home: Home, found: Mapping[str, Fitted]) -> None:
+    write_json(home.gate_file, _FILE.dump_python(dict(found), mode="json"))
+
+
+# Fitting ------------------------------------------------------------------------------
+
+
+def can_fit(home: Home, task: Task) -> bool:
+    """Whether there are enough records, or other users' experience, to choose by.
+
+    Raises:
+        ConfigError: the profile's gate settings make no sense.
+    """
+    from pfi.memory.trials import divide
+
+    if prior_file(home, Runtime(home).versions(task)[1]) is not None:
+        return True
+    with home.open_vault() as vault:
+        real = vault.history(task.name, origin="real")
+    return len(divide(gate_config(home), real)[1]) >= LEAST_TRIED
+
+
+def fit_gate(
+    home: Home,
+    task: Task,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    backbone: Backbone | None = None,
+    seed: int = 0,
+    on_stage: Callable[[str], None] = lambda text: None,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> Fitted:
+    """Choose how much of the personal adapter and of memory a task's answers use.
+
+    An adapter is trained with the settings of the one in use, but on the older records only; it
+    is not kept.  Without one in use only the number of records is chosen; without a sentence
+    model no weight by likeness.  The prior is the one
+    that came with the shared adapter.  Where none did, choices must convince on the user's own
+    records: with fewer than ``LEAST_TRIED`` to try them on, which is with fewer than 12 records
+    by the default settings, nothing is fitted and the profile's settings stay in force: the
+    whole personal adapter and `records` records.
+
+    Args:
+        home: the device.
+        task: whose answers.
+        settings: values of `GateConfig` that go before the profile's and the defaults.
+        backbone: the profile's one, where it is loaded already.
+        seed: of the examples' choices and of the training; same seed, same result.
+        on_stage: told what begins, in a few words.
+        on_step: told the step, the number of steps and the loss, of the training.
+
+    Raises:
+        ConfigError: a setting makes no sense.
+        DataError: there are too few records.
+        BackboneError: the version in use was trained on another backbone.
+        StorageError: an adapter, the vault or the gate's file cannot be read or written.
+    """
+    from pfi.models import load_backbone
+
+    read_gate(home)  # a damaged file is told of before the work
+    run = _Fit(home, task, gate_config(home, settings), seed, on_stage, on_step)
+    on_stage("reading records")
+    run.read()
+    tried: Tried | None = None
+    if run.trials:
+        on_stage("loading the backbone")
+        tried = run.try_choices(backbone or load_backbone(home.config.backbone))
+    fitted = run.choose(tried)
+    _write(home, {**read_gate(home), task.name: fitted})
+    return fitted
+
+
+@dataclass
+class _Fit:
+    """One fitting, up to what is written."""
+
+    home: Home
+    task: Task
+    config: GateConfig
+    seed: int
+    on_stage: Callable[[str], None]
+    on_step: Callable[[int, int, float], None] | None
+    trials: list[Trial] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Read what is in use and divide the records; make trials of the newest.
+
+        Raises:
+            DataError: there are too few.
+        """
+        from pfi.memory.trials import divide
+
+        home, name = self.home, self.task.name
+        self.personal, self.shared = Runtime(home).versions(self.task)
+        self.prior = prior_file(home, self.shared)
+        if self.personal is None:
+            self.config = self.config.model_copy(update={"weights": [0.0]})
+        with home.open_vault() as vault:
+            real = vault.history(name, origin="real")
+            synthetic = tuple(vault.history(name, origin="synthetic"))
+        older, newest = divide(self.config, real)
+        self.user = real.user_id
+        self.data = Division(older, innocent(synthetic, older, newest), newest)
+        self.trials = home_trials(home, self.task, real, newest, self.config, self.seed)
+        if len(self.trials) < LEAST_TRIED and self.prior is None:
+            raise DataError(
+                f"of {len(real)} records of task {name} choices could be tried on "
+                f"{len(self.trials)}; {LEAST_TRIED} are needed",
+                fix="import more records; until then the profile's settings stay in force",
+            )
+
+    def try_choices(self, plain: Backbone) -> Tried:
+        """What the choices gain on the trials."""
+        from pfi.learn import AdapterConfig
+        from pfi.memory.trials import Mixer, try_choices
+
+        store = self.home.shared_adapters
+        base = plain.with_adapters([store.load(self.shared)] if self.shared else [])
+        shape, adapter = AdapterConfig(rank=1), None
+        if self.personal is not None:
+            shape, adapter = self._train(base, self.personal)
+        self.on_stage("trying choices")
+        mixer = Mixer(base, shape, {self.user: adapter}, self.config)
+        retrieval = home_retrieval(self.home, base)
+        found = try_choices(self.task, mixer, self.trials, self.config, retrieval, None)
+        return found[self.user]
+
+    def _train(self, base: Backbone, personal: str) -> tuple[AdapterConfig, Adapter]:
+        """An adapter that has learnt from the older records as the one in use has from all."""
+        home = self.home
+        told = home.personal_adapters.manifest(personal).config
+        config = train_config(home, {})
+        config = train_config(home, {k: told[k] for k in type(config).model_fields if k in told})
+        data = self.data if told.get("synthetic") else replace(self.data, synthetic=())
+        made = train_candidate(
+            home,
+            self.task,
+            base,
+            data,
+            config,
+            mix_config(home, told.get("mix", {})),
+            seed=self.seed,
+            on_step=self.on_step,
+            on_stage=self.on_stage,
+        )
+        return config, made.adapter
+
+    def choose(self, tried: Tried | None) -> Fitted:
+        """The choice whose gain is believed most."""
+        from pfi.device.memory import home_embedder
+
+        config = self.config
+        confidence = np.zeros(0) if tried is None else tried.confidence
+        prior = home_prior(self.task, config, self.prior, confidence)
+        gains = None if tried is None else tried.of_all(config, prior.sure)
+        known = choices(config)
+        # Without an adapter or a sentence model, a weight by likeness is no choice.
+        measures = self.personal is not None and home_embedder(self.home) is not None
+        open_ = [i for i, choice in enumerate(known) if measures or not choice.by_likeness]
+        number, believed = choose(
+            _part(prior, open_), None if gains is None else gains[:, open_], config.caution
+        )
+        return Fitted(
+            task=self.task.name,
+            choice=known[open_[number]],
+            sure=prior.sure,
+            gain=float(believed[number]),
+            tried=len(self.trials),
+            users=prior.users,
+            backbone=self.home.config.backbone,
+            personal=self.personal,
+            shared=self.shared,
+            settings=config,
+            date=datetime.now(UTC).replace(microsecond=0),
+        )
+
+
+def _part(prior: Prior, places: list[int]) -> Prior:
+    """The prior of some of the choices."""
+    arrays = {name: getattr(prior, name)[places] for name in ("mean", "between", "within")}
+    return replace(prior, **arrays)
+
+
+def home_trials(
+    home: Home, task: Task, real: History, newest: History, config: GateConfig, seed: int
+) -> list[Trial]:
+    """Trials made from a device's newest records, each as it would have been asked at its time.
+
+    Not even the words of a record that is newer than a trial count for it.
+
+    Raises:
+        ConfigError: the search settings make no sense.
+        StorageError: the vault or the memory cannot be used.
+    """
+    from pfi.device.memory import open_memory
+    from pfi.memory.trials import record_trials
+
+    found: list[Trial] = []
+    if not newest:
+        return found
+    search, most, start = search_config(home), max(config.ks), len(real) - len(newest)
+    with open_memory(home) as store:
+        for place, record in enumerate(newest, start):
+            known = real.before(record.time) if real.dated else real[:place]
+            memory: Memory = store.memory(task, known, search)
+            alone, rng = History(real.user_id, [record]), random.Random(seed)
+            found += record_trials(task, real[: place + 1], alone, memory, most, rng, [])
+    return found
+
+
+def home_retrieval(home: Home, backbone: Backbone) -> Retrieval:
+    """How a device fills prompts with records, for trials."""
+    return _AsAsked(
+        home.config.records, home.config.record_tokens, 0.0, backbone.trim, backbone=backbone
+    )
+
+
+@dataclass(frozen=True)
+class _AsAsked(Retrieval):
+    """Fills prompts as ``Runtime`` does: with as many of the records as fit."""
+
+    backbone: Backbone = field(kw_only=True)
+
+    def fill(self, task: Task, prompt: str, records: Sequence[Record]) -> str:
+        if not records:
+            return prompt
+        return with_records(self.backbone, task, prompt, list(records), self.budget)[0]

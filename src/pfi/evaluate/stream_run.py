@@ -1,0 +1,276 @@
+"""The stream protocol: users' histories replayed in time order under four policies.
+
+All users of a group advance together: the questions between two updates are answered in one
+batch, each user's with the adapter of their last update, and then all adapters are updated in
+one pass of the bank.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pfi import __version__
+from pfi.data.lamp import LampUsers, open_users
+from pfi.data.records import Record, User
+from pfi.errors import ConfigError
+from pfi.evaluate.arms import DEFAULT_ARMS
+from pfi.evaluate.config import StudyConfig
+from pfi.evaluate.events import Event, new_event
+from pfi.evaluate.stream import POLICIES, Step, Stream, check_flip, make_stream
+from pfi.evaluate.study import OnProgress, Study, machine
+from pfi.evaluate.task_run import TaskRun
+from pfi.evaluate.task_setup import TaskSetup
+from pfi.files import write_json
+from pfi.learn import Adapter, Job
+from pfi.models import Backbone, answer, load_backbone
+from pfi.models.bank import NO_ADAPTER, AdapterBank
+from pfi.tasks import Example, Task
+
+
+class StreamStudy(Study):
+    """One run of the stream protocol; the arguments and the run folder are those of a study.
+
+    Raises:
+        ConfigError: settings that this protocol does not have, or labels that cannot change.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        out: Path,
+        *,
+        resume: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        if config.workers > 1:
+            what = "the stream protocol runs in one process"
+            raise ConfigError(what, where="workers", fix="leave out --workers")
+        if config.arms != DEFAULT_ARMS:
+            what = f"the stream protocol has no arms: it compares {', '.join(POLICIES)}"
+            raise ConfigError(what, where="arms", fix="leave out --arms")
+        super().__init__(config, out, resume=resume, on_progress=on_progress)
+        if config.stream.flip is not None:
+            for task in self.tasks:
+                check_flip(task)
+
+    def run(self) -> dict[str, Any]:
+        """Replay what is not yet done, then write metrics and the report.
+
+        Returns:
+            the content of ``metrics.json``.
+        """
+        from pfi.evaluate.stream_metrics import stream_metrics
+        from pfi.evaluate.stream_report import write_stream_report
+
+        config = self.config
+        resumed = not self.log.empty
+        self.log.append(new_event("started", version=__version__, resumed=resumed))
+        backbone = load_backbone(config.backbone)
+        people: dict[str, LampUsers] = {}
+        for task in self.tasks:
+            folder = config.data / task.name
+            people[task.name] = open_users(
+                folder, task, config.split, limit=config.users, seed=config.seed
+            )
+        self._planned = sum(map(len, people.values()))
+        for task in self.tasks:
+            self._replay(task, backbone, people[task.name])
+        metrics = stream_metrics(config, self.tasks, self.log)
+        metrics["machine"] = machine()
+        write_json(self.out / "metrics.json", metrics)
+        write_stream_report(self.out)
+        self.log.append(new_event("finished"))
+        return metrics
+
+    def _replay(self, task: Task, backbone: Backbone, users: LampUsers) -> None:
+        """Replay the users of a task, group by group, skipping those whose streams are logged."""
+        done = {e["user"] for e in self.log if e["event"] == "streamed" and e["task"] == task.name}
+        self.progress(task.name, len(done))
+        if done >= set(users.ids):
+            return
+        shared = TaskRun(self, task, backbone, users).shared_adapter()
+        setup = TaskSetup(self.config, self.out, task, backbone, shared)
+        size = self.config.working_set
+        for start in range(0, len(users), size):
+            group = users[start : start + size]
+            if done >= set(group.ids):
+                continue
+            replay = GroupStream(setup, list(group))
+            for event in replay.run(lambda text: self.progress(f"{task.name} {text}")):
+                # Those already logged were replayed again, so that the batches are the same.
+                if event["user"] not in done:
+                    self.log.append(event)
+                    self.progress(f"{task.name} stream", 1)
+
+
+@dataclass
+class _Member:
+    """A user of a group while it is replayed.
+
+    Attributes:
+        adapter: the current personal adapter; None before the first update.
+        learnt: how many records it has learnt from.
+        answers: by step and policy.
+        updates: what every update took.
+    """
+
+    stream: Stream
+    adapter: Adapter | None = None
+    learnt: int = 0
+    answers: dict[int, dict[str, str]] = field(default_factory=dict)
+    updates: list[dict[str, Any]] = field(default_factory=list)
+
+
+class GroupStream:
+    """Some users of a task, replayed together.
+
+    Args:
+        setup: models, engine and retrieval.
+        users: all of the group; in tasks that need strangers, they are strangers to each other.
+    """
+
+    def __init__(self, setup: TaskSetup, users: Sequence[User]) -> None:
+        self.setup, self.task, self.config = setup, setup.task, setup.config
+        self.members = [_Member(self._stream(user, users)) for user in users]
+        personal = self.config.personal
+        self.training = personal.model_copy(update={"epochs": self.config.stream.epochs})
+        self.bank = AdapterBank(setup.with_shared, personal, capacity=len(users))
+        self._slots: dict[str, int] = {}
+
+    def run(self, on_progress: Callable[[str], None] | None = None) -> Iterator[Event]:
+        """The users' ``streamed`` events, once all of them are replayed."""
+        started = time.perf_counter()
+        stream = self.config.stream
+        longest = max((len(m.stream.records) for m in self.members), default=0)
+        # Places between which no adapter changes; the questions after the last record have
+        # seen all of them.
+        starts = [0, *range(stream.first, longest + 1, stream.every), longest + 1]
+        for start, end in pairwise(starts):
+            if on_progress is not None:
+                on_progress(f"stream, record {start} of {longest}")
+            if start:
+                self._update(start, end)
+            self._answer(start, end)
+        seconds = (time.perf_counter() - started) / max(1, len(self.members))
+        for member in self.members:
+            yield self._event(member, seconds)
+
+    def _stream(self, user: User, users: Sequence[User]) -> Stream:
+        strangers: list[Record] = []
+        if self.task.practice == "citation":
+            strangers = [r for other in users if other.id != user.id for r in other.history]
+
+        def rng_of(record: str) -> random.Random:
+            return random.Random(self.config.seed_of("stream", self.task.name, user.id, record))
+
+        others = strangers or self.setup.pool
+        return make_stream(self.task, user, self.config.stream, others, rng_of, self.config.records)
+
+    # Answers ------------------------------------------------------------------------
+
+    def _answer(self, start: int, end: int) -> None:
+        """Answer all questions that have seen ``start`` to ``end - 1`` records."""
+        prompts: list[str] = []
+        slots: list[int] = []
+        asked: list[tuple[_Member, int, str]] = []
+        for member in self.members:
+            slot = self._slots.get(member.stream.user, NO_ADAPTER)
+            steps = [step for step in member.stream.steps if start <= step.seen < end]
+            for step in steps:
+                plain, filled = step.prompt, self._with_records(member.stream, step)
+                ways = {"never": (plain, NO_ADAPTER), "memory": (filled, NO_ADAPTER)}
+                if slot != NO_ADAPTER:
+                    ways |= {"adapter": (plain, slot), "both": (filled, slot)}
+                for policy, (prompt, used) in ways.items():
+                    prompts.append(prompt)
+                    slots.append(used)
+                    asked.append((member, step.step, policy))
+        if not prompts:
+            return
+        found = answer(self.bank.backbone, self.task, prompts, self.config.max_prompt, slots=slots)
+        for (member, place, policy), text in zip(asked, found, strict=True):
+            member.answers.setdefault(place, {})[policy] = text
+            if member.adapter is None:  # what an adapter would go on from answers for it
+                same = {"never": "adapter", "memory": "both"}[policy]
+                member.answers[place][same] = text
+
+    def _with_records(self, stream: Stream, step: Step) -> str:
+        """The prompt with records from before the step."""
+        if not step.seen:
+            return step.prompt
+        memory = self.setup.memory(stream.seen(step.seen))
+        return self.setup.retrieval.prompt(
+            self.task, memory, step.prompt, step.fields, exclude=step.shown
+        )
+
+    # Updates ------------------------------------------------------------------------
+
+    def _update(self, seen: int, end: int) -> None:
+        """Train the adapters of all users who have questions ahead on records seen so far."""
+        members = {
+            m.stream.user: m
+            for m in self.members
+            if len(m.stream.records) >= seen and any(step.seen >= seen for step in m.stream.steps)
+        }
+        jobs = [self._job(member, seen) for member in members.values()]
+        setup = self.setup
+        for job, result in setup.trainer.train_many(setup.with_shared, jobs, self.training):
+            member = members[job.id]
+            member.learnt = seen
+            if result is None:
+                continue
+            member.adapter = result.adapter
+            member.updates.append(
+                {
+                    "records": seen,
+                    "examples": result.examples,
+                    "steps": result.steps,
+                    "loss": round(sum(result.losses) / max(1, result.steps), 5),
+                    "seconds": result.seconds,
+                }
+            )
+            if job.id in self._slots:
+                self.bank.remove(self._slots[job.id])
+            self._slots[job.id] = self.bank.add(result.adapter)
+
+    def _job(self, member: _Member, seen: int) -> Job:
+        user, name = member.stream.user, self.task.name
+        seed = self.config.seed_of("stream", "personal", name, user, seen)
+        start = None if self.config.stream.anew else member.adapter
+        return Job(user, self._examples(member, seen), seed, start)
+
+    def _examples(self, member: _Member, seen: int) -> list[Example]:
+        """New records and those replayed, a share with records from before them."""
+        replay, stream = self.config.stream.replay, member.stream
+        first = 0 if replay is None else max(0, member.learnt - replay)
+        past = stream.seen(seen)
+        rng = random.Random(self.config.seed_of("examples", self.task.name, stream.user, seen))
+        setup = self.setup
+        made = setup.retrieval.examples(self.task, past, rng, setup.pool)
+        kept = {record.id for record in past[first:]}
+        return [example for example in made if example.record_id in kept]
+
+    # Events -------------------------------------------------------------------------
+
+    def _event(self, member: _Member, seconds: float) -> Event:
+        steps = [
+            {"step": s.step, "seen": s.seen, "record": s.record, "gold": s.gold}
+            | {policy: member.answers[s.step][policy] for policy in POLICIES}
+            for s in member.stream.steps
+        ]
+        return new_event(
+            "streamed",
+            task=self.task.name,
+            user=member.stream.user,
+            records=len(member.stream.records),
+            flipped=member.stream.flipped,
+            seconds=seconds,
+            updates=member.updates,
+            steps=steps,
+        )

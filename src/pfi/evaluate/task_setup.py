@@ -1,0 +1,157 @@
+"""What all groups of a task's users share, and which group is to be worked on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from pfi.augment.teacher import Teacher
+from pfi.augment.teachers import make_teacher
+from pfi.augment.teachers.embedded import EmbeddedTeacher
+from pfi.data.lamp import LampUsers, open_users
+from pfi.data.records import Record
+from pfi.evaluate.arms import Arm
+from pfi.evaluate.augmentation import Augmentation
+from pfi.evaluate.checkpoints import Checkpoints
+from pfi.evaluate.config import StudyConfig
+from pfi.learn import Adapter, get_trainer
+from pfi.memory import Memory, Retrieval
+from pfi.memory.embedders import Embedder, find_embedder
+from pfi.memory.gate import Prior
+from pfi.memory.index import VectorCache
+from pfi.models import Backbone
+from pfi.tasks import Task
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some users of a task and what is left to do for them.
+
+    Attributes:
+        index: its place among the groups of all users.
+        users: all of its users, not yet read.
+        todo: by arm, the users whose questions are not answered.
+        trained: by kind of adapter, the users the event of whose training is logged.
+        augmented: the users the event of whose augmentation is logged.
+    """
+
+    index: int
+    users: LampUsers
+    todo: Mapping[str, Collection[str]]
+    trained: Mapping[str, Collection[str]]
+    augmented: frozenset[str] = frozenset()
+
+
+class TaskSetup:
+    """What all groups of a task share: models, engine, retrieval; one in each process.
+
+    Args:
+        shared: the shared adapter; may be None if no arm that is left needs it.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        out: Path,
+        task: Task,
+        backbone: Backbone,
+        shared: Adapter | None,
+    ) -> None:
+        self.config, self.out, self.task, self.backbone = config, out, task, backbone
+        self.checkpoints = Checkpoints(out)
+        self.trainer = get_trainer(config.engine, config.working_set)
+        self.retrieval = Retrieval(
+            config.k, config.retrieval_budget, config.retrieval_share, backbone.trim
+        )
+        self._shared = shared
+        self._vectors = VectorCache()
+
+    @cached_property
+    def _embedder(self) -> Embedder | None:
+        return find_embedder(self.config.embedder)
+
+    def memory(self, records: Iterable[Record]) -> Memory:
+        """A user's memory of these records."""
+        return Memory(
+            self.task,
+            records,
+            embedder=self._embedder,
+            config=self.config.search,
+            vectors=self._vectors,
+        )
+
+    def prior(self, arm: Arm) -> Prior:
+        """What the gate's choices gained for other users."""
+        found = json.loads(prior_file(self.out, arm, self.task).read_text("utf-8"))
+        return Prior.from_dict(found["prior"])
+
+    @cached_property
+    def with_shared(self) -> Backbone:
+        """The backbone with the shared adapter merged in."""
+        return self.backbone.with_adapters([self._shared] if self._shared else [])
+
+    def train_users(self) -> LampUsers:
+        """The users whose records the shared adapter is learnt from."""
+        config = self.config
+        return open_users(
+            (config.train_data or config.data) / self.task.name,
+            self.task,
+            config.train_split,
+            limit=config.train_users,
+            seed=config.seed,
+        )
+
+    @cached_property
+    def pool(self) -> list[Record]:
+        """Records of other people, for practices that contrast a user with others.
+
+        They stay in memory: ``train_users`` limits them.
+        """
+        if self.task.practice != "citation":
+            return []
+        return [record for user in self.train_users() for record in user.history]
+
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """What makes synthetic records; the task has one desk in each process."""
+        config = self.config
+        return Augmentation(
+            config.augment,
+            self.out,
+            self.task,
+            self.with_shared,
+            self._teacher,
+            lambda: self._public,
+        )
+
+    def _teacher(self) -> Teacher:
+        def embedded() -> Teacher:
+            return EmbeddedTeacher(
+                self.with_shared, self.retrieval, self._public, max_prompt=self.config.max_prompt
+            )
+
+        return make_teacher(self.config.augment.teacher, embedded=embedded)
+
+    @cached_property
+    def _public(self) -> list[Record]:
+        """Public records, or those of train users in their place; see ``Augmenter``."""
+        config = self.config
+        if not config.pool_users:
+            return []
+        if config.pool is None:
+            users = self.train_users()[: config.pool_users]
+        else:
+            users = open_users(config.pool, self.task, "pool", limit=config.pool_users)
+        return [
+            replace(record, id=f"{user.id}-{record.id}")
+            for user in users
+            for record in user.history
+        ]
+
+
+def prior_file(out: Path, arm: Arm, task: Task) -> Path:
+    """Where a run keeps the prior of an arm's gate."""
+    return out / "checkpoints" / "gate" / task.name / f"{arm.name}.json"
