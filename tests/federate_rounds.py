@@ -158,3 +158,22 @@ def products_of(strategy: Strategy, state: State) -> Products:
     """What the server has learnt, as full matrices."""
     mean = getattr(strategy, "mean", None)
     return mean(state) if mean else strategy.model(state).products()
+
+
+def stacked(layout: Layout, rows: Sequence[tuple[float, NDArray[Any]]]) -> tuple[Layout, Row]:
+    """Rows as one of a higher rank, whose update is the weighted sum of theirs (FLoRA, 2409.05976).
+
+    One factor carries the weight: weighting both would square it.
+
+    Args:
+        layout: of the rows.
+        rows: each with its weight.
+    """
+    wide = layout.with_rank(layout.rank * len(rows))
+    made = np.zeros(wide.width, np.float32)
+    for n, (weight, row) in enumerate(rows):
+        ranks = slice(n * layout.rank, (n + 1) * layout.rank)
+        for i in range(len(layout.layers)):
+            wide.a(made, i)[ranks] = layout.a(row, i)
+            wide.b(made, i)[ranks] = weight * layout.b(row, i)
+    return wide, made

@@ -300,7 +300,8 @@ def test_status_shows_rounds_bytes_loss_and_epsilon(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text(text)
     shown = pfi("federate", "status", str(tmp_path)).stdout
     assert "round 1: 2 of 4 clients, held-out loss 0.2500, 1.5 s\n  b: it was late\n" in shown
-    assert "round 2: 2 of 4 clients, held-out loss 0.2500, 1.5 s, epsilon 3.22, not" in shown
+    said = "held-out loss 0.2500, too few, not counted, epsilon 3.22, 1.5 s"
+    assert f"round 2: 2 of 4 clients, {said}" in shown
     assert "2 rounds, 8.0 KiB sent to clients, 4.0 KiB received" in shown
     assert shown.endswith("\nIt spent 3.2.\n")
     assert len(json.loads(pfi("federate", "status", str(tmp_path), "--json").stdout)) == 2

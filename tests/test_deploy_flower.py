@@ -34,7 +34,6 @@ from pfi.federate.config import FederateConfig
 from pfi.federate.deploy import local
 from pfi.federate.deploy.agent import SOCKET, Agent
 from pfi.federate.deploy.device import FOLDER
-from pfi.federate.deploy.events import read_rounds
 from pfi.federate.deploy.fleet import FlowerFleet
 from pfi.federate.deploy.invitation import Invitation
 from pfi.federate.deploy.keys import CA, load_server_keys, make_server_keys
@@ -52,6 +51,7 @@ from pfi.federate.deploy.runtime import DeviceRuntime, keep_roster
 from pfi.federate.deploy.server_app import ADAPTER, make_strategy, run
 from pfi.federate.deploy.settings import DeployConfig
 from pfi.federate.deploy.superlink import SuperLink
+from pfi.federate.events import read_rounds
 from pfi.federate.exact import as_adapter
 from pfi.federate.fleet import Failure
 from pfi.federate.rounds import Federation

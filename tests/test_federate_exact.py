@@ -21,6 +21,7 @@ from federate_rounds import (
     moved,
     play,
     products_of,
+    stacked,
     whole,
     work,
 )
@@ -28,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfi.errors import FederationError
-from pfi.federate.layout import Layer, Layout, stacked
+from pfi.federate.layout import Layer, Layout
 from pfi.federate.message import Message
 from pfi.federate.strategies import STRATEGIES
 from pfi.federate.strategies.svd import factors_of
@@ -287,7 +288,7 @@ def test_weights_captured_before_training_would_be_seen(name: str) -> None:
 
 
 def test_stacking_with_the_weight_on_both_factors_would_be_seen() -> None:
-    """``layout.stacked`` and ``flora`` weigh one factor; weighing both is off by a wide margin."""
+    """``stacked`` and ``flora`` weigh one factor; weighing both is off by a wide margin."""
     strategy = make("flora")
     cohort = members(5, 1, 20)
     state = play(strategy, strategy.start(), cohort)

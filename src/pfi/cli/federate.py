@@ -230,12 +230,10 @@ def simulate(
 ) -> None:
     """Learn a shared adapter with simulated clients: the same code as on devices, one machine."""
     from pfi.federate.config import FederateConfig
-    from pfi.federate.exact import as_adapter
     from pfi.federate.rounds import Federation
     from pfi.federate.simulate import SimulatedFleet
     from pfi.federate.users import Users
     from pfi.models import load_backbone
-    from pfi.models.bank import AdapterBank
     from pfi.tasks import get_task
 
     settings = FederateConfig.model_validate(federation_settings(config, set_ or []))
@@ -251,15 +249,16 @@ def simulate(
                 fleet,
                 out,
                 resume=resume,
+                parties=fleet.parties,
                 on_round=lambda text, done, rounds: shown.update(
                     bar, completed=done, total=rounds, description=text
                 ),
             )
-            state = federation.run()
+            fleet.adapter(federation.run()).save(out / ADAPTER)
     finally:
         fleet.close()
-    shape = AdapterBank(model, settings.local, 1).settings
-    as_adapter(fleet.strategy.model(state), shape).save(out / ADAPTER)
+    if federation.stopped is not None:
+        note(f"It ended before the last round: {federation.stopped}.")
     _ended(out)
 
 
@@ -358,7 +357,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show how a federation goes: rounds, clients, loss, bytes and epsilon."""
-    from pfi.federate.deploy.events import read_rounds
+    from pfi.federate.events import read_rounds
 
     rounds = list(read_rounds(out))
     if as_json:
@@ -377,16 +376,11 @@ def status(
 
 
 def told(event: dict[str, Any]) -> str:
-    """A round in one line."""
-    line = f"round {event['number'] + 1}: {event['clients']} of {event['asked']} clients"
+    """A round in one line, and below it who was left out."""
+    from pfi.federate.events import headline
+
+    line = f"{headline(event)}, {event['seconds']:.1f} s"
     left_out = {**event["failed"], **event["refused"]}
-    if event.get("loss") is not None:
-        line += f", held-out loss {event['loss']:.4f}"
-    line += f", {event['seconds']:.1f} s"
-    if event.get("epsilon") is not None:
-        line += f", epsilon {event['epsilon']:.2f}"
-    if not event["kept"]:
-        line += f", taken back: {event['why']}" if event.get("why") else ", not counted"
     for client, why in list(left_out.items())[:3]:
         line += f"\n  {client}: {why}"
     return line + (f"\n  and {len(left_out) - 3} more" if len(left_out) > 3 else "")

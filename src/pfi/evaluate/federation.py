@@ -65,10 +65,8 @@ def federate(
         ConfigError: the settings make no sense for these clients.
         FederationError: the rounds led nowhere.
     """
-    from pfi.federate.exact import as_adapter
     from pfi.federate.rounds import Federation
     from pfi.federate.simulate import SimulatedFleet
-    from pfi.models.bank import AdapterBank
 
     kind, name = FEDERATED + strategy, task.name
     checkpoints = Checkpoints(study.out)
@@ -83,12 +81,11 @@ def federate(
     fleet = SimulatedFleet(backbone, users, settings, folder / "clients")
     try:
         federation = Federation(settings, fleet.strategy, fleet, folder, resume=True, on_round=told)
-        model = fleet.strategy.model(federation.run())
+        adapter = fleet.adapter(federation.run())
     finally:
         fleet.close()
     _log(study, kind, name, folder)
     rounds = list(read_events(folder / "events.jsonl"))
-    bank = AdapterBank(backbone, settings.local, 1)
     event = new_event(
         "trained",
         task=name,
@@ -101,7 +98,6 @@ def federate(
     )
     if federation.stopped is not None:
         event["stopped"] = federation.stopped
-    adapter = as_adapter(model, bank.settings)
     checkpoints.put(adapter, event)
     study.log.append(event)
     checkpoints.drop_state(kind, name)

@@ -24,9 +24,6 @@ from pfi.models.packing import Piece
 from pfi.tasks import Example
 from pfi.trust.entries import fingerprint
 
-#: Tokens of clients' examples that stay in memory from round to round.
-_KEPT_TOKENS = 1 << 20
-
 
 class Population(Protocol):
     """The clients' data, read when its turn comes."""
@@ -60,10 +57,10 @@ class Memories:
         Raises:
             StorageError: it is damaged.
         """
-        found = [path for path in self._files(client) if int(path.stem) < round]
-        if not found:
+        earlier = self._before(client, round)
+        if not earlier:
             return {}
-        path = max(found, key=lambda path: int(path.stem))
+        path = self._file(client, earlier[-1])
         try:
             return dict(Message.decode(path.read_bytes()).arrays)
         except (OSError, FederationError) as error:
@@ -74,19 +71,19 @@ class Memories:
         """Keep what a client has after a round; of earlier rounds one is kept."""
         if not memory:
             return
-        folder = self.folder / fingerprint(client)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / f"{round}.safetensors", Message(memory).encode())
-        earlier = sorted(p for p in map(_number, self._files(client)) if p < round)
-        for number in earlier[:-1]:
-            (folder / f"{number}.safetensors").unlink(missing_ok=True)
+        path = self._file(client, round)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, Message(memory).encode())
+        for number in self._before(client, round)[:-1]:
+            self._file(client, number).unlink(missing_ok=True)
 
-    def _files(self, client: str) -> list[Path]:
-        return list((self.folder / fingerprint(client)).glob("*.safetensors"))
+    def _before(self, client: str, round: int) -> list[int]:
+        """The rounds before this one of which something is kept, in order."""
+        files = (self.folder / fingerprint(client)).glob("*.safetensors")
+        return sorted(number for file in files if (number := int(file.stem)) < round)
 
-
-def _number(path: Path) -> int:
-    return int(path.stem)
+    def _file(self, client: str, round: int) -> Path:
+        return self.folder / fingerprint(client) / f"{round}.safetensors"
 
 
 class Clients:
@@ -98,6 +95,8 @@ class Clients:
         config: of the federation.
         memories: what clients keep at home.
         working_set: clients trained together.
+        kept_tokens: of clients' examples that stay in memory from round to round; with 0 they are
+            read anew each time, where they may change.
     """
 
     def __init__(
@@ -107,13 +106,16 @@ class Clients:
         config: FederateConfig,
         memories: Memories,
         working_set: int = 16,
+        *,
+        kept_tokens: int = 1 << 20,
     ) -> None:
         kind = get_strategy(config.strategy)
         self.config, self.population, self.memories = config, population, memories
         self.engine = Engine(backbone, config.local, kind.rank(config), working_set)
         self.strategy: Strategy = kind(self.engine.layout, config)
         self._pieces: OrderedDict[str, Sequence[Piece]] = OrderedDict()
-        self._kept = 0
+        self._kept, self._kept_tokens = 0, kept_tokens
+        self._remembers = self.strategy.stateful or config.compress.remembers
         self._base_of: Message | None = None
         #: Keys and policy of secure aggregation, where it is on.
         self.parties: Parties | None = None
@@ -154,7 +156,7 @@ class Clients:
                     raise FederationError("it has no examples")
                 self._use_base(message)
                 client = self._client(name, round, pieces)
-                memories[name] = self.memories.load(name, round)
+                memories[name] = self.memories.load(name, round) if self._remembers else {}
                 works.append((client, pieces, self._work(message, memories[name], client)))
             except FederationError as error:
                 yield name, Failure(error.what)
@@ -221,14 +223,14 @@ class Clients:
 
     def _pieces_of(self, name: str) -> Sequence[Piece]:
         """A client's examples as tokens; those of the latest clients stay in memory."""
-        found = self._pieces.get(name)
-        if found is None:
-            found = self.engine.encode(self.population.examples(name))
-            self._pieces[name] = found
-            self._kept += sum(map(len, found))
-            while self._kept > _KEPT_TOKENS and len(self._pieces) > 1:
-                self._kept -= sum(map(len, self._pieces.popitem(last=False)[1]))
-        self._pieces.move_to_end(name)
+        if name in self._pieces:
+            self._pieces.move_to_end(name)
+            return self._pieces[name]
+        found = self.engine.encode(self.population.examples(name))
+        self._pieces[name] = found
+        self._kept += sum(map(len, found))
+        while self._kept > self._kept_tokens:
+            self._kept -= sum(map(len, self._pieces.popitem(last=False)[1]))
         return found
 
     def _use_base(self, message: Message) -> None:

@@ -5,7 +5,6 @@ A row is a slot of ``AdapterBank``: first every target's ``A``, then every trans
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,17 +47,6 @@ class Layout:
         """The layout of a bank's rows."""
         layers = tuple(Layer(t.name, t.inputs, t.outputs) for t in bank.targets)
         return cls(layers, bank.rank, bank.config.alpha / bank.rank)
-
-    @classmethod
-    def from_values(cls, values: dict[str, Any]) -> Layout:
-        """The layout that ``to_values`` gave."""
-        layers = tuple(Layer(*layer) for layer in values["layers"])
-        return cls(layers, values["rank"], values["scale"])
-
-    def to_values(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        layers = [[layer.name, layer.inputs, layer.outputs] for layer in self.layers]
-        return {"layers": layers, "rank": self.rank, "scale": self.scale}
 
     @cached_property
     def split(self) -> int:
@@ -136,22 +124,3 @@ class Layout:
             to.a(made, i)[:ranks] = self.a(row, i)[:ranks]
             to.b(made, i)[:ranks] = self.b(row, i)[:ranks]
         return made
-
-
-def stacked(layout: Layout, rows: Sequence[tuple[float, NDArray[Any]]]) -> tuple[Layout, Row]:
-    """Rows as one of a higher rank, whose update is the weighted sum of theirs (FLoRA, 2409.05976).
-
-    One factor carries the weight: weighting both would square it.
-
-    Args:
-        layout: of the rows.
-        rows: each with its weight.
-    """
-    wide = layout.with_rank(layout.rank * len(rows))
-    made = np.zeros(wide.width, np.float32)
-    for n, (weight, row) in enumerate(rows):
-        ranks = slice(n * layout.rank, (n + 1) * layout.rank)
-        for i in range(len(layout.layers)):
-            wide.a(made, i)[ranks] = layout.a(row, i)
-            wide.b(made, i)[ranks] = weight * layout.b(row, i)
-    return wide, made

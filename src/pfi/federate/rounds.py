@@ -21,6 +21,7 @@ from pfi.federate.accept import Acceptance
 from pfi.federate.combine import Combined
 from pfi.federate.combining import Combining
 from pfi.federate.config import FederateConfig
+from pfi.federate.events import headline
 from pfi.federate.fleet import Failure, Fleet
 from pfi.federate.message import Message, Value
 from pfi.federate.parties import Parties, secure_sums
@@ -296,7 +297,7 @@ class Federation:
         self._pending = None
         self._store.append(done.to_dict())
         self._store.save(self._next, self._checkpoint())
-        self._on_round(_told(done), self._next, self.config.rounds)
+        self._on_round(headline(done.to_dict()), self._next, self.config.rounds)
 
     def _judged(self, done: Round) -> Round:
         """A measured round, taken back where the losses say so."""
@@ -389,14 +390,3 @@ def divide(clients: Sequence[str], config: FederateConfig) -> tuple[list[str], l
     if not train:
         raise ConfigError("no client is left to train", where="held_out", fix="hold out fewer")
     return train, [client for client in clients if client in held_out]
-
-
-def _told(done: Round) -> str:
-    parts = [f"round {done.number + 1}: {done.clients} of {done.asked} clients"]
-    if done.loss is not None:
-        parts.append(f"held-out loss {done.loss:.4f}")
-    if not done.kept:
-        parts.append(f"taken back: {done.why}" if done.why else "too few, not counted")
-    if done.epsilon is not None:
-        parts.append(f"epsilon {done.epsilon:.2f}")
-    return ", ".join(parts)

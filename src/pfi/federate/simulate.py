@@ -20,9 +20,12 @@ from pfi.federate.fleet import Failure
 from pfi.federate.message import Message
 from pfi.federate.parties import Parties
 from pfi.federate.seeds import generator
+from pfi.federate.strategy import LinearStrategy
 
 if TYPE_CHECKING:
     from pfi.federate.client import Clients, Population
+    from pfi.federate.strategy import State, Strategy
+    from pfi.models.adapters import Adapter
     from pfi.models.backbone import Backbone
 
 Chunk = list[tuple[str, bytes]]
@@ -52,7 +55,7 @@ class SimulatedFleet:
         self._clients = make_clients(backbone, population, config, folder)
         #: Keys for secure aggregation, where it is on.
         self.parties: Parties | None = None
-        if config.secure is not None:
+        if config.secure is not None and isinstance(self.strategy, LinearStrategy):
             self.parties = Parties.simulated(config.secure, self._names, self.strategy.size)
             self._clients.parties = self.parties
         if config.simulate.workers > 1:
@@ -63,9 +66,15 @@ class SimulatedFleet:
         self._decoded: dict[int, tuple[bytes, Message]] = {}
 
     @property
-    def strategy(self) -> Any:
+    def strategy(self) -> Strategy:
         """The strategy over this backbone's layers, as clients use it."""
         return self._clients.strategy
+
+    def adapter(self, state: State) -> Adapter:
+        """What a client that never took part answers with, as a plain adapter."""
+        from pfi.federate.exact import as_adapter
+
+        return as_adapter(self.strategy.model(state), self._clients.engine.bank.settings)
 
     def clients(self) -> Sequence[str]:
         """See ``Fleet``."""
@@ -121,7 +130,6 @@ class SimulatedFleet:
         """
         waiting: deque[_Process | Replies] = deque()
         number = 0
-        chunks = iter(chunks)
         while True:
             for chunk in islice(chunks, len(self._workers) - len(waiting)):
                 if isinstance(chunk, dict):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfi.errors import ConfigError, FederationError, StorageError
 from pfi.federate.config import FederateConfig
+from pfi.federate.events import FILE, Events, read_rounds
 from pfi.federate.message import Message
 from pfi.files import write_atomic, write_json
 
@@ -39,7 +39,7 @@ class RunStore:
         import yaml
 
         self.out, self.config = out, config
-        self.events = out / "events.jsonl"
+        self.events = out / FILE
         self._checkpoints = out / "checkpoints"
         settings = out / "config.yaml"
         if settings.exists():
@@ -83,8 +83,7 @@ class RunStore:
 
     def append(self, event: dict[str, Any]) -> None:
         """Log a round; before its checkpoint, which never lacks it then."""
-        with self.events.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        Events(self.out).append(event)
 
     def save(self, number: int, checkpoint: Message) -> None:
         """Keep a checkpoint, and the one of the round before."""
@@ -93,14 +92,9 @@ class RunStore:
         for old in sorted(self._checkpoints.glob("round-*.safetensors"))[:-_KEPT_CHECKPOINTS]:
             old.unlink()
 
-    def rounds(self) -> Iterator[dict[str, Any]]:
-        """What is logged of every round; a line torn by a kill is passed over."""
-        if not self.events.exists():
-            return
-        with self.events.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+    def rounds(self) -> list[dict[str, Any]]:
+        """What is logged of every round so far."""
+        return list(read_rounds(self.out)) if self.events.exists() else []
 
     def finish(
         self, strategy: Strategy, spent: Spent | None = None, stopped: str | None = None
@@ -108,7 +102,7 @@ class RunStore:
         """Write ``metrics.json``: what the rounds came to."""
         import numpy as np
 
-        rounds = list(self.rounds())
+        rounds = self.rounds()
         asked = sum(event["asked"] for event in rounds)
         measured = [event for event in rounds if event["losses"]]
         metrics: dict[str, Any] = {

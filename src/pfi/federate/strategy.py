@@ -68,10 +68,6 @@ class Trained:
     steps: int
     loss: float
 
-    def moved(self, start: Row) -> Row:
-        """How far training went from ``start``; takes the place of ``row``, to save a copy."""
-        return np.subtract(self.row, start, out=self.row)
-
 
 @dataclass(frozen=True)
 class Losses:
@@ -241,10 +237,9 @@ class Strategy(ABC):
     def evaluate(self, message: Message, memory: Memory, client: Client) -> Work:
         """A client's measure of its own model: its mean loss, and how many examples it is of."""
         model = self.own_model(message, memory)
-        row = model.row if model.layout == self.layout else None
-        if row is None:
+        if model.layout != self.layout:
             raise FederationError("a model of another rank cannot be measured in the bank")
-        losses = yield Losses([row])
+        losses = yield Losses([model.row])
         return Message(values={"loss": losses[0], "examples": client.examples})
 
     @property
@@ -269,9 +264,9 @@ class LinearStrategy(Strategy):
         """Numbers in an update."""
         return self.layout.width
 
-    @abstractmethod
     def apply(self, state: State, combined: NDArray[np.float64], round: int) -> State:
-        """The next state, given the combined vector."""
+        """The next state, given the combined vector: its row after a step along that."""
+        return {**state, **self.optimizer.step(state, "row", combined)}
 
     def take(self, state: State, combined: Combined, round: int) -> State:
         """The next state, for a strategy that minds of how many clients the vector is."""

@@ -97,7 +97,9 @@ class DeviceRuntime:
         from pfi.models import load_backbone
 
         backbone, folder = load_backbone(self.home.config.backbone), self.home.path / FOLDER
-        made = Clients(backbone, self, self.config, Memories(folder / MEMORIES), working_set=1)
+        memories = Memories(folder / MEMORIES)
+        # Records come and are erased while an agent runs.
+        made = Clients(backbone, self, self.config, memories, working_set=1, kept_tokens=0)
         if self.config.secure is not None and isinstance(made.strategy, LinearStrategy):
             made.parties = self._parties(folder, made.strategy.size)
         return made

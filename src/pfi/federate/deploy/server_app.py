@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +13,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from pfi.errors import ConfigError, PfiError
 from pfi.federate.deploy.check import run_check
-from pfi.federate.deploy.events import Events
 from pfi.federate.deploy.fleet import FlowerFleet
 from pfi.federate.deploy.keys import OPERATOR, read
 from pfi.federate.deploy.nodes import ROSTER, read_nodes
 from pfi.federate.deploy.settings import DeployConfig
+from pfi.federate.events import Events
 from pfi.federate.secure.roster import Roster
 from pfi.files import write_atomic
 
@@ -32,6 +34,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Wait for the clients, then do what the run folder's settings say."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     path = Path(str(context.run_config["settings"]))
     folder = path.parent
     (folder / FAILURE).unlink(missing_ok=True)
@@ -41,6 +44,13 @@ def main(grid: Grid, context: Context) -> None:
     except PfiError as error:
         write_atomic(folder / FAILURE, f"{error}\n")
         raise
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the server's is gone: Flower would ask it again and again."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)  # whole rounds are on the disk
 
 
 def run(fleet: FlowerFleet, config: DeployConfig, folder: Path) -> None:

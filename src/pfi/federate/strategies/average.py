@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi.federate.layout import Row
 from pfi.federate.message import Message
 from pfi.federate.strategy import (
     Client,
@@ -24,15 +27,11 @@ class Average(LinearStrategy):
     name = "average"
     computes = "the mean of the A and the mean of the B, by examples; not the mean of the BA"
 
-    def apply(self, state: State, combined: NDArray[np.float64], round: int) -> State:
-        """See ``LinearStrategy``."""
-        return {**state, **self.optimizer.step(state, "row", combined)}
-
     def work(self, message: Message, memory: Memory, client: Client) -> Work:
         """Train the whole row."""
         row = self.received(message)
         trained: Trained = yield Train(row, pull=row, mu=self.config.local.prox)
-        return Update(trained.moved(row), trained.examples)
+        return Update(trained.row - row, trained.examples)
 
 
 class FrozenA(LinearStrategy):
@@ -55,15 +54,23 @@ class FrozenA(LinearStrategy):
         whole = np.concatenate([np.zeros(self.layout.split), combined])
         return {**state, **self.optimizer.step(state, "row", whole)}
 
-    def received(self, message: Message, name: str = "row") -> NDArray[np.float32]:
+    @cached_property
+    def _drawn(self) -> Row:
+        """The row of the first round, with the A of all rounds."""
+        return self.start()["row"]
+
+    @cached_property
+    def _mask(self) -> NDArray[np.bool_]:
+        return self.layout.mask("B")
+
+    def received(self, message: Message, name: str = "row") -> Row:
         """A as drawn, and B as sent."""
-        row = self.start()["row"]
+        row = self._drawn.copy()
         row[self.layout.split :] = message.array("b", np.float32, (self.size,))
         return row
 
     def work(self, message: Message, memory: Memory, client: Client) -> Work:
         """Train B."""
         row = self.received(message)
-        mask = self.layout.mask("B")
-        trained: Trained = yield Train(row, mask, pull=row, mu=self.config.local.prox)
-        return Update(trained.moved(row)[self.layout.split :], trained.examples)
+        trained: Trained = yield Train(row, self._mask, pull=row, mu=self.config.local.prox)
+        return Update((trained.row - row)[self.layout.split :], trained.examples)

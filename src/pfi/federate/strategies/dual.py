@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.federate.layout import Layout, Row
@@ -81,10 +80,6 @@ class FedDPA(LinearStrategy):
         """The shared half."""
         return {"row": self.shared.fresh(generator(self.config.seed, "start"))}
 
-    def apply(self, state: State, combined: NDArray[np.float64], round: int) -> State:
-        """See ``LinearStrategy``."""
-        return {**state, **self.optimizer.step(state, "row", combined)}
-
     def model(self, state: State) -> Model:
         """The shared half."""
         return Model(state["row"], self.shared)
@@ -152,10 +147,6 @@ class Ditto(LinearStrategy):
     name = "ditto"
     computes = "the mean of the A and the mean of the B, as average; the personal row stays at home"
     stateful = True
-
-    def apply(self, state: State, combined: NDArray[np.float64], round: int) -> State:
-        """See ``LinearStrategy``."""
-        return {**state, **self.optimizer.step(state, "row", combined)}
 
     def own_model(self, message: Message, memory: Memory) -> Model:
         """The personal row."""

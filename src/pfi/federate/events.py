@@ -1,9 +1,9 @@
-"""The rounds of a run folder, as they are logged and as people read them."""
+"""The rounds of a run folder: as they are logged, read and told."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +45,16 @@ def read_rounds(folder: Path) -> Iterator[dict[str, Any]]:
                 raise StorageError("the line is damaged", where=where) from error
             if isinstance(event, dict) and event.get("event") == "round":
                 yield event
+
+
+def headline(event: Mapping[str, Any]) -> str:
+    """A round in a line."""
+    parts = [f"round {event['number'] + 1}: {event['clients']} of {event['asked']} clients"]
+    if event.get("loss") is not None:
+        parts.append(f"held-out loss {event['loss']:.4f}")
+    if not event["kept"]:
+        why = event.get("why")
+        parts.append(f"taken back: {why}" if why else "too few, not counted")
+    if event.get("epsilon") is not None:
+        parts.append(f"epsilon {event['epsilon']:.2f}")
+    return ", ".join(parts)
