@@ -25,8 +25,10 @@ demo: $(STAMP)  ## the whole of pfi on made-up people, in about five minutes
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+# Side by side, a file in one process; each computes with one thread, or they would get in each
+# other's way.
 test: $(STAMP) lint  ## lint, types and the tests (minutes)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses=4 --dist loadfile
 
 slow: $(STAMP)  ## the checks that take long
 	$(BIN)/pytest -m slow

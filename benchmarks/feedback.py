@@ -245,7 +245,7 @@ def main() -> None:
         found = [truth.personas[user] for user in truth.splits[arguments.split]]
         personas = [persona for persona in found if persona.tags][: arguments.people]
         for number, persona in enumerate(personas):
-            home = Home.create(f"person{number}", root=folder / "homes", config=config)
+            home = Home.create(f"person{number}", root=folder / "homes", config=config, lock="file")
             rng = random.Random(number)
             first = Person(home, persona, rng, plain, settings, spent)
             first.live(BEFORE, honest(persona))

@@ -338,6 +338,13 @@ def _first_line(function: Callable[..., Any]) -> str:
     return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
+def serve_part() -> str:
+    """The settings of the server."""
+    from pfi.serve import ServeConfig
+
+    return table(_HEAD, settings(ServeConfig))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "commands": command_part,
     "arms": arm_part,
@@ -351,6 +358,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "profile-settings": profile_part,
     "refresh-settings": refresh_part,
     "search-settings": search_part,
+    "serve-settings": serve_part,
     "tasks": task_part,
     "task-keys": task_key_part,
     "practices": practice_part,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,11 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Tests never touch the keyring and the profiles of who runs them.
+os.environ["PFI_HOME"] = str(Path(tempfile.gettempdir()) / f"pfi-tests-{os.getpid()}")
+os.environ["PFI_KEY"] = "file"
+os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.fail.Keyring"
 
 FAMILIES = ["llama", "qwen2", "gpt2", "t5"]
 TEXT = "a quick brown fox jumps over the lazy dog , good bad fine book film score title 1 2 3 4 5"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -26,8 +25,8 @@ from pfi.device.training import divide
 from pfi.device.vault import SCHEMA_VERSION, Vault
 from pfi.errors import ConfigError, DataError
 from pfi.models import Backbone, load_backbone
+from pfi.sqlite import sqlite3
 from pfi.tasks import get_task
-from pfi.trust.ledger import Ledger
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 TASK = get_task("LaMP_4")
@@ -193,8 +192,7 @@ def test_nested_settings_join_the_profiles_own(home: Home) -> None:
 
 
 def test_augment_then_train_then_ask(home: Home, teacher: Scripted) -> None:
-    home.config.names.append("Gudrun")
-    home.save_config()
+    pfi("names", "Gudrun")
     with home.open_vault() as vault:
         vault.add([real(0, id="g", input={"text": "lunch with Gudrun at the pier, rain"})])
     done = pfi(*ELSEWHERE, "--yes")
@@ -205,7 +203,7 @@ def test_augment_then_train_then_ask(home: Home, teacher: Scripted) -> None:
     assert len(found) == 4 and all(r.made and r.made.teacher == "scripted" for r in found)
     assert all(r.made and set(r.made.seeds) <= {"g", *(f"r{n}" for n in range(6))} for r in found)
     # What left is in the ledger, word by word, and held no identifier.
-    entries = list(Ledger(home.ledger_file).entries())
+    entries = list(home.open_ledger().entries())
     assert len(entries) == len(teacher.seen) > 0
     assert {(e.device, e.to, e.policy) for e in entries} == {
         ("default", "teacher.example", "redact")
@@ -300,7 +298,7 @@ def test_policies(home: Home, teacher: Scripted) -> None:
     told = pfi(*ELSEWHERE, "--yes", "--policy", "none").stderr
     assert "WITHOUT any protection" in told
     assert any("ann.lee" in message.content for call in teacher.seen for message in call.messages)
-    assert {entry.policy for entry in Ledger(home.ledger_file).entries()} == {"none"}
+    assert {entry.policy for entry in home.open_ledger().entries()} == {"none"}
 
 
 def test_budget_ends_with_a_clear_line(home: Home, teacher: Scripted) -> None:

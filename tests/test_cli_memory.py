@@ -1,4 +1,4 @@
-"""`pfi records`, `pfi forget` and `pfi memory`."""
+"""`pfi records` and `pfi memory`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pfi.cli.app import app
 from pfi.data.records import Provenance, Record
 from pfi.device import Home
 from pfi.memory.embedders import HashEmbedder
-from pfi.trust.ledger import Ledger
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -86,105 +85,6 @@ def test_no_records() -> None:
     assert "no such records" in pfi("records", "--search", "zebra").stdout
     pfi("init", "--profile", "new")
     assert "No records yet" in pfi("records", "--profile", "new").stdout
-
-
-# Forget -------------------------------------------------------------------------------
-
-
-def test_forget_says_what_went_where(home: Home) -> None:
-    ledger = Ledger(home.ledger_file)
-    about: dict[str, Any] = {"device": "default", "to": "h", "kind": "teacher", "policy": "none"}
-    ledger.append(**about, payload="tea", shows=["r1"])
-    ledger.append(**about, payload="cup", shows=["r2"])
-    result = pfi("forget", "r1", "--yes")
-    assert (
-        "Erased 1 record from vault and memory, 1 synthetic record made from them" in result.stdout
-    )
-    assert "1 text in the ledger." in result.stdout
-    assert "a tea house" in result.stderr
-    assert ids(home) == {"r0", "r2", "o"}
-    assert [entry.payload is None for entry in ledger.entries()] == [True, False, False]
-
-
-@pytest.mark.parametrize(
-    ("flags", "left"),
-    [
-        (["r0", "o"], {"r1", "r2", "m"}),
-        (["--source", "s:2"], {"r0", "r1", "o"}),
-        (["--before", "2024-01-02"], {"r1", "r2", "o", "m"}),
-        (["--task", "LaMP_4", "--before", "2024-01-03"], {"r2", "o"}),
-        (["--task", "LaMP_3"], {"r0", "r1", "r2", "m"}),
-    ],
-)
-def test_forget_takes_ids_or_conditions(home: Home, flags: list[str], left: set[str]) -> None:
-    pfi("forget", *flags, "--yes")
-    assert ids(home) == left
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        ([], "what to forget"),
-        (["r0", "--task", "LaMP_4"], "ids and conditions"),
-        (["r0", "no-such"], "no-such"),
-        (["--before", "soon"], "--before"),
-        (["r0"], "nobody can be asked"),
-    ],
-)
-def test_forget_in_doubt_erases_nothing(home: Home, flags: list[str], says: str) -> None:
-    before = ids(home)
-    yes = [] if flags == ["r0"] else ["--yes"]
-    result = pfi("forget", *flags, *yes, code=2)
-    assert says in result.stderr
-    assert ids(home) == before
-
-
-def test_forget_asks(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal:
-        @staticmethod
-        def isatty() -> bool:
-            return True
-
-    asked: list[str] = []
-
-    def answer(text: str, **named: Any) -> bool:
-        asked.append(text)
-        return True
-
-    monkeypatch.setattr("pfi.cli.records.sys", type("S", (), {"stdin": Terminal}))
-    monkeypatch.setattr("typer.confirm", answer)
-    pfi("forget", "r1")
-    assert asked == [
-        "1 record and 1 synthetic record made from them would be erased for good. Go on?"
-    ]
-    assert ids(home) == {"r0", "r2", "o"}
-    assert "no such records" in pfi("forget", "--task", "LaMP_1").stdout
-
-
-def test_forget_finishes_what_was_cut_off(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pfi.device.erasure import erase
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pfi.device.erasure.Ledger.erase", lambda *a, **n: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            erase(home, ["r0"])
-    assert "finished now" in pfi("forget").stderr
-    assert not list(home.path.glob("erasing*"))
-    assert "what to forget" in pfi("forget", code=2).stderr
-
-
-def test_forget_names_adapters(home: Home) -> None:
-    from pfi.device import AdapterInfo
-
-    class Weights:
-        def save(self, folder: Path) -> None:
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                (folder / name).write_text("{}")
-
-    info = AdapterInfo(task="LaMP_4", backbone="b", read=datetime.now(UTC))
-    home.personal_adapters.add(Weights(), info)
-    assert "0001" in pfi("forget", "r0", "--yes").stderr
-    assert "0001" not in pfi("forget", "o", "--yes").stderr
 
 
 # Memory -------------------------------------------------------------------------------

@@ -74,8 +74,8 @@ class Diary(Connector[Options]):
 
 
 def test_unknown_connectors_and_options() -> None:
-    with pytest.raises(ConfigError, match="git, lamp, table"):
-        get_connector("mail")
+    with pytest.raises(ConfigError, match="git, lamp, mail"):
+        get_connector("pigeon")
     with pytest.raises(ConfigError, match="the options are author, revision"):
         get_connector("git").configure({"autor": "x"})
     bad: list[tuple[dict[str, object], str]] = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from pfi.augment.teacher import (
 )
 from pfi.data.records import Record
 from pfi.errors import ConfigError, StorageError
+from pfi.sqlite import sqlite3
 from pfi.tasks import get_task
 from pfi.trust.ledger import Ledger
 from pfi.trust.redaction import Redactor
@@ -590,6 +590,12 @@ def test_progress_is_told_after_every_answer(store: TeacherStore) -> None:
     assert seen[-1] == desk.report and seen[-1].calls == 3
 
 
+def all_rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    with sqlite3.connect(path) as db:
+        names = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        return {name: db.execute(f"SELECT * FROM {name}").fetchall() for (name,) in names}
+
+
 def test_an_estimate_sends_and_writes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "teacher.db"
     ledger = Ledger(tmp_path / "ledger.jsonl")
@@ -601,8 +607,7 @@ def test_an_estimate_sends_and_writes_nothing(tmp_path: Path) -> None:
         config = AugmentConfig(policy="none", teacher=PRICED)
         Desk(teacher, config, store, ledger).ask([a_call("old"), a_call("bad")], {})
         made, entries = len(teacher.calls), len(list(ledger.entries()))
-        with sqlite3.connect(path) as db:
-            dump = list(db.iterdump())
+        dump = all_rows(path)
         calls = [a_call("old"), a_call("bad"), *[a_call("x" * 40, max_tokens=100)] * 2]
         estimate = Desk(teacher, config, store, ledger).estimate(calls, {})
         assert (estimate.calls, estimate.cached) == (4, 3)
@@ -613,8 +618,7 @@ def test_an_estimate_sends_and_writes_nothing(tmp_path: Path) -> None:
         assert Desk(teacher, more, store, ledger).estimate(calls, {}).cached == 2
         unknown = AugmentConfig(policy="none")
         assert Desk(teacher, unknown, store, ledger).estimate(calls, {}).usd is None
-        with sqlite3.connect(path) as db:
-            assert list(db.iterdump()) == dump
+        assert all_rows(path) == dump
     assert (len(teacher.calls), len(list(ledger.entries()))) == (made, entries)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import sqlite3
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,8 +15,9 @@ from pfi.data.records import Record
 from pfi.device.adapters import AdapterInfo, AdapterStore
 from pfi.device.home import Home, HomeConfig, home_path
 from pfi.device.vault import BATCH, Vault
+from pfi.device.vault_rows import row_of
 from pfi.errors import ConfigError, StorageError
-from pfi.sqlite import transaction
+from pfi.sqlite import sqlite3, transaction
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -120,17 +120,11 @@ def test_failure_inside_a_batch_leaves_the_whole_batches_before_it(vault: Vault)
 def _die_in_transaction(path: Path) -> None:
     vault = Vault(path)
     vault._db.execute("BEGIN IMMEDIATE")
-    vault._insert(_row_of(record(99)))
+    vault._insert(row_of(record(99)))
     import os
     import signal
 
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _row_of(one: Record) -> dict[str, str | None]:
-    from pfi.device.vault import _row
-
-    return _row(one)
 
 
 def test_process_killed_in_a_transaction_changes_nothing(tmp_path: Path) -> None:
@@ -150,7 +144,7 @@ def test_second_writer_waits_and_then_says_that_the_vault_is_in_use(tmp_path: Pa
     one = Vault(tmp_path / "vault.db")
     two = Vault(tmp_path / "vault.db", busy_seconds=0.05)
     with transaction(one._db):
-        one._insert(_row_of(record(1)))
+        one._insert(row_of(record(1)))
         with pytest.raises(StorageError, match="in use"):
             two.add([record(2)])
         assert two.count() == 0  # reading goes on, and sees whole batches only
@@ -257,16 +251,14 @@ def test_config_that_makes_no_sense_names_its_file(tmp_path: Path, text: str) ->
 
 
 class StubAdapter:
-    """Saves what peft would, and what else it is told to."""
+    """The files that peft would write, and what else it is told to."""
 
     def __init__(self, weights: bytes = b"weights", *, extra: str = "") -> None:
         self.weights, self.extra = weights, extra
 
-    def save(self, folder: Path) -> None:
-        (folder / "adapter_config.json").write_text("{}")
-        (folder / "adapter_model.safetensors").write_bytes(self.weights)
-        if self.extra:
-            (folder / self.extra).write_bytes(b"x")
+    def to_bytes(self) -> dict[str, bytes]:
+        files = {"adapter_config.json": b"{}", "adapter_model.safetensors": self.weights}
+        return {**files, **({self.extra: b"x"} if self.extra else {})}
 
 
 def info(task: str = "LaMP_4", **changes: object) -> AdapterInfo:
@@ -350,7 +342,7 @@ def test_manifest_that_lists_less_or_reaches_out_is_refused(store: AdapterStore)
 def test_pickled_weights_are_refused_on_saving_and_loading(store: AdapterStore) -> None:
     with pytest.raises(StorageError, match=r"adapter_model\.bin.*can run code"):
         store.add(StubAdapter(extra="adapter_model.bin"), info())
-    assert list(store.folder.iterdir()) == []
+    assert not store.folder.exists()
     store.add(StubAdapter(), info())
     (store.folder / "0001" / "optimizer.PT").write_bytes(b"x")
     with pytest.raises(StorageError, match=r"optimizer\.PT"):
@@ -359,13 +351,12 @@ def test_pickled_weights_are_refused_on_saving_and_loading(store: AdapterStore) 
 
 def test_failing_save_leaves_no_version(store: AdapterStore) -> None:
     class Broken(StubAdapter):
-        def save(self, folder: Path) -> None:
-            super().save(folder)
+        def to_bytes(self) -> dict[str, bytes]:
             raise RuntimeError("out of power")
 
     with pytest.raises(RuntimeError):
         store.add(Broken(), info())
-    assert list(store.versions()) == [] and list(store.folder.iterdir()) == []
+    assert list(store.versions()) == [] and not store.folder.exists()
 
 
 def test_number_taken_meanwhile_gives_the_next(

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pfi import sqlite
 from pfi.data.records import Record
 from pfi.device import Home, Runtime
 from pfi.device.feedback import give, trust
@@ -32,6 +32,7 @@ from pfi.device.vault import Vault
 from pfi.errors import ConfigError
 from pfi.memory import Memory, MemoryStore, SearchConfig
 from pfi.memory.embedders import HashEmbedder
+from pfi.sqlite import sqlite3
 from pfi.tasks import get_task, read_task
 
 TASK = get_task("LaMP_4")
@@ -354,10 +355,11 @@ def test_find_meets_all_conditions_newest_first(home: Home) -> None:
 
 
 def test_a_vault_of_an_earlier_version_gets_a_mark(home: Home) -> None:
-    with sqlite3.connect(home.vault_file) as db:
+    with sqlite.connect(home.vault_file, key=home.keys.database("vault")) as db:
         for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
             db.execute(f"DROP TRIGGER {name}")
-        db.execute("DROP TABLE marks")
+        for table in ("marks", "settings", "excluded"):
+            db.execute(f"DROP TABLE {table}")
         db.execute("PRAGMA user_version = 3")
     with home.open_vault() as vault:
         first = vault.mark

@@ -13,7 +13,7 @@ from pfi.augment.config import AugmentConfig
 from pfi.augment.forms import read_answer, read_records
 from pfi.augment.strategies import STRATEGIES
 from pfi.augment.subject import Subject
-from pfi.augment.teacher import Call, Reply
+from pfi.augment.teacher import Call, Reply, Unusable
 from pfi.augment.teachers.embedded import EmbeddedTeacher, rewrite
 from pfi.data.records import History, Record
 from pfi.memory import Retrieval
@@ -53,9 +53,13 @@ def test_every_strategy_gets_answers_of_its_form(backbone_folder: Folder, name: 
     made = teacher(backbone_folder, pool)
     for strategy in STRATEGIES:
         calls = calls_of(task, strategy, pool, made.backbone.trim)
-        assert calls
-        for call, reply in zip(calls, made.answer(calls), strict=True):
-            assert isinstance(reply, Reply)
+        pairs = list(zip(calls, made.answer(calls), strict=True))
+        # A random model may end before it has begun, depending on rounding.
+        unusable = [str(reply) for _, reply in pairs if isinstance(reply, Unusable)]
+        assert len(unusable) < len(pairs) / 2 and all("empty" in why for why in unusable)
+        for call, reply in pairs:
+            if not isinstance(reply, Reply):
+                continue
             assert reply.usage.prompt_tokens > 0
             assert call.material is not None
             if call.form is None:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opened_files import opened
 
+from pfi import sqlite
 from pfi.augment.config import AugmentConfig, FilterConfig
 from pfi.augment.desk import Desk
 from pfi.augment.forms import write_answer, write_records
@@ -31,6 +32,7 @@ from pfi.device.memory import open_memory
 from pfi.device.vault_feedback import Feedback, Shown
 from pfi.errors import StorageError
 from pfi.memory.embedders import HashEmbedder
+from pfi.sqlite import sqlite3
 from pfi.tasks import get_task
 from pfi.trust.entries import fingerprint
 from pfi.trust.ledger import Ledger
@@ -89,8 +91,8 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
         strategies=["write", "vary", "profile"],
         filters=FilterConfig(**off),
     )
-    with TeacherStore(made.teacher_file) as store:
-        desk = Desk(Parrot(), config, store, Ledger(made.ledger_file))
+    with made.open_teacher_store() as store:
+        desk = Desk(Parrot(), config, store, made.open_ledger())
         augmenter = Augmenter(TASK, config, desk, NoJudge(), lambda text, count: text)
         (augmented,) = augmenter.augment([history])
     with made.open_vault() as vault:
@@ -122,20 +124,22 @@ def home(used: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 
 def traces(home: Home, word: str = SECRET) -> set[str]:
-    """The files of the device that hold a word, in any spelling that files have."""
+    """The files of the device that hold a word once decrypted, in any spelling that files have."""
     wanted = [word.encode(), word.encode("utf-16-le"), word.upper().encode()]
-    return {
-        str(file.relative_to(home.path))
-        for file in home.path.rglob("*")
-        if file.is_file() and any(spelling in file.read_bytes() for spelling in wanted)
-    }
+    files = opened(home).items()
+    return {name for name, data in files if any(spelling in data for spelling in wanted)}
+
+
+def connect(home: Home, file: Path) -> sqlite3.Connection:
+    return sqlite.connect(file, key=home.keys.database(file.stem))
 
 
 def names(paths: set[str]) -> set[str]:
     return {path.removesuffix("-wal") for path in paths}
 
 
-EVERYWHERE = {"vault.db", "teacher.db", "ledger.jsonl", "memory/memory.db"}
+MEMORY = "memory/memory.db"
+EVERYWHERE = {"vault.db", "teacher.db", "ledger.jsonl", MEMORY}
 
 
 def state(home: Home) -> dict[str, Any]:
@@ -146,9 +150,9 @@ def state(home: Home) -> dict[str, Any]:
         answers = len(vault.feedback.answers())
     with open_memory(home) as store:
         found = store.memory(TASK, _history(home)).search("harbour", 9, how="hybrid")
-    with TeacherStore(home.teacher_file) as store:
+    with home.open_teacher_store() as store:
         spent = store.spent()
-    texts = [entry.payload is not None for entry in Ledger(home.ledger_file).entries()]
+    texts = [entry.payload is not None for entry in home.open_ledger().entries()]
     return {
         "records": records,
         "feedback": feedback,
@@ -167,7 +171,7 @@ def _history(home: Home) -> Any:
 
 def vacuum(home: Home) -> None:
     for file in (home.path / "vault.db", home.teacher_file, home.memory_file):
-        db = sqlite3.connect(file, isolation_level=None)
+        db = connect(home, file)
         db.execute("VACUUM")
         db.close()
 
@@ -175,8 +179,8 @@ def vacuum(home: Home) -> None:
 def test_an_erased_record_stands_in_no_file(home: Home) -> None:
     assert names(traces(home)) == EVERYWHERE  # the search can find it
     vector = HashEmbedder(64).embed([TASK.document_text(story(2))]).astype("<f2").tobytes()
-    assert vector in home.memory_file.read_bytes()
-    with sqlite3.connect(home.memory_file) as db:
+    assert vector in opened(home)[MEMORY]
+    with connect(home, home.memory_file) as db:
         blocks = b"".join(block for (block,) in db.execute("SELECT block FROM words_1_data"))
     assert SECRET.encode() in blocks  # the stem, as full-text search keeps it
     before = state(home)
@@ -184,7 +188,7 @@ def test_an_erased_record_stands_in_no_file(home: Home) -> None:
     assert made
     erased = erase(home, ["r2"])
     assert traces(home) == set()
-    assert vector not in home.memory_file.read_bytes()
+    assert vector not in opened(home)[MEMORY]
     assert traces(home, "plain3")  # and what was not asked for is there
     assert (erased.records, erased.missing) == (1, ())
     assert erased.synthetic >= len(made)
@@ -194,7 +198,7 @@ def test_an_erased_record_stands_in_no_file(home: Home) -> None:
     assert {"r0", "r1", "r3", "r4", "r5"} <= set(after["found"])
     assert after["feedback"] == ["f2"] and after["last"] == 0
     assert after["spent"] == before["spent"]
-    checked = Ledger(home.ledger_file).check()
+    checked = home.open_ledger().check()
     assert (checked.entries, checked.erased) == (len(before["texts"]) + 1, erased.payloads)
     assert 0 < erased.payloads < len(before["texts"])  # calls without it keep their text
     vacuum(home)
@@ -205,7 +209,7 @@ def test_an_erased_record_stands_in_no_file(home: Home) -> None:
 def test_logs_beside_the_databases_are_emptied(home: Home) -> None:
     # Connections that stay open keep the logs from being emptied when they close.
     others = [
-        sqlite3.connect(file) for file in (home.vault_file, home.teacher_file, home.memory_file)
+        connect(home, file) for file in (home.vault_file, home.teacher_file, home.memory_file)
     ]
     for db in others:
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -221,7 +225,7 @@ def test_logs_beside_the_databases_are_emptied(home: Home) -> None:
 
 
 def test_a_reader_in_the_way_is_told_and_the_rest_follows(home: Home) -> None:
-    reader = sqlite3.connect(home.vault_file, isolation_level=None)
+    reader = connect(home, home.vault_file)
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM records").fetchone()
     with pytest.MonkeyPatch.context() as patch:
@@ -245,8 +249,8 @@ STAGES = [
     "pfi.augment.store.TeacherStore.erase",
     "pfi.augment.store.scrub",
     "pfi.trust.ledger.Ledger.erase",
-    "pfi.trust.ledger.Ledger._rewrite",
-    "pfi.trust.ledger.sync_folder",
+    "pfi.trust.ledger_file.LedgerFile.rewrite",
+    "pfi.trust.ledger_file.sync_folder",
 ]
 
 
@@ -289,7 +293,7 @@ def test_an_erasure_that_is_cut_off_anywhere_is_finished(
         home.open_vault().close()
         assert traces(home) == set(), stage
         assert _outcome(home) == expected, stage
-        assert Ledger(home.ledger_file).check().erased > 0, stage
+        assert home.open_ledger().check().erased > 0, stage
 
 
 def _looked_up(path: str) -> Any:
@@ -323,7 +327,7 @@ erase(Home.open(), ["r2"])
     ("module", "attribute", "name", "after"),
     [
         ("pfi.device.vault", "", "scrub", False),
-        ("pfi.trust.ledger", ".os", "fdopen", True),
+        ("pfi.trust.ledger_file", ".os", "fdopen", True),
     ],
 )
 def test_killed_for_real(home: Home, module: str, attribute: str, name: str, after: bool) -> None:
@@ -334,7 +338,7 @@ def test_killed_for_real(home: Home, module: str, attribute: str, name: str, aft
     assert traces(home) == set()
     assert not list(home.path.glob(".*tmp"))
     assert {"r0", "r1", "r3", "r4", "r5"} <= {id_ for id_, *_ in state(home)["records"]}
-    assert Ledger(home.ledger_file).check().erased > 0
+    assert home.open_ledger().check().erased > 0
 
 
 def test_many_random_records_leave_nothing(home: Home) -> None:
@@ -359,7 +363,7 @@ def test_many_random_records_leave_nothing(home: Home) -> None:
     gone = rng.sample(range(120), 40)
     for part in (gone[:20], gone[20:]):
         erase(home, [f"m{n}" for n in part])
-    data = {f: f.read_bytes() for f in home.path.rglob("*") if f.is_file()}
+    data = opened(home)
     left = [n for n in gone for d in data.values() if f"zq{n}w".encode() in d]
     assert left == []
     kept = [n for n in range(120) if n not in gone]
@@ -367,7 +371,7 @@ def test_many_random_records_leave_nothing(home: Home) -> None:
 
 
 def test_ids_that_the_vault_does_not_have_go_from_the_rest(home: Home) -> None:
-    with sqlite3.connect(home.vault_file) as db:
+    with connect(home, home.vault_file) as db:
         db.execute("DELETE FROM records WHERE id = 'r2'")
     erased = erase(home, ["r2", "never"])
     assert (erased.records, erased.missing) == (0, ("r2", "never"))
@@ -390,11 +394,11 @@ def test_erasing_a_synthetic_record_takes_the_answer_that_wrote_it(home: Home) -
 
 def test_answers_and_texts_of_unknown_origin_go(home: Home) -> None:
     """Stores and ledgers of earlier versions do not say which records a call showed."""
-    with sqlite3.connect(home.teacher_file) as db:
+    with connect(home, home.teacher_file) as db:
         answers = db.execute("SELECT count(*) FROM answers").fetchone()[0]
         db.execute("DROP TABLE shown")
         db.execute("PRAGMA user_version = 1")
-    ledger = Ledger(home.ledger_file)
+    ledger = home.open_ledger()
     count = len(list(ledger.entries()))
     ledger.append(device="d", to="h", kind="old", policy="none", payload="anything")
     ledger.append(device="d", to="h", kind="round", policy="none", payload="{}", shows=())
@@ -406,7 +410,7 @@ def test_answers_and_texts_of_unknown_origin_go(home: Home) -> None:
 
 def test_what_a_call_rests_on_is_known(home: Home) -> None:
     """Calls of the strategy `profile` show a summary of records beside other records."""
-    entries = list(Ledger(home.ledger_file).entries())
+    entries = list(home.open_ledger().entries())
     told = [entry for entry in entries if SECRET in (entry.payload or "")]
     assert told and all(entry.shows for entry in entries)
     assert all(fingerprint("r2") in (entry.shows or ()) for entry in told)
@@ -451,9 +455,8 @@ def test_votes_rest_on_what_the_draft_was_made_from(tmp_path: Path) -> None:
 
 def test_adapters_that_may_have_learnt_from_it_are_named(home: Home) -> None:
     class Weights:
-        def save(self, folder: Path) -> None:
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                (folder / name).write_text("{}")
+        def to_bytes(self) -> dict[str, bytes]:
+            return {"adapter_config.json": b"{}", "adapter_model.safetensors": b"{}"}
 
     info = AdapterInfo(task="LaMP_4", backbone="b", read=datetime.now(UTC))
     home.personal_adapters.add(Weights(), info)

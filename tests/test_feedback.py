@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from pfi.device.home import Home, HomeConfig
 from pfi.device.pairs import preferences
 from pfi.device.vault import SCHEMA_VERSION, Vault
 from pfi.errors import ConfigError, DataError
+from pfi.sqlite import sqlite3
 from pfi.tasks import Task, get_task
 
 HEADLINE, SCORE = get_task("LaMP_4"), get_task("LaMP_3")

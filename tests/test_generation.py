@@ -245,6 +245,11 @@ def test_sampling_draws_by_probability_within_the_nucleus(top_p: float) -> None:
     # A flat distribution, whose nucleus is wider than what is ranked at first.
     flat = Nucleus(1.0, 0.9, 0)(torch.zeros(500, 3000), range(500))
     assert len(set(flat.tolist())) > 350
+    # Beside one that is narrow: each row gets what it gets alone.
+    mixed = torch.zeros(2, 3000)
+    mixed[0, 7] = 30
+    together = Nucleus(1.0, 0.9, 0)(mixed, [0, 1]).tolist()
+    assert together == [7, int(Nucleus(1.0, 0.9, 0)(mixed[1:], [1]))]
 
 
 def test_wrong_sampling_settings_are_refused(backbone_folder: Folder) -> None:

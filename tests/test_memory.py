@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -24,6 +23,7 @@ from pfi.memory.index import MAX_QUERY_WORDS
 from pfi.memory.ranking import fuse
 from pfi.memory.vectors import mean_nearness
 from pfi.memory.words import WordIndex
+from pfi.sqlite import sqlite3
 from pfi.tasks import get_task
 
 TASK = get_task("LaMP_3")

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from pfi.memory import Memory, MemoryStore, SearchConfig, Synced
 from pfi.memory.embedders import HashEmbedder
 from pfi.memory.vectors import PATIENCE, STORED, Neighbours
 from pfi.memory.words import COLUMNS
+from pfi.sqlite import sqlite3
 from pfi.tasks import get_task
 
 TASK, OTHER = get_task("LaMP_3"), get_task("LaMP_7")

@@ -11,7 +11,6 @@ from conftest import FAMILIES
 
 from pfi.errors import BackboneError
 from pfi.models import answer, generate, load_backbone, score_labels, stream
-from pfi.models.answering import choose
 from pfi.tasks import get_task
 
 Folder = Callable[[str], Path]
@@ -83,8 +82,8 @@ def test_score_tasks_answer_with_the_median() -> None:
     task = get_task("LaMP_3")
     # 0.4 on "1", 0.15 each elsewhere: the mode is 1, the median 2.
     probabilities = [0.4, 0.15, 0.15, 0.15, 0.15]
-    assert choose(task, [float(torch.tensor(p).log()) for p in probabilities]) == "2"
-    assert choose(get_task("LaMP_1"), [-3.0, -2.0]) == "[2]"
+    assert task.choose([float(torch.tensor(p).log()) for p in probabilities]) == "2"
+    assert get_task("LaMP_1").choose([-3.0, -2.0]) == "[2]"
 
 
 def test_backbones_that_cannot_be_used_are_refused(tmp_path: Path, backbone_folder: Folder) -> None:

@@ -58,9 +58,9 @@ class Counts:
 
     counts: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def save(self, folder: Path) -> None:
-        (folder / "adapter_config.json").write_text(json.dumps(self.counts))
-        (folder / "adapter_model.safetensors").write_bytes(b"")
+    def to_bytes(self) -> dict[str, bytes]:
+        counts = json.dumps(self.counts).encode()
+        return {"adapter_config.json": counts, "adapter_model.safetensors": b""}
 
     def probability(self, word: str, label: str) -> float:
         found = self.counts.get(word, {})
@@ -115,9 +115,7 @@ def answers(model: Model, task: Task, examples: Sequence[Example]) -> dict[str, 
 
 
 def load(store: AdapterStore, version: str) -> Counts:
-    store.verify(version)
-    text = (store.folder / version / "adapter_config.json").read_text()
-    return Counts(json.loads(text))
+    return Counts(json.loads(store.files(version)["adapter_config.json"]))
 
 
 @pytest.fixture(autouse=True)
@@ -282,6 +280,7 @@ def test_same_seed_same_result(home: Home, tmp_path: Path) -> None:
 
     add(home, (record(n, flipped=True) for n in range(24, 40)))
     shutil.copytree(home.path, tmp_path / "copies" / home.profile)
+    shutil.copytree(home.path.parent / ".keys", tmp_path / "copies" / ".keys")
     other = Home.open(home.profile, root=tmp_path / "copies")
     first, second = run(home), run(other)
     assert first.checks == second.checks and first.drift == second.drift

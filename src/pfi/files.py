@@ -18,8 +18,13 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
+def write_atomic(path: Path, data: str | bytes, *, private: bool = False) -> None:
     """Replace `path` with `data` (text as UTF-8); missing parent folders are made.
+
+    Args:
+        path: the file.
+        data: what it holds afterwards.
+        private: only its owner may read it; otherwise it follows the umask.
 
     Raises:
         OSError: the folder cannot be written.
@@ -28,8 +33,9 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name[:80]}.{secrets.token_hex(6)}.tmp"
     try:
-        # Not tempfile: its files are private to the owner, these follow the umask.
-        with temporary.open("xb") as file:
+        # Not tempfile: its files are private to the owner, these may follow the umask.
+        mode = 0o600 if private else 0o666
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from pfi.augment.budget import PICODOLLARS, Budget, pico
 from pfi.augment.teacher import Usage
 from pfi.errors import StorageError
-from pfi.sqlite import Closes, connect, scrub, transaction, user_errors
+from pfi.sqlite import Closes, connect, scrub, sqlite3, transaction, user_errors
 from pfi.trust.entries import fingerprint
 
 SCHEMA_VERSION = 2
@@ -110,14 +109,16 @@ class TeacherStore(Closes):
         StorageError: the file is damaged, no store, locked, or written by a newer pfi.
     """
 
-    def __init__(self, path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, *, key: bytes | None = None, busy_seconds: float = BUSY_SECONDS
+    ) -> None:
+        self.path, self._key = path, key
         self._pid = os.getpid()
         self._owner = f"{self._pid} {secrets.token_hex(8)}"
         self._lock = threading.Lock()
         with self._translate():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = connect(path, busy_seconds=busy_seconds, any_thread=True)
+            self._db = connect(path, key=key, busy_seconds=busy_seconds, any_thread=True)
             try:
                 self._prepare(time.monotonic() + busy_seconds)
             except BaseException:
@@ -230,17 +231,30 @@ class TeacherStore(Closes):
         Raises:
             StorageError: the store cannot be written, or is in use.
         """
-        shown: dict[str, set[str]] = {}
         with self._use() as db:
             with transaction(db):
-                for key, record in db.execute("SELECT key, record FROM shown"):
-                    shown.setdefault(key, set()).add(record)
-                keys = [key for (key,) in db.execute("SELECT key FROM answers")]
-                gone = [(k,) for k in keys if wanted(frozenset(shown[k]) if k in shown else None)]
+                gone = [(key,) for key in self._resting_on(wanted)]
                 db.executemany("DELETE FROM answers WHERE key = ?", gone)
                 db.executemany("DELETE FROM shown WHERE key = ?", gone)
             scrub(db)
         return len(gone)
+
+    def count(self, wanted: Callable[[frozenset[str] | None], bool]) -> int:
+        """How many answers `erase` would erase.
+
+        Raises:
+            StorageError: the store cannot be read.
+        """
+        with self._use():
+            return len(self._resting_on(wanted))
+
+    def _resting_on(self, wanted: Callable[[frozenset[str] | None], bool]) -> list[str]:
+        """The keys of the answers that are wanted by the records that they rest on."""
+        shown: dict[str, set[str]] = {}
+        for key, record in self._db.execute("SELECT key, record FROM shown"):
+            shown.setdefault(key, set()).add(record)
+        keys = [key for (key,) in self._db.execute("SELECT key FROM answers")]
+        return [k for k in keys if wanted(frozenset(shown[k]) if k in shown else None)]
 
     # Money --------------------------------------------------------------------------
 
@@ -325,7 +339,7 @@ class TeacherStore(Closes):
             yield self._db
 
     def _translate(self) -> AbstractContextManager[None]:
-        return user_errors("teacher store", self.path, "pay for its answers again")
+        return user_errors("teacher store", self.path, "pay for its answers again", self._key)
 
 
 def _alive(owner: str) -> bool:

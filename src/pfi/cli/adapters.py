@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     add_command(group, list_, ["pfi adapters list", "pfi adapters list --json"], name="list")
     add_command(group, use, ["pfi adapters use 0002", "pfi adapters use none --task LaMP_4"])
     add_command(group, rollback, ["pfi adapters rollback", "pfi adapters rollback --task LaMP_4"])
+    add_command(group, reset, ["pfi adapters reset", "pfi adapters reset --shared"])
     made = "runs/study/checkpoints"
     lines = [
         f"pfi adapters install {made}/shared/LaMP_4 --task LaMP_4",
@@ -81,6 +82,22 @@ def rollback(task: TaskName = None, profile: Profile = "default") -> None:
     chosen = pick_task(home, task).name
     version = home.personal_adapters.rollback(chosen)
     typer.echo(f"Task {chosen} uses {f'adapter {version}' if version else 'no adapter'} now.")
+
+
+def reset(
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Of the shared adapters, not your own.")
+    ] = False,
+    profile: Profile = "default",
+) -> None:
+    """Use no adapter for any task, where the list of those in use is refused.
+
+    That is so where it was changed, or replaced by an older one. The versions stay.
+    """
+    home = open_home(profile)
+    store = home.shared_adapters if shared else home.personal_adapters
+    store.reset()
+    typer.echo("No adapter is in use now; `pfi adapters use` chooses one.")
 
 
 def install(

@@ -81,8 +81,15 @@ def print_json(value: Any) -> None:
 def open_home(profile: str) -> Home:
     """The profile's home; see `Home.open` for the errors."""
     from pfi.device import Home
+    from pfi.device.home import home_path
+    from pfi.device.keys import KEYS, describe_lock
 
-    return Home.open(profile)
+    old = not (home_path(profile) / KEYS).exists()
+    home = Home.open(profile)
+    if old:
+        where, protects = describe_lock(home.path)
+        note(f"Encrypted what profile {profile} holds. Its keys are {where}: {protects}.")
+    return home
 
 
 def flags(profile: str, task: str | None = None) -> str:

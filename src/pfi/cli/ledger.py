@@ -74,13 +74,15 @@ def show(
 def verify(profile: Profile = "default", path: LedgerFile = None) -> None:
     """Check that no entry was changed, removed or added since it was written.
 
-    Texts that `pfi forget` erased are counted; that, when and where to they were sent stays.
+    Texts that `pfi erase` erased are counted; that, when and where to they were sent stays.
     """
     found = _ledger(profile, path).check()
     if found.entries:
         entries = "1 entry is" if found.entries == 1 else f"{found.entries} entries are"
         texts = "1 text was" if found.erased == 1 else f"{found.erased} texts were"
-        typer.echo(f"{entries} as written{f'; {texts} erased' if found.erased else ''}.")
+        erased = f"; {texts} erased" if found.erased else ""
+        sealed = f"; {found.unread} sealed, not compared without the key" if found.unread else ""
+        typer.echo(f"{entries} as written{erased}{sealed}.")
     else:
         typer.echo("Nothing has left this device.")
 
@@ -90,7 +92,7 @@ def _ledger(profile: str, path: Path | None) -> Ledger:
     from pfi.trust import Ledger
 
     if path is None:
-        return Ledger(open_home(profile).ledger_file)
+        return open_home(profile).open_ledger()
     path = path.expanduser()
     if not path.is_file():
         raise StorageError("there is no ledger", where=str(path), fix="give the file's path")
@@ -106,6 +108,8 @@ def _described(entry: Entry, full: bool) -> str:
     )
     if entry.payload is None:
         what = "the text was erased" if entry.erased else "not text"
+        if entry.cipher is not None:
+            what = "the text is sealed: open the ledger with --profile to read it"
         return f"{printable(head)}\n    {what}; sha256 {entry.sha256}"
     body = entry.payload if full else short(entry.payload, _WIDTH)
     lines = [f"    {printable(line)}" for line in body.split("\n")]
@@ -130,5 +134,8 @@ def _print_json(entries: Iterator[Entry]) -> None:
     typer.echo("[", nl=False)
     for n, entry in enumerate(entries):
         # ASCII: exact for every text, on every terminal.
-        typer.echo(("," if n else "") + "\n  " + json.dumps(entry.to_dict()), nl=False)
+        values = entry.to_dict()
+        if entry.payload is None and entry.cipher is not None:
+            values["sealed"] = True
+        typer.echo(("," if n else "") + "\n  " + json.dumps(values), nl=False)
     typer.echo("\n]")

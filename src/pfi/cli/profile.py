@@ -1,9 +1,9 @@
-"""`pfi init`, `pfi status` and `pfi tasks`."""
+"""`pfi init`, `pfi status`, `pfi names` and `pfi tasks`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
     add_command(app, init, ["pfi init", "pfi init --profile work --task commit_message"])
     add_command(app, status, ["pfi status", "pfi status --json"])
+    add_command(app, names, ["pfi names", "pfi names 'Maria Lopes'", "pfi names --remove Jonas"])
     add_command(app, list_tasks, ["pfi tasks"], name="tasks")
 
 
@@ -36,9 +37,17 @@ def init(
         str, typer.Option(help="'embedded', a local folder or a hub id.")
     ] = "embedded",
     task: TaskName = None,
+    key: Annotated[
+        Literal["auto", "keyring", "passphrase", "file"],
+        typer.Option(help="What keeps its keys; auto: the OS keyring where there is one."),
+    ] = "auto",
 ) -> None:
-    """Make a profile: the folder that will hold your records, adapters and settings."""
+    """Make a profile: the folder that will hold your records, adapters and settings.
+
+    What it holds is encrypted. A passphrase is taken from PFI_PASSPHRASE, else asked for.
+    """
     from pfi.device import Home, HomeConfig
+    from pfi.device.keys import describe_lock
     from pfi.tasks import get_task
 
     if task is not None:
@@ -48,8 +57,9 @@ def init(
     folder = Path(backbone).expanduser()
     if backbone != "embedded" and folder.is_dir():
         backbone = str(folder.resolve())  # the profile is used from other folders too
-    home = Home.create(profile, config=HomeConfig(backbone=backbone, task=task))
+    home = Home.create(profile, config=HomeConfig(backbone=backbone, task=task), lock=key)
     typer.echo(f"Made profile {profile} in {shown_path(home.path)}.")
+    typer.echo("Its keys are {}: {}.".format(*describe_lock(home.path)))
     typer.echo(f"Next: `pfi import KIND PATH{flags(profile)}`; `pfi connectors` lists the kinds.")
 
 
@@ -61,6 +71,7 @@ def status(profile: Profile = "default", as_json: AsJson = False) -> None:
         print_json(found)
         return
     typer.echo(f"profile   {profile} in {shown_path(home.path)}")
+    typer.echo(f"keys      {found['keys']['where']}")
     typer.echo(f"backbone  {found['backbone']}")
     typer.echo(f"task      {found['task'] or '(the one with most records)'}")
     typer.echo(f"records   {found['records']}")
@@ -77,12 +88,18 @@ def status(profile: Profile = "default", as_json: AsJson = False) -> None:
 
 
 def _status(home: Home) -> dict[str, Any]:
+    from pfi.device.keys import describe_lock, read_keys_file
+
     with home.open_vault() as vault:
         summary = vault.summary()
     stores = {"personal": home.personal_adapters, "shared": home.shared_adapters}
     return {
         "profile": home.profile,
         "path": str(home.path),
+        "keys": {
+            "held": read_keys_file(home.path).held,
+            "where": describe_lock(home.path)[0],
+        },
         "backbone": home.config.backbone,
         "task": home.config.task,
         "records": sum(entry.records for entry in summary),
@@ -102,6 +119,27 @@ def _status(home: Home) -> dict[str, Any]:
         },
         "bytes": home.sizes(),
     }
+
+
+def names(
+    name: Annotated[
+        list[str] | None, typer.Argument(help="People to add; none: list them.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove these people instead.")] = False,
+    profile: Profile = "default",
+) -> None:
+    """The people whose names no teacher elsewhere shall read, beside those found in records.
+
+    They are kept in the encrypted vault; `names` in config.yaml are moved there.
+    """
+    from pfi.device.home import NAMES
+
+    with open_home(profile).open_vault() as vault, vault.change_setting(NAMES) as setting:
+        listed = [n for n in setting.value or [] if not remove or n not in (name or [])]
+        listed = list(dict.fromkeys([*listed, *([] if remove else name or [])]))
+        setting.value = listed or None
+    for one in listed:
+        typer.echo(one)
 
 
 def list_tasks() -> None:

@@ -1,8 +1,7 @@
-"""`pfi import`, `pfi connectors`, `pfi records` and `pfi forget`."""
+"""`pfi import`, `pfi connectors` and `pfi records`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,14 +24,11 @@ from pfi.cli.feedback import refresh_if_due
 
 if TYPE_CHECKING:
     from pfi.data.records import Record
-    from pfi.device import Home, Imported
-    from pfi.device.memory import Erased
+    from pfi.device import Imported
 
 Source = Annotated[
     str | None, typer.Option("--source", metavar="PREFIX", help="From a source that starts so.")
 ]
-#: Records that are shown before they are erased.
-_SHOWN = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -46,12 +42,6 @@ def register(app: typer.Typer) -> None:
     add_command(app, connectors, ["pfi connectors", "pfi connectors git"])
     lines = ["pfi records", "pfi records --task LaMP_4 --limit 5", "pfi records --search harbour"]
     add_command(app, list_, lines, name="records")
-    lines = [
-        "pfi forget mails-17 mails-18",
-        "pfi forget --source git:old-project",
-        "pfi forget --task LaMP_3 --before 2020-01-01 --yes",
-    ]
-    add_command(app, forget, lines)
 
 
 def import_(
@@ -67,12 +57,16 @@ def import_(
 ) -> None:
     """Read your files into the profile's records; importing twice adds nothing twice.
 
-    KIND says what to read (`pfi connectors` lists the kinds), PATH is the file or folder.
+    KIND says what to read (`pfi connectors` lists the kinds; `auto` looks), PATH is the file or
+    folder.
     """
-    from pfi.data.connectors import get_connector
+    from pfi.data.connectors import get_connector, recognised
     from pfi.device import import_records, parse_options
 
     home = open_home(profile)
+    if kind == "auto":
+        kind = recognised(path.expanduser())
+        note(f"This is read as {kind}.")
     options = parse_options(settings or [], get_connector(kind).options)
     with progress(bar=False) as shown:
         counter = shown.add_task("reading", total=None)
@@ -174,103 +168,3 @@ def values_of(record: Record) -> dict[str, Any]:
         "input": dict(record.input),
         "output": record.output,
     }
-
-
-def forget(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...")] = None,
-    source: Source = None,
-    before: Annotated[
-        str | None, typer.Option("--before", metavar="DATE", help="Older than this day.")
-    ] = None,
-    task: TaskName = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    profile: Profile = "default",
-) -> None:
-    """Erase records for good, by ID or all that meet the conditions given.
-
-    They leave the vault, the memory, the cached answers of teachers and the texts in the ledger,
-    with the synthetic records made from them. What has left the device, or was written to files
-    outside the profile, is out of reach.
-    """
-    from pfi.device.memory import erase, finish_erasures
-
-    home = open_home(profile)
-    if finish_erasures(home):
-        note("An erasure that was interrupted is finished now.")
-        if not (ids or source or before or task):
-            return
-    chosen = _chosen(home, ids or [], source, before, task)
-    if not chosen:
-        typer.echo("There are no such records.")
-        return
-    _agree(home, chosen, yes)
-    with progress(bar=False) as shown:
-        shown.add_task("erasing", total=None)
-        erased = erase(home, [record.id for record in chosen])
-    _tell(erased, profile)
-
-
-def _chosen(
-    home: Home, ids: list[str], source: str | None, before: str | None, task: str | None
-) -> list[Record]:
-    """The records that are meant, newest first."""
-    from pfi.data.records import parse_time
-    from pfi.errors import ConfigError, DataError
-
-    if bool(ids) == bool(source or before or task):
-        what = "ids and conditions are given" if ids else "it is not said what to forget"
-        raise ConfigError(what, fix="give ids, or conditions: --source, --before, --task")
-    try:
-        until = parse_time(before)
-    except ValueError as error:
-        fix = "write for example 2024-01-31"
-        raise ConfigError(str(error), where="--before", fix=fix) from error
-    with home.open_vault() as vault:
-        known = set(ids) if ids else None
-        found = list(vault.find(ids=known, task=task, source=source, before=until))
-    if missing := sorted(set(ids) - {record.id for record in found}):
-        fix = "`pfi records` lists them; nothing was erased"
-        raise DataError("there is no such record", record=missing[0], fix=fix)
-    return found
-
-
-def _agree(home: Home, chosen: list[Record], yes: bool) -> None:
-    """Show what would be erased and ask, unless that was agreed to before."""
-    from pfi.errors import ConfigError
-
-    for line in lines_of(chosen[:_SHOWN]):
-        note(line)
-    if len(chosen) > _SHOWN:
-        note(f"... and {len(chosen) - _SHOWN} more")
-    if yes:
-        return
-    with home.open_vault() as vault:
-        ids = {record.id for record in chosen}
-        made = sum(record.id not in ids for record in vault.made_from(ids))
-    also = f" and {_count(made, 'synthetic record')} made from them" if made else ""
-    what = f"{_count(len(chosen), 'record')}{also} would be erased for good"
-    if not sys.stdin.isatty():
-        raise ConfigError(f"{what}, and nobody can be asked", fix="add --yes")
-    typer.confirm(f"{what}. Go on?", abort=True, err=True)
-
-
-def _tell(erased: Erased, profile: str) -> None:
-    parts = [
-        (erased.synthetic, "synthetic record", "made from them"),
-        (erased.answers, "cached answer", "of teachers"),
-        (erased.payloads, "text", "in the ledger"),
-    ]
-    also = "".join(f", {_count(n, name)} {where}" for n, name, where in parts if n)
-    typer.echo(f"Erased {_count(erased.records, 'record')} from vault and memory{also}.")
-    if erased.answers or erased.payloads:
-        note("Answers and texts of which it is not known what they rest on went as well.")
-    if erased.learnt:
-        versions = ", ".join(erased.learnt)
-        note(
-            f"Personal adapters {versions} may have learnt from them. Weights hold no text; "
-            f"`pfi train{flags(profile)}` makes a version that knows nothing of them."
-        )
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -62,16 +63,16 @@ def ask(
 
     home = open_home(profile)
     question = sys.stdin.read() if text == "-" else text
-    with indexing() as on_index:
-        runtime = Runtime(home, on_index=on_index)
-        prepared = runtime.prepare(
-            question,
-            pick_task(home, task),
-            k=0 if no_memory else k,
-            fields=parse_options(fields or []),
-        )
-    _say_if_plain(prepared, profile)
-    answer = runtime.answer(prepared)
+    with closing(Runtime(home)) as runtime:
+        with indexing() as runtime.on_index:
+            prepared = runtime.prepare(
+                question,
+                pick_task(home, task),
+                k=0 if no_memory else k,
+                fields=parse_options(fields or []),
+            )
+        _say_if_plain(prepared, profile)
+        answer = runtime.answer(prepared)
     typer.echo(answer.text)
     values = question_fields(prepared.task, question, parse_options(fields or []))
     _remember(home, prepared.task, values, answer.text)
@@ -90,31 +91,31 @@ def chat(
     from pfi.device.runtime import question_fields
 
     home = open_home(profile)
-    runtime = Runtime(home)
     chosen = pick_task(home, task)
     note(f"Task {chosen.name}. {CHAT_HELP}")
     k = 0 if no_memory else k
     last: tuple[Prepared, str, str] | None = None  # with the question and the answer
-    while (line := _read_line()) is not None:
-        command, _, argument = line.strip().partition(" ")
-        try:
-            if command == "/quit":
-                break
-            if command == "/why":
-                _explain(last[0]) if last else note("Nothing was answered yet.")
-            elif command in ("/good", "/bad", "/correct"):
-                _rate(home, last, command, argument.strip())
-            elif command == "/task":
-                chosen = pick_task(home, argument.strip() or None)
-                note(f"Task {chosen.name}.")
-            elif command.startswith("/"):
-                note(CHAT_HELP)
-            elif command:
-                last = _reply(runtime, chosen, line.strip(), k, profile)
-                _remember(home, chosen, question_fields(chosen, last[1], {}), last[2])
-        except PfiError as error:
-            # A wrong line should not end the talk.
-            note(f"error: {' '.join(str(error).split())}")
+    with closing(Runtime(home)) as runtime:
+        while (line := _read_line()) is not None:
+            command, _, argument = line.strip().partition(" ")
+            try:
+                if command == "/quit":
+                    break
+                if command == "/why":
+                    _explain(last[0]) if last else note("Nothing was answered yet.")
+                elif command in ("/good", "/bad", "/correct"):
+                    _rate(home, last, command, argument.strip())
+                elif command == "/task":
+                    chosen = pick_task(home, argument.strip() or None)
+                    note(f"Task {chosen.name}.")
+                elif command.startswith("/"):
+                    note(CHAT_HELP)
+                elif command:
+                    last = _reply(runtime, chosen, line.strip(), k, profile)
+                    _remember(home, chosen, question_fields(chosen, last[1], {}), last[2])
+            except PfiError as error:
+                # A wrong line should not end the talk.
+                note(f"error: {' '.join(str(error).split())}")
 
 
 def _reply(
@@ -124,10 +125,14 @@ def _reply(
         prepared = runtime.prepare(text, task, k=k)
     _say_if_plain(prepared, profile)
     pieces = []
-    for piece in runtime.stream(prepared):
-        typer.echo(piece, nl=False)
-        sys.stdout.flush()
-        pieces.append(piece)
+    stream = runtime.stream(prepared)
+    try:
+        for piece in stream:
+            typer.echo(piece.text, nl=False)
+            sys.stdout.flush()
+            pieces.append(piece.text)
+    except KeyboardInterrupt:  # ends the answer, not the talk
+        stream.cancel()
     typer.echo()
     return prepared, text, task.parse("".join(pieces))
 

@@ -102,7 +102,8 @@ class JsonArray:
                     if self._peek(file) not in ("{", ""):
                         self._fail("is not a JSON object", "give a list of objects")
                     line, start = self._line, self._used
-                    value = self._object(file)
+                    value = self._value(file)
+                    assert isinstance(value, dict)
                     self.place = (start, self._used - start)
                     yield line, value
                     self._count += 1
@@ -113,7 +114,8 @@ class JsonArray:
             if self._peek(file):
                 self._fail("is followed by more text", "remove what follows the list")
 
-    def _object(self, file: IO[bytes]) -> dict[str, Any]:
+    def _value(self, file: IO[bytes]) -> Any:
+        """The value that starts here, which ends before the end of the file."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._buffer, self._at)
@@ -127,8 +129,12 @@ class JsonArray:
                 what = "holds a number that is not allowed or nests too deeply"
                 self._fail(what, "correct the file")
             else:
+                # A number may go on: what follows "1" may be ".5", "e+5" or another digit.
+                short = len(self._buffer) - end < 3 and isinstance(value, int | float)
+                if short and not self._end:
+                    self._fill(file, CHUNK)
+                    continue
                 self._use(end)
-                assert isinstance(value, dict)
                 return value
             held = len(self._buffer) - self._at
             if held > OBJECT_LIMIT:

@@ -6,6 +6,7 @@ the vault; before any of it, a plan tells what would be sent and what it would c
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pfi.augment.forms import write_answer, write_records
 from pfi.augment.store import TeacherStore
 from pfi.augment.teacher import Call, Reply, Teacher
 from pfi.data.records import Record
-from pfi.device.home import Home, checked
+from pfi.device.home import NAMES, Home, checked
 from pfi.errors import ConfigError, DataError
 from pfi.tasks import Task
 from pfi.trust.ledger import Ledger
@@ -103,6 +104,7 @@ class Augmentation:
         self._given, self._on_progress, self._on_stage = backbone, on_progress, on_stage
         with home.open_vault() as vault:
             whole = vault.history(task.name, origin="real", user_id=home.profile)
+            self._names: list[str] = vault.setting(NAMES) or []
         #: What a teacher may learn from: the part that `pfi train` trains on.
         self.history, self._held_back = whole.split(float(holdout))
         if not self.history:
@@ -199,7 +201,7 @@ class Augmentation:
 
         judge, trim = BackboneJudge(self._model), self._model.trim
         # A name that only a held-back record gives away is hidden in the others too.
-        names = [*self.home.config.names, *names_in(self._held_back)]
+        names = [*self._names, *names_in(self._held_back)]
         return Augmenter(self.task, config, desk, judge, trim, pool=self.pool, names=names)
 
     @cached_property
@@ -221,7 +223,7 @@ class Augmentation:
 
     @property
     def _ledger(self) -> Ledger:
-        return Ledger(self.home.ledger_file)
+        return self.home.open_ledger()
 
     @contextmanager
     def _store(self, *, lasting: bool) -> Iterator[TeacherStore]:
@@ -231,12 +233,12 @@ class Augmentation:
         gives others.
         """
         if lasting and self.config.teacher.kind != "embedded":
-            with TeacherStore(self.home.teacher_file) as store:
+            with self.home.open_teacher_store() as store:
                 yield store
             return
         with (
             TemporaryDirectory(prefix="pfi-teacher-") as folder,
-            TeacherStore(Path(folder) / "teacher.db") as store,
+            TeacherStore(Path(folder) / "teacher.db", key=secrets.token_bytes(32)) as store,
         ):
             yield store
 

@@ -354,7 +354,7 @@ def undo(home: Home, batch: str) -> Undone:
     with home.open_vault() as vault:
         records = [e.record for e in vault.feedback.entries(batch=batch) if e.record]
     # Records first: a run that is stopped leaves what it has not undone yet to be undone again.
-    learnt = {*erase(home, records).learnt}
+    learnt = {*erase(home, records, adapters="keep", by="feedback").learnt}
     with home.open_vault() as vault:
         vault.feedback.remove(batch)
     active = home.personal_adapters.all_active().items()

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pfi.data.records import History, Record
-from pfi.device.gate_prior import LEAST_TRIED, home_prior, prior_file
+from pfi.device.gate_prior import LEAST_TRIED, came_with, home_prior
 from pfi.device.home import Home, checked, search_config
 from pfi.device.runtime import Runtime, with_records
 from pfi.device.training import Division, mix_config, train_candidate, train_config
@@ -174,7 +174,7 @@ def can_fit(home: Home, task: Task) -> bool:
     """
     from pfi.memory.trials import divide
 
-    if prior_file(home, Runtime(home).versions(task)[1]) is not None:
+    if came_with(home, Runtime(home).versions(task)[1]) is not None:
         return True
     with home.open_vault() as vault:
         real = vault.history(task.name, origin="real")
@@ -253,7 +253,7 @@ class _Fit:
 
         home, name = self.home, self.task.name
         self.personal, self.shared = Runtime(home).versions(self.task)
-        self.prior = prior_file(home, self.shared)
+        self.prior = came_with(home, self.shared)
         if self.personal is None:
             self.config = self.config.model_copy(update={"weights": [0.0]})
         with home.open_vault() as vault:
@@ -385,4 +385,4 @@ class _AsAsked(Retrieval):
     def fill(self, task: Task, prompt: str, records: Sequence[Record]) -> str:
         if not records:
             return prompt
-        return with_records(self.backbone, task, prompt, list(records), self.budget)[0]
+        return with_records(self.backbone.prompter, task, prompt, list(records), self.budget)[0]

@@ -15,7 +15,6 @@ import numpy as np
 
 from pfi.device.home import Home
 from pfi.errors import StorageError
-from pfi.files import write_json
 from pfi.memory.gate import Choice, Floats, GateConfig, Prior, choices
 from pfi.tasks import Task
 
@@ -57,28 +56,33 @@ def weak_prior(task: Task, config: GateConfig, confidence: Floats | None = None)
     return Prior(np.zeros(count), np.full(count, between**2), np.full(count, within**2), sure)
 
 
-def prior_file(home: Home, shared: str | None) -> Path | None:
-    """The file of the prior that came with a shared adapter, or None.
+def came_with(home: Home, shared: str | None) -> bytes | None:
+    """The prior that came with a shared adapter, as a study wrote it, or None.
 
     Raises:
         StorageError: the adapter's folder was changed.
     """
-    if shared is None or not (home.shared_adapters.folder / shared / PRIOR).exists():
+    if shared is None or PRIOR not in home.shared_adapters.manifest(shared).sha256:
         return None
-    home.shared_adapters.verify(shared)
-    return home.shared_adapters.folder / shared / PRIOR
+    return home.shared_adapters.files(shared)[PRIOR]
 
 
-def home_prior(task: Task, config: GateConfig, file: Path | None, confidence: Floats) -> Prior:
+def home_prior(task: Task, config: GateConfig, came: bytes | None, confidence: Floats) -> Prior:
     """The prior of all choices; those that no other user had are judged by the weak one.
 
+    Args:
+        task: whose choices.
+        config: the choices.
+        came: what came with the shared adapter.
+        confidence: see `weak_prior`.
+
     Raises:
-        StorageError: the file is damaged.
+        StorageError: what came is no prior.
     """
     prior = weak_prior(task, config, confidence)
-    if file is None:
+    if came is None:
         return prior
-    found, known = read_prior(file)
+    found, known = parse_prior(came, f"{PRIOR} of the shared adapter")
     places = {choice: place for place, choice in enumerate(known)}
     for place, choice in enumerate(choices(config)):
         if choice in places:
@@ -94,32 +98,45 @@ def read_prior(file: Path) -> tuple[Prior, list[Choice]]:
         StorageError: it is missing or damaged.
     """
     try:
-        values = json.loads(file.read_text("utf-8"))
+        data = file.read_bytes()
+    except OSError as error:
+        what = f"this is no prior of a gate: {error.strerror}"
+        raise StorageError(what, where=str(file)) from error
+    return parse_prior(data, str(file))
+
+
+def parse_prior(data: bytes, where: str) -> tuple[Prior, list[Choice]]:
+    """The same of a file's content, which ``where`` names in errors.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    try:
+        values = json.loads(data)
         known = choices(GateConfig.model_validate(values.get("gate", {})))
         prior = Prior.from_dict(values["prior"])
         for array in (prior.mean, prior.between, prior.within):
             if array.shape != (len(known),) or not np.isfinite(array).all():
                 raise ValueError("its figures are not one for each choice")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"this is no prior of a gate: {' '.join(str(error).split())}"
         fix = "take the one of the study that trained the shared adapter, or none"
-        raise StorageError(what, where=str(file), fix=fix) from error
+        raise StorageError(what, where=where, fix=fix) from error
     return prior, known
 
 
 @dataclass(frozen=True)
 class WithPrior:
-    """A shared adapter and the prior that goes into its folder, for `AdapterStore.add`."""
+    """A shared adapter and the prior that goes beside it, for `AdapterStore.add`."""
 
     adapter: Adapter
     prior: Path
 
-    def save(self, folder: Path) -> None:
-        """Write both.
+    def to_bytes(self) -> dict[str, bytes]:
+        """The files of both, by name.
 
         Raises:
             StorageError: the prior is missing or damaged.
         """
         read_prior(self.prior)
-        self.adapter.save(folder)
-        write_json(folder / PRIOR, json.loads(self.prior.read_text("utf-8")))
+        return {**self.adapter.to_bytes(), PRIOR: self.prior.read_bytes()}

@@ -11,36 +11,64 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
+from pfi.device.adapter_files import Seals
 from pfi.device.adapters import AdapterStore
+from pfi.device.encrypting import encrypt_home, is_encrypted
+from pfi.device.keys import KEYS, LOCK, Keys, make_keys, unlock
+from pfi.device.unlock import Lock
 from pfi.device.vault import Vault
 from pfi.errors import ConfigError, StorageError
-from pfi.files import write_atomic
+from pfi.files import locked, write_atomic
+from pfi.trust.ledger import Ledger
 
 if TYPE_CHECKING:
+    from pfi.augment.store import TeacherStore
+    from pfi.memory import MemoryStore
     from pfi.memory.config import SearchConfig
+    from pfi.memory.embedders import Embedder
 
 DEFAULT_PROFILE = "default"
 CONFIG = "config.yaml"
+TOKENS = "tokens"  # setting in the vault: what opens the profile's models to programs
+NAMES = "names"  # setting in the vault: people whose names no teacher elsewhere shall read
 ERASING = "erasing-"  # how the names of the files begin that say what is being erased
 Settings = TypeVar("Settings", bound=BaseModel)
 _PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class HomeConfig(BaseModel):
-    """What `config.yaml` holds."""
+    """What `config.yaml` holds, which is not encrypted: settings that tell nothing of a person.
+
+    What does is in the vault, see `Vault.setting`.
+    """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
     backbone: str = Field(default="embedded", min_length=1, description="name, folder or hub id")
+    engine: Literal["auto", "torch", "llama.cpp"] = Field(
+        default="auto", description="what answers; `pfi plan --apply` chooses"
+    )
+    bits: Literal["auto", "f32", "bf16", "f16", "q8_0", "q4_k_m"] = Field(
+        default="auto", description="how the engine holds the backbone's weights"
+    )
+    context: int | None = Field(
+        default=None, ge=64, description="longest prompt and answer in tokens, not the backbone's"
+    )
     task: str | None = Field(default=None, description="the task of questions that name none")
     records: int = Field(default=2, ge=0, le=32, description="retrieved records in a prompt")
     record_tokens: int = Field(
         default=512, ge=8, description="tokens for all retrieved records together"
+    )
+    summary_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="tokens of a summary of one's records before each prompt; 0: none",
     )
     search: dict[str, Any] = Field(
         default={}, description="settings of the search for them, where not as by default"
@@ -73,9 +101,10 @@ class HomeConfig(BaseModel):
         le=1000,
         description="last questions and answers that are kept for `pfi feedback --last`; 0: none",
     )
-    names: list[str] = Field(
-        default=[], description="people whose names no teacher elsewhere shall read"
-    )
+
+
+class _Named(RootModel[list[str]]):
+    """What `config.yaml` may hold beside its settings: names, which go into the vault."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +128,21 @@ class Home:
         *,
         root: Path | None = None,
         config: HomeConfig | None = None,
+        lock: Lock = "auto",
+        passphrase: str | None = None,
     ) -> Home:
-        """Make a new home, readable by its owner only.
+        """Make a new home, readable by its owner only; what it stores is encrypted.
+
+        Args:
+            profile: its name.
+            root: the folder of all homes; None for the usual one.
+            config: its settings.
+            lock: what keeps the secret of its keys, see `pfi.device.unlock`.
+            passphrase: for kind `passphrase`; None asks for it.
 
         Raises:
-            ConfigError: the profile's name is not allowed.
-            StorageError: the home exists, or its folder cannot be written.
+            ConfigError: the profile's name is not allowed, or the passphrase.
+            StorageError: the home exists, its folder cannot be written, or there is no keyring.
         """
         path = home_path(profile, root)
         if (path / CONFIG).exists():
@@ -126,13 +164,19 @@ class Home:
             raise StorageError(what, where=str(path), fix="set PFI_HOME to a folder you own") from (
                 error
             )
-        home.open_vault().close()
+        if home.vault_file.exists():  # what is left of a home still opens
+            encrypt_home(home, lock, passphrase)
+        else:
+            with locked(path / LOCK):
+                if not (path / KEYS).exists():
+                    home.__dict__["keys"] = make_keys(path, lock, passphrase)
+        Vault(home.vault_file, key=home.keys.database("vault")).close()
         home.save_config()  # last: a home that was not finished counts as missing
         return home
 
     @classmethod
     def open(cls, profile: str = DEFAULT_PROFILE, *, root: Path | None = None) -> Home:
-        """The home of a profile made before.
+        """The home of a profile made before; one that an older pfi made is encrypted first.
 
         Raises:
             ConfigError: the name is not allowed, or `config.yaml` makes no sense.
@@ -141,8 +185,10 @@ class Home:
         path = home_path(profile, root)
         file = path / CONFIG
         try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-            return cls(profile, path, HomeConfig.model_validate(values or {}))
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            found = values.pop(NAMES, None) if isinstance(values, dict) else None
+            named = _Named.model_validate(found or [])
+            home = cls(profile, path, HomeConfig.model_validate(values))
         except FileNotFoundError as error:
             command = "pfi init" + ("" if profile == DEFAULT_PROFILE else f" --profile {profile}")
             what = f"there is no profile {profile!r}"
@@ -152,6 +198,13 @@ class Home:
         except (yaml.YAMLError, ValidationError) as error:
             reason = one_line(error)
             raise ConfigError(reason, where=str(file), fix="correct or remove the line") from error
+        if not is_encrypted(home):
+            encrypt_home(home)
+        if named.root:  # an older pfi's, or written there by hand
+            with home.open_vault_as_it_is() as vault, vault.change_setting(NAMES) as setting:
+                setting.value = list(dict.fromkeys([*(setting.value or []), *named.root]))
+            home.save_config()
+        return home
 
     def save_config(self) -> None:
         """Write `config.yaml`."""
@@ -168,7 +221,47 @@ class Home:
             from pfi.device.erasure import finish_erasures
 
             finish_erasures(self, strict=False)
-        return Vault(self.vault_file)
+        return self.open_vault_as_it_is()
+
+    def open_vault_as_it_is(self) -> Vault:
+        """The device's records, even if an erasure was interrupted.
+
+        Raises:
+            StorageError: the vault is missing, or see `Vault`.
+        """
+        if not self.vault_file.exists() or not self.vault_file.stat().st_size:
+            # An empty one in its place would hide the loss.
+            raise StorageError(
+                "the vault is missing or empty",
+                where=str(self.vault_file),
+                fix="restore it from a backup; `pfi restore` reads what `pfi export` wrote",
+            )
+        return Vault(self.vault_file, key=self.keys.database("vault"))
+
+    def open_memory_store(self, embedder: Embedder | None = None) -> MemoryStore:
+        """The memory's file as it is; `pfi.device.memory.open_memory` brings it up to date."""
+        from pfi.memory import MemoryStore
+
+        return MemoryStore(self.memory_file, embedder, key=self.keys.database("memory"))
+
+    def open_teacher_store(self) -> TeacherStore:
+        """Teachers' answers and what they cost; made when missing."""
+        from pfi.augment.store import TeacherStore
+
+        return TeacherStore(self.teacher_file, key=self.keys.database("teacher"))
+
+    def open_ledger(self) -> Ledger:
+        """The list of everything that left the device, with the texts."""
+        return Ledger(self.ledger_file, key=self.keys.files, context=f"{self.keys.profile}|ledger")
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The keys of all that the home holds; unlocked at their first use.
+
+        Raises:
+            ConfigError, StorageError: see `pfi.device.keys.unlock`.
+        """
+        return unlock(self.path)
 
     @property
     def vault_file(self) -> Path:
@@ -196,6 +289,11 @@ class Home:
         return self.memory_folder / "memory.db"
 
     @property
+    def models_folder(self) -> Path:
+        """Where files of backbones are kept, of all profiles: they hold nothing of a user."""
+        return self.path.parent / ".models"
+
+    @property
     def gate_file(self) -> Path:
         """What the gate chose, by task; missing until it did."""
         return self.path / "gate.json"
@@ -203,12 +301,12 @@ class Home:
     @cached_property
     def shared_adapters(self) -> AdapterStore:
         """The adapters learnt from many users."""
-        return AdapterStore(self.path / "adapters" / "shared")
+        return AdapterStore(self.path / "adapters" / "shared", Seals(self, "shared"))
 
     @cached_property
     def personal_adapters(self) -> AdapterStore:
         """The adapters learnt here, which never leave."""
-        return AdapterStore(self.path / "adapters" / "personal")
+        return AdapterStore(self.path / "adapters" / "personal", Seals(self, "personal"))
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by part of the home."""

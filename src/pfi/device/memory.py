@@ -45,9 +45,7 @@ def open_memory(home: Home, *, on_progress: Progress | None = None) -> MemorySto
         ConfigError: the settings ask for a sentence model that is not there.
         StorageError: the vault or the memory cannot be used.
     """
-    from pfi.memory import MemoryStore
-
-    store = MemoryStore(home.memory_file, home_embedder(home))
+    store = home.open_memory_store(home_embedder(home))
     try:
         sync_memory(home, store, on_progress=on_progress)
     except BaseException:
@@ -89,9 +87,7 @@ def rebuild_memory(home: Home, *, on_progress: Progress | None = None) -> None:
         ConfigError: the settings ask for a sentence model that is not there.
         StorageError: the vault or the memory cannot be used.
     """
-    from pfi.memory import MemoryStore
-
-    with MemoryStore(home.memory_file, home_embedder(home)) as store:
+    with home.open_memory_store(home_embedder(home)) as store:
         with locked(home.memory_folder / "lock"):
             store.replace()
         sync_memory(home, store, on_progress=on_progress)
@@ -104,12 +100,10 @@ def memory_status(home: Home) -> dict[str, Any]:
         ConfigError: a search setting makes no sense.
         StorageError: the vault or the memory cannot be used.
     """
-    from pfi.memory import MemoryStore
-
     embedder = home_embedder(home)
     with home.open_vault() as vault:
         records = sum(entry.records - entry.synthetic for entry in vault.summary())
-    with MemoryStore(home.memory_file, embedder) as store:
+    with home.open_memory_store(embedder) as store:
         sizes = store.sizes()
         vectors = sum(len(store.vectors(task)[0]) for task in sizes) if embedder else 0
     return {

@@ -16,6 +16,7 @@ from pfi.data.records import History, Record
 from pfi.device.adapters import Manifest
 from pfi.device.candidates import HeldBack, Material, RefreshConfig, Trial, Trials, hold_back
 from pfi.device.drift import UNSEEN, WINDOWS, Check, Drift, drifted, unseen
+from pfi.device.erasure import refuse_erased
 from pfi.device.home import Home, checked
 from pfi.device.pairs import preferences
 from pfi.device.runtime import Runtime
@@ -204,7 +205,8 @@ class _Run:
             real = vault.history(name, origin="real")
             synthetic = tuple(vault.history(name, origin="synthetic"))
             added = frozenset(vault.added_since(name, since))
-            entries = vault.feedback.entries(name)
+            out = vault.excluded.ids()
+            entries = [e for e in vault.feedback.entries(name) if e.record not in out]
         found = {e.record_id: e for e in self.task.examples(real, random.Random(self.seed))}
         records = History(real.user_id, (r for r in real if r.id in found))
         kept_back = {*self.manifest.held_back} if self.manifest else set()
@@ -372,6 +374,7 @@ class _Run:
                 "held_back_losses": after,
             }
         )
+        refuse_erased(home, self.task.name, self.read)
         version = home.personal_adapters.add(trial.candidate.adapter, info)
         if home.personal_adapters.active(self.task.name) != self.active:
             what = "another version came into use during the refresh"

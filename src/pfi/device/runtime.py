@@ -1,35 +1,37 @@
 """Answering: the backbone with the task's adapters, helped by retrieved records.
 
-One `Runtime` serves one device; it keeps the backbone loaded between questions.
+One `Runtime` serves one device; the engine that decodes may serve others beside it.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pfi.data.records import Record
 from pfi.device.home import Home, search_config
 from pfi.errors import BackboneError, ConfigError
+from pfi.models.engine import AdapterRef, OnePiece, Request, Sampling, text_of
 from pfi.tasks import Task, get_task
 
 if TYPE_CHECKING:
-    from pfi.learn import Adapter
     from pfi.memory import Memory, MemoryStore
-    from pfi.models import Backbone
+    from pfi.models.adapters import Adapter
+    from pfi.models.engine import Engine, Stream
+    from pfi.models.prompter import Prompter, Turn
 
 FALLBACK_TASK = "instruction"
 # Fewer tokens than this hold no record worth reading.
 _LEAST_TOKENS = 24
+_NO_LIMIT = 1 << 40
 # More than any label is long.
 _LABEL_TOKENS = 16
-# Merged models that are kept: the shared adapter's alone, where the gate asks how sure it is,
-# beside the one at the last weight.
-_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,33 @@ class Prepared:
     Attributes:
         task: the task it is asked as.
         prompt: what the model reads, retrieved records included.
+        ids: the same with the turns before it, as tokens.
+        adapter: what answers over the backbone; None for nothing.
         records: the retrieved records, best first.
+        dropped: how many retrieved records there was no room for.
         personal: version of the personal adapter, or None.
         shared: version of the shared adapter, or None.
         weight: of the personal adapter, in [0, 1]; 0 without one.
         gate: what the gate said, in a few words.
+        owner: whose device it is asked on.
     """
 
     task: Task
     prompt: str
-    records: tuple[Record, ...]
-    personal: str | None
-    shared: str | None
+    ids: tuple[int, ...]
+    adapter: AdapterRef | None = None
+    records: tuple[Record, ...] = ()
+    dropped: int = 0
+    personal: str | None = None
+    shared: str | None = None
     weight: float = 0.0
     gate: str = ""
+    owner: str = ""
+
+    def request(self, sampling: Sampling | None = None) -> Request:
+        """What an engine is asked; greedy, at the task's length, unless told otherwise."""
+        sampling = sampling or Sampling(max_tokens=self.task.max_new_tokens)
+        return Request(self.ids, self.adapter, sampling, self.owner)
 
 
 @dataclass(frozen=True)
@@ -65,28 +80,42 @@ class Answer:
 
 @dataclass
 class Runtime:
-    """What answers on one device.
+    """What answers on one device; threads may share it.
 
     Attributes:
         home: the device.
-        backbone: the frozen one, loaded on first use when not given.
+        given: the engine, which others may use too; one of its own, as the profile says, when
+            None.
         on_index: told how far the memory has come with new records, where there are some.
     """
 
     home: Home
-    backbone: Backbone | None = None
+    given: Engine | None = None
     on_index: Callable[[int, int], None] | None = None
-    # By weight of the personal adapter, for one task and its versions.
-    _merged: tuple[tuple[str, str | None, str | None], dict[float, Backbone]] | None = None
+    _own: Engine | None = None
     _store: MemoryStore | None = None
     _state: str = ""  # of the vault that the memories know
     _memories: dict[str, Memory] = field(default_factory=dict)
+    _summaries: dict[str, str] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    @cached_property
-    def _plain(self) -> Backbone:
-        from pfi.models import load_backbone
+    @property
+    def engine(self) -> Engine:
+        """What answers; loaded on first use.
 
-        return self.backbone or load_backbone(self.home.config.backbone)
+        Raises:
+            BackboneError: the profile's backbone cannot be loaded.
+            ConfigError: its engine is not installed, or cannot run this backbone.
+        """
+        if self.given is not None:
+            return self.given
+        with self._lock:
+            if self._own is None:
+                from pfi.device.engines import EngineChoice, make_engine
+
+                choice = EngineChoice.of(self.home.config)
+                self._own = make_engine(choice, self.home.models_folder)
+            return self._own
 
     def versions(self, task: Task) -> tuple[str | None, str | None]:
         """The personal and the shared adapter in use for a task, by version.
@@ -111,30 +140,30 @@ class Runtime:
             )
         return personal, manifest.shared
 
-    def model(self, task: Task, weight: float = 1.0) -> Backbone:
-        """The backbone with the task's adapters merged in, the shared one first.
+    def _weighted(
+        self, personal: str | None, shared: str | None, weight: float
+    ) -> AdapterRef | None:
+        """Both adapters as one; with a weight of 0 only the shared one."""
+        personal = personal if weight else None
+        if personal is None and shared is None:
+            return None
 
-        Args:
-            task: whose adapters.
-            weight: of the personal one; with 0 only the shared one is merged in.
-        """
-        personal, shared = self.versions(task)
-        key = (task.name, personal, shared)
-        weight = weight if personal else 0.0
-        if self._merged is None or self._merged[0] != key:
-            self._merged = key, {}  # lets go of the last ones before the next is made
-        models = self._merged[1]
-        if weight not in models:
-            while len(models) >= _KEPT:
-                del models[next(iter(models))]
-            adapters: list[Adapter] = []
+        def load() -> Adapter:
+            from pfi.models.adapters import stacked
+
+            parts = []
             if shared is not None:
-                adapters.append(self.home.shared_adapters.load(shared))
-            if personal is not None and weight:
-                adapters.append(self.home.personal_adapters.load(personal).scaled(weight))
-            models[weight] = self._plain.with_adapters(adapters)
-        models[weight] = models.pop(weight)  # the last used one goes last
-        return models[weight]
+                parts.append((self.home.shared_adapters.load(shared), 1.0))
+            if personal is not None:
+                parts.append((self.home.personal_adapters.load(personal), weight))
+            return stacked(parts)
+
+        # A version's number is never given twice, so that this names its weights.
+        return AdapterRef(f"{self._owner}|{shared}|{personal}|{weight:g}", load)
+
+    @property
+    def _owner(self) -> str:
+        return self.home.keys.profile
 
     def memory(self, task: Task) -> Memory:
         """The index over the device's real records of a task, as they are now.
@@ -145,24 +174,54 @@ class Runtime:
         """
         from pfi.device.memory import open_memory, sync_memory
 
-        if self._store is None:
-            self._store = open_memory(self.home, on_progress=self.on_index)
-        state = sync_memory(self.home, self._store, on_progress=self.on_index)
-        if state != self._state:
-            self._memories.clear()
-            self._state = state
-        if task.name not in self._memories:
-            with self.home.open_vault() as vault:
-                history = vault.history(task.name, origin="real")
-            config = search_config(self.home)
-            self._memories[task.name] = self._store.memory(task, history, config)
-        return self._memories[task.name]
+        with self._lock:
+            if self._store is None:
+                self._store = open_memory(self.home, on_progress=self.on_index)
+            state = sync_memory(self.home, self._store, on_progress=self.on_index)
+            if state != self._state:
+                self._memories.clear()
+                self._summaries.clear()
+                if self._state and (engine := self.given or self._own):
+                    engine.forget(self._owner)  # prompts may have held what was erased
+                self._state = state
+            if task.name not in self._memories:
+                with self.home.open_vault() as vault:
+                    history = vault.history(task.name, origin="real")
+                config = search_config(self.home)
+                self._memories[task.name] = self._store.memory(task, history, config)
+            return self._memories[task.name]
+
+    def summary(self, task: Task) -> str:
+        """What is typical of the device's records of a task; empty unless the profile asks for it.
+
+        Raises:
+            StorageError: the vault or the memory cannot be used.
+        """
+        tokens = self.home.config.summary_tokens
+        if not tokens:
+            return ""
+        from pfi.memory.summary import summarise
+
+        with self._lock:
+            self.memory(task)  # forgets the summaries of records that have changed
+            if task.name not in self._summaries:
+                with self.home.open_vault() as vault:
+                    history = vault.history(task.name, origin="real")
+                trim = self.engine.prompter.trim
+                self._summaries[task.name] = summarise(task, list(history), trim, tokens)
+            return self._summaries[task.name]
 
     def close(self) -> None:
-        """Close the memory's file; it is opened again when needed."""
-        if self._store is not None:
-            self._store.close()
-            self._store, self._state = None, ""
+        """Close the memory's file and an engine of its own; they are opened again when needed."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+                self._store, self._state = None, ""
+            if self._own is not None:
+                self._own.close()
+                self._own = None
+
+    # Questions ----------------------------------------------------------------------
 
     def prepare(
         self,
@@ -172,8 +231,13 @@ class Runtime:
         k: int | None = None,
         fields: Mapping[str, str] | None = None,
         before: datetime | None = None,
+        history: Sequence[Turn] = (),
+        room: int | None = None,
     ) -> Prepared:
         """Make a question ready.
+
+        What does not fit the backbone's context is left out: the least useful of the retrieved
+        records first, then the oldest turns, then the end of the question.
 
         Args:
             text: the task's main input field.
@@ -181,22 +245,50 @@ class Runtime:
             k: how many records to retrieve; as the gate says, or the profile, when None.
             fields: the other input fields, of a task whose question has several.
             before: retrieve only records older than this.
+            history: the turns of the conversation before the question, oldest first.
+            room: tokens that are kept free for the answer; as the task says when None.
 
         Raises:
             ConfigError: an input field is missing, or there is no text.
             StorageError: a file of the device is damaged.
         """
+        from pfi.memory.summary import summary_prompt
+
         values = question_fields(task, text, fields or {})
         personal, shared = self.versions(task)
         prompt = task.prompt(values)
         query = task.query_text(values)
         weight, wanted, said = self._gated(task, prompt, query, before)
         k = wanted if k is None else k
-        records = self.memory(task).search(query, k, before=before) if k else []
-        if records:
+        found = self.memory(task).search(query, k, before=before) if k else []
+        prompter = self.engine.prompter
+        limit = prompter.max_length - (answer_room(task) if room is None else room)
+        summary = "" if before else self.summary(task)
+        records: list[Record] = []
+        if found:
+            # What stands around the prompt is there already, whatever the records.
+            turns = [*history, ("user", summary_prompt(prompt, summary))]
+            around = len(prompter.chat_ids(turns, _NO_LIMIT)) - len(
+                prompter.prompt_ids(prompt, _NO_LIMIT)
+            )
             budget = self.home.config.record_tokens
-            prompt, records = with_records(self._plain, task, prompt, records, budget)
-        return Prepared(task, prompt, tuple(records), personal, shared, weight, said)
+            prompt, records = with_records(
+                prompter, task, prompt, found, budget, limit=limit - around
+            )
+        prompt = summary_prompt(prompt, summary)
+        return Prepared(
+            task,
+            prompt,
+            tuple(prompter.chat_ids([*history, ("user", prompt)], limit)),
+            self._weighted(personal, shared, weight),
+            tuple(records),
+            len(found) - len(records),
+            personal,
+            shared,
+            weight,
+            said,
+            self._owner,
+        )
 
     def _gated(
         self, task: Task, prompt: str, query: str, before: datetime | None
@@ -211,39 +303,72 @@ class Runtime:
             return *whole, "not fitted, so the profile's settings count"
         if not fitted.counts(self.home, personal, shared):
             return *whole, f"fitted with {fitted.made_with}, so the profile's settings count"
-        from pfi.memory.trials import confidences, likeness
-
         choice, said = fitted.choice, describe(fitted.choice)
         if choice.if_unsure:
-            found = float(confidences(task, self.model(task, 0.0), [prompt], None)[0])
+            found = self._confidence(task, prompt, self._weighted(None, shared, 0.0))
             level = f"{found:.2f}, and {fitted.sure:.2f} is enough"
             if found >= fitted.sure:
                 return 0.0, 0, f"the answer without them is sure ({level})"
             said = f"{said} ({level})"
         if choice.by_likeness:
-            alike = likeness(self.memory(task), query, before=before)
+            alike = self.memory(task).likeness(query, before=before)
             said = f"{said}; likeness {alike:.2f}"
             return choice.weight_at(alike), choice.k, said
         return choice.weight, choice.k, said
 
+    def _confidence(self, task: Task, prompt: str, adapter: AdapterRef | None) -> float:
+        """How sure the model is of its answer, in [0, 1]; as ``trials.confidences`` has it."""
+        prompter = self.engine.prompter
+        ids = tuple(prompter.prompt_ids(prompt, prompter.max_length - answer_room(task)))
+        plain = Prepared(task, prompt, ids, adapter, owner=self._owner)
+        if task.kind == "text":
+            target = prompter.target_ids(self.answer(plain).text)
+            scores = self.engine.score(ids, [target], adapter, self._owner)
+            return math.exp(scores[0] / len(target))
+        scores = self._label_scores(plain)
+        most = max(scores)
+        return 1 / sum(math.exp(score - most) for score in scores)
+
+    def _label_scores(self, prepared: Prepared) -> list[float]:
+        labels = [self.engine.prompter.target_ids(label) for label in prepared.task.labels]
+        return self.engine.score(prepared.ids, labels, prepared.adapter, prepared.owner)
+
     def answer(self, prepared: Prepared) -> Answer:
         """Answer in one piece."""
-        from pfi.models import answer
+        return Answer(prepared.task.parse(text_of(self.stream(prepared))), prepared)
 
-        task = prepared.task
-        texts = answer(self.model(task, prepared.weight), task, [prepared.prompt])
-        return Answer(task.parse(texts[0]), prepared)
+    def stream(self, prepared: Prepared, sampling: Sampling | None = None) -> Stream:
+        """The answer piece by piece; a label comes in one, the best whatever the sampling."""
+        if prepared.task.kind == "text":
+            return self.engine.generate(prepared.request(sampling))
+        label = prepared.task.choose(self._label_scores(prepared))
+        return OnePiece(label, len(self.engine.prompter.token_ids(label)))
 
-    def stream(self, prepared: Prepared) -> Iterator[str]:
-        """The answer piece by piece; a label comes in one."""
-        from pfi.models import stream
+    def generic(self, history: Sequence[Turn], *, room: int | None = None) -> Prepared:
+        """A conversation for the backbone alone: no adapter, no records.
 
-        task = prepared.task
-        if task.kind == "text":
-            model = self.model(task, prepared.weight)
-            yield from stream(model, prepared.prompt, task.max_new_tokens)
-        else:
-            yield self.answer(prepared).text
+        Args:
+            history: its turns, the question last.
+            room: tokens that are kept free for the answer; as for a plain instruction when None.
+
+        Raises:
+            ConfigError: there is no question.
+        """
+        return generic(self.engine, history, room=room)
+
+
+def generic(engine: Engine, history: Sequence[Turn], *, room: int | None = None) -> Prepared:
+    """See ``Runtime.generic``; for an engine without a device."""
+    task, prompter = get_task(FALLBACK_TASK), engine.prompter
+    if not history or not history[-1][1].strip():
+        raise ConfigError("the question is empty", fix="give some text")
+    limit = prompter.max_length - (answer_room(task) if room is None else room)
+    return Prepared(task, history[-1][1], tuple(prompter.chat_ids(history, limit)))
+
+
+def answer_room(task: Task) -> int:
+    """Tokens of the context that are kept free for a task's answer."""
+    return task.max_new_tokens if task.kind == "text" else _LABEL_TOKENS
 
 
 def ask(home: Home, text: str, task: Task | None = None, k: int | None = None) -> Answer:
@@ -255,8 +380,8 @@ def ask(home: Home, text: str, task: Task | None = None, k: int | None = None) -
         task: what it is asked as; see `pick_task` when None.
         k: how many records to retrieve; as the gate says, or the profile, when None.
     """
-    runtime = Runtime(home)
-    return runtime.answer(runtime.prepare(text, task or pick_task(home), k=k))
+    with closing(Runtime(home)) as runtime:
+        return runtime.answer(runtime.prepare(text, task or pick_task(home), k=k))
 
 
 def pick_task(home: Home, name: str | None = None) -> Task:
@@ -272,19 +397,32 @@ def pick_task(home: Home, name: str | None = None) -> Task:
 
 
 def with_records(
-    backbone: Backbone, task: Task, prompt: str, records: list[Record], budget: int
+    prompter: Prompter,
+    task: Task,
+    prompt: str,
+    records: list[Record],
+    budget: int,
+    *,
+    limit: int | None = None,
 ) -> tuple[str, list[Record]]:
-    """The prompt with as many of the records as fit, and these; ``budget`` tokens at most.
+    """The prompt with as many of the records as fit, and these; the least useful go first.
 
     A prompt that is too long by itself goes without them.
+
+    Args:
+        prompter: counts and cuts tokens.
+        task: whose prompt it is.
+        prompt: without records.
+        records: the retrieved ones, best first.
+        budget: tokens for all of them at most.
+        limit: tokens of the whole prompt; the context less the task's answer when None.
     """
-    answer = task.max_new_tokens if task.kind == "text" else _LABEL_TOKENS
-    limit = backbone.max_length - answer
-    budget = min(budget, limit - len(backbone.prompt_ids(prompt)))
+    limit = prompter.max_length - answer_room(task) if limit is None else limit
+    budget = min(budget, limit - len(prompter.prompt_ids(prompt)))
     while records and budget >= _LEAST_TOKENS:
-        filled = task.retrieval_prompt(prompt, records, backbone.trim, budget)
+        filled = task.retrieval_prompt(prompt, records, prompter.trim, budget)
         # prompt_ids cuts at its limit, so ask for more than could be too long.
-        if len(backbone.prompt_ids(filled, 2 * backbone.max_length)) <= limit:
+        if len(prompter.prompt_ids(filled, 2 * prompter.max_length)) <= limit:
             return filled, records
         records = records[:-1]
     return prompt, []

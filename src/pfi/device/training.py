@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfi.data.records import History, Record
 from pfi.device.adapters import AdapterInfo, Manifest
+from pfi.device.erasure import refuse_erased
 from pfi.device.home import Home, checked
 from pfi.errors import ConfigError, DataError
 from pfi.memory.mixing import innocent
@@ -161,6 +162,7 @@ def train(
             "held_back_losses": losses,
         }
     )
+    refuse_erased(home, task.name, read)
     version = home.personal_adapters.add(made.adapter, info)
     home.personal_adapters.use(version.version)
     return Trained(version, before, after, len(measured), made.synthetic, data.left_out)

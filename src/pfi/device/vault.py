@@ -1,64 +1,33 @@
 """The vault: the one place where a device's records and feedback are stored.
 
-Only this file and `vault_feedback` know that it is SQLite, so that encryption can come in here.
+Only this file and `vault_feedback` know that it is SQLite; with a key it is encrypted, see
+`pfi.sqlite`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from pfi.data.records import History, Origin, Provenance, Record
+from pfi.data.records import History, Origin, Record
 from pfi.device.copies import Copies
-from pfi.device.vault_feedback import FEEDBACK_SCHEMA, NOT_DOUBTFUL, FeedbackTables
+from pfi.device.vault_excluded import NOT_EXCLUDED, ExcludedTable
+from pfi.device.vault_feedback import NOT_DOUBTFUL, FeedbackTables
+from pfi.device.vault_rows import COLUMNS, record_of, row_of, time_of
+from pfi.device.vault_schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from pfi.errors import StorageError
 from pfi.sqlite import Closes, connect, scrub, transaction, user_errors
 
-SCHEMA_VERSION = 4
 BATCH = 500
 BUSY_SECONDS = 30.0
 
-#: A value that every change to the records replaces by one never used before.
-_MARK_SCHEMA = (
-    "CREATE TABLE marks (mark TEXT NOT NULL) STRICT",
-    "INSERT INTO marks VALUES (hex(randomblob(16)))",
-    *(
-        f"""CREATE TRIGGER mark_{change}_{table} AFTER {change} ON {table}
-            BEGIN UPDATE marks SET mark = hex(randomblob(16)); END"""
-        for table in ("records", "feedback")  # a history leaves out doubtful feedback
-        for change in ("INSERT", "UPDATE", "DELETE")
-    ),
-)
-_SCHEMA = (
-    """CREATE TABLE records (
-        seq INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE,
-        hash TEXT NOT NULL UNIQUE,
-        task TEXT NOT NULL,
-        origin TEXT NOT NULL,
-        time TEXT,
-        added TEXT NOT NULL,
-        source TEXT NOT NULL,
-        input TEXT NOT NULL,
-        output TEXT NOT NULL,
-        made TEXT
-    ) STRICT""",
-    "CREATE INDEX records_by_task ON records (task)",
-    *FEEDBACK_SCHEMA,
-    *_MARK_SCHEMA,
-)
-#: What makes a vault of each older version one of the next version.
-_MIGRATIONS = {
-    1: ("ALTER TABLE records ADD COLUMN made TEXT",),
-    2: FEEDBACK_SCHEMA,
-    3: _MARK_SCHEMA,
-}
-_COLUMNS = "id, task, input, output, time, origin, source, added, made"
+_USED = f"{NOT_DOUBTFUL} AND {NOT_EXCLUDED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +41,26 @@ class TaskSummary:
     last: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class SourceSummary:
+    """How much of one task came from one source; `excluded` records are kept out of use."""
+
+    source: str
+    task: str
+    records: int
+    synthetic: int
+    excluded: int
+    first: datetime | None
+    last: datetime | None
+
+
+@dataclass
+class Setting:
+    """The value of a setting, to be changed."""
+
+    value: Any
+
+
 class Vault(Closes):
     """The records of one device, made at `path` when missing.
 
@@ -82,10 +71,12 @@ class Vault(Closes):
         StorageError: the file is damaged, no vault, locked, or written by a newer pfi.
     """
 
-    def __init__(self, path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, *, key: bytes | None = None, busy_seconds: float = BUSY_SECONDS
+    ) -> None:
+        self.path, self._key = path, key
         with self._translate():
-            self._db = connect(path, busy_seconds=busy_seconds)
+            self._db = connect(path, key=key, busy_seconds=busy_seconds)
             try:
                 self._prepare()
             except BaseException:
@@ -99,7 +90,7 @@ class Vault(Closes):
                 if self._version() == 0:  # nobody else made it while we waited
                     if self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
                         raise StorageError("this is not a pfi vault", where=str(self.path))
-                    for statement in _SCHEMA:
+                    for statement in SCHEMA:
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         if self._version() > SCHEMA_VERSION:
@@ -112,7 +103,7 @@ class Vault(Closes):
             with transaction(self._db):
                 # Asked again: another process may have done it while we waited.
                 for version in range(self._version(), SCHEMA_VERSION):
-                    for statement in _MIGRATIONS[version]:
+                    for statement in MIGRATIONS[version]:
                         self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         # A deleted record is overwritten, not only unlinked.
@@ -140,7 +131,7 @@ class Vault(Closes):
         added = seen = 0
         remaining = iter(records)
         while batch := list(islice(remaining, BATCH)):
-            rows = [_row(record) for record in batch]
+            rows = [row_of(record) for record in batch]
             with self._translate(), transaction(self._db):
                 new = sum(self._insert(row) for row in rows)
             added += new
@@ -183,6 +174,20 @@ class Vault(Closes):
             scrub(self._db)
         return erased
 
+    def clear(self) -> int:
+        """Erase all records and all that was said; settings stay.  How many records there were.
+
+        Raises:
+            StorageError: as for `delete`.
+        """
+        with self._translate():
+            with transaction(self._db):
+                erased = self._db.execute("DELETE FROM records").rowcount
+                for table in ("feedback", "answers", "refreshes"):
+                    self._db.execute(f"DELETE FROM {table}")
+            scrub(self._db)
+        return erased
+
     def replace_made(self, task: str, teacher: str | None, records: Sequence[Record]) -> int:
         """Put records in the place of those that a teacher made for a task, all or none.
 
@@ -199,7 +204,7 @@ class Vault(Closes):
         Raises:
             StorageError: the vault cannot be written.
         """
-        rows = [_row(record) for record in records]
+        rows = [row_of(record) for record in records]
         query = "DELETE FROM records WHERE task = ? AND origin = 'synthetic' AND made IS NOT NULL"
         mine = "" if teacher is None else " AND json_extract(made, '$.teacher') = ?"
         with self._translate():
@@ -214,6 +219,40 @@ class Vault(Closes):
         # The log beside the database still holds the old pages.
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    # Settings -----------------------------------------------------------------------
+
+    def setting(self, name: str) -> Any | None:
+        """What `set_setting` stored under a name; None if nothing."""
+        with self._translate():
+            row = self._db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def set_setting(self, name: str, value: Any | None) -> None:
+        """Store a JSON value under a name in the place of the one before; None removes it.
+
+        Raises:
+            StorageError: the vault cannot be written.
+        """
+        with self.change_setting(name) as setting:
+            setting.value = value
+
+    @contextmanager
+    def change_setting(self, name: str) -> Iterator[Setting]:
+        """A setting to read and change; nobody else changes it meanwhile.
+
+        Raises:
+            StorageError: the vault cannot be written.
+        """
+        with self._translate(), transaction(self._db):
+            row = self._db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+            setting = Setting(json.loads(row[0]) if row else None)
+            yield setting
+            if setting.value is None:
+                self._db.execute("DELETE FROM settings WHERE name = ?", (name,))
+            else:
+                new = json.dumps(setting.value, ensure_ascii=False, allow_nan=False)
+                self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, new))
+
     # Feedback -----------------------------------------------------------------------
 
     @property
@@ -221,38 +260,49 @@ class Vault(Closes):
         """What the user said of answers, and the last answers."""
         return FeedbackTables(self._db, self._translate, self._store_one, self._empty_log)
 
+    @property
+    def excluded(self) -> ExcludedTable:
+        """The records that are kept out of use."""
+        return ExcludedTable(self._db, self._translate)
+
     def _store_one(self, record: Record) -> str | None:
         """Within a transaction: a record's id once stored, None if its content is there already."""
-        return record.id if self._insert(_row(record)) else None
+        return record.id if self._insert(row_of(record)) else None
 
     # Reading ------------------------------------------------------------------------
 
     def history(self, task: str, *, origin: Origin | None = None, user_id: str = "me") -> History:
         """The records of one task, oldest first; empty when there are none.
 
-        Those of doubtful feedback are left out.  Where only some of the records have a time,
-        the others count as of when they were added: they are no younger than that, and so never
-        answer a question from before it.
+        Those of doubtful feedback and those kept out of use are left out.  Where only some of
+        the records have a time, the others count as of when they were added: they are no
+        younger than that, and so never answer a question from before it.
 
         Args:
             task: the name of the task.
             origin: only `real` or only `synthetic` records; None for both.
             user_id: whose history it is called.
         """
-        query = f"""SELECT {_COLUMNS} FROM records
-                    WHERE task = ? AND origin LIKE ? AND {NOT_DOUBTFUL} ORDER BY seq"""
+        query = f"""SELECT {COLUMNS} FROM records
+                    WHERE task = ? AND origin LIKE ? AND {_USED} ORDER BY seq"""
         with self._translate():
             rows = self._db.execute(query, (task, origin or "%")).fetchall()
         dated = any(row[4] is not None for row in rows)
-        return History(user_id, (_record(row, fill_time=dated) for row in rows))
+        return History(user_id, (record_of(row, fill_time=dated) for row in rows))
 
     def added_since(self, task: str, time: datetime) -> set[str]:
-        """The ids of real records that were stored after a time, but those of doubtful feedback."""
+        """The ids of real records stored after a time, but those left out of `history`."""
         query = f"""SELECT id FROM records
-                    WHERE task = ? AND origin = 'real' AND added > ? AND {NOT_DOUBTFUL}"""
+                    WHERE task = ? AND origin = 'real' AND added > ? AND {_USED}"""
         with self._translate():
             rows = self._db.execute(query, (task, time.astimezone(UTC).isoformat())).fetchall()
         return {id_ for (id_,) in rows}
+
+    def added(self, ids: Collection[str]) -> dict[str, datetime]:
+        """When each of these records was stored, by id; those that are not there are left out."""
+        with self._translate():
+            rows = self._db.execute("SELECT id, added FROM records").fetchall()
+        return {id_: datetime.fromisoformat(added) for id_, added in rows if id_ in ids}
 
     @property
     def mark(self) -> str:
@@ -282,25 +332,29 @@ class Vault(Closes):
             text: a field or the output contains it, in small or capital letters.
             limit: so many at most.
         """
-        query = f"""SELECT {_COLUMNS} FROM records
+        # Only where ids are given, so that they are looked up by their index.
+        named = "" if ids is None else "AND id IN (SELECT value FROM json_each(?5))"
+        query = f"""SELECT {COLUMNS} FROM records
                     WHERE (?1 IS NULL OR task = ?1)
                     AND (?2 IS NULL OR substr(source, 1, length(?2)) = ?2)
-                    AND (?3 IS NULL OR coalesce(time, added) < ?3)
+                    AND (?3 IS NULL OR coalesce(time, added) < ?3) {named}
                     ORDER BY coalesce(time, added) DESC, seq DESC LIMIT ?4"""
         until = before.astimezone(UTC).isoformat() if before else None
-        most = -1 if limit is None or ids is not None or text is not None else limit
+        most = -1 if limit is None or text is not None else limit
+        values = [task, source, until, most]
+        if ids is not None:
+            values.append(json.dumps(list(ids)))
         with self._translate():
-            rows = self._db.execute(query, (task, source, until, most)).fetchall()
-        known = (row for row in rows if ids is None or row[0] in ids)
-        records = (_record(row, fill_time=False) for row in known)
+            rows = self._db.execute(query, values).fetchall()
+        records = (record_of(row, fill_time=False) for row in rows)
         return islice((r for r in records if text is None or _contains(r, text)), limit)
 
     def made_from(self, ids: Collection[str]) -> list[Record]:
         """The synthetic records that a teacher made from any of these records."""
-        query = f"SELECT {_COLUMNS} FROM records WHERE made IS NOT NULL ORDER BY seq"
+        query = f"SELECT {COLUMNS} FROM records WHERE made IS NOT NULL ORDER BY seq"
         with self._translate():
             rows = self._db.execute(query).fetchall()
-        records = (_record(row, fill_time=False) for row in rows)
+        records = (record_of(row, fill_time=False) for row in rows)
         return [r for r in records if r.made and not {*r.made.seeds, r.made.source}.isdisjoint(ids)]
 
     def summary(self) -> list[TaskSummary]:
@@ -309,7 +363,19 @@ class Vault(Closes):
                    FROM records GROUP BY task ORDER BY n DESC, task"""
         with self._translate():
             rows = self._db.execute(query).fetchall()
-        return [TaskSummary(t, n, made, _time(a), _time(b)) for t, n, made, a, b in rows]
+        return [TaskSummary(t, n, made, time_of(a), time_of(b)) for t, n, made, a, b in rows]
+
+    def sources(self) -> list[SourceSummary]:
+        """Every source with records, by task, the one with most records first."""
+        query = f"""SELECT source, task, count(*) AS n, sum(origin = 'synthetic'),
+                           sum(NOT ({NOT_EXCLUDED})), min(time), max(time)
+                    FROM records GROUP BY source, task ORDER BY n DESC, source, task"""
+        with self._translate():
+            rows = self._db.execute(query).fetchall()
+        return [
+            SourceSummary(source, task, n, made, out, time_of(first), time_of(last))
+            for source, task, n, made, out, first, last in rows
+        ]
 
     def tasks(self) -> dict[str, int]:
         """The number of records by task, most first."""
@@ -327,38 +393,9 @@ class Vault(Closes):
         self._db.close()
 
     def _translate(self) -> AbstractContextManager[None]:
-        return user_errors("vault", self.path, "import again")
-
-
-def _row(record: Record) -> dict[str, str | None]:
-    fields = json.dumps(dict(record.input), ensure_ascii=False)
-    return {
-        "id": record.id,
-        "hash": record.content_hash,
-        "task": record.task,
-        "origin": record.origin,
-        "time": record.time.astimezone(UTC).isoformat() if record.time else None,
-        "added": datetime.now(UTC).isoformat(),
-        "source": record.source,
-        "input": fields,
-        "output": record.output,
-        "made": json.dumps(record.made.to_dict(), ensure_ascii=False) if record.made else None,
-    }
-
-
-def _record(row: Sequence[str | None], *, fill_time: bool) -> Record:
-    id_, task, fields, output, time, origin, source, added, made = row
-    when = _time(time or added if fill_time else time)
-    values = (str(id_), str(task), json.loads(str(fields)), str(output), when)
-    kind: Origin = "synthetic" if origin == "synthetic" else "real"
-    provenance = Provenance.from_dict(json.loads(made)) if made else None
-    return Record(*values, kind, str(source), provenance)
+        return user_errors("vault", self.path, "import again", self._key)
 
 
 def _contains(record: Record, text: str) -> bool:
     wanted = text.casefold()
     return any(wanted in part.casefold() for part in (*record.input.values(), record.output))
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None

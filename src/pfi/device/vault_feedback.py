@@ -6,7 +6,6 @@ They are part of the vault's file: a correction and the record that it makes are
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Literal
 
 from pfi.data.records import Record
 from pfi.device.copies import Copies
-from pfi.sqlite import transaction
+from pfi.sqlite import sqlite3, transaction
 
 Rating = Literal["good", "bad"]
 Trust = Literal["", "doubtful", "trusted"]

@@ -23,6 +23,7 @@ from pfi.models.backbone import Backbone
 from pfi.models.packing import Piece
 from pfi.tasks import Example
 from pfi.trust.entries import fingerprint
+from pfi.trust.sealing import SealError, seal, unseal
 
 
 class Population(Protocol):
@@ -46,10 +47,18 @@ class Memories:
 
     Args:
         folder: made when something is first kept.
+        key: 32 bytes that files are sealed with; None keeps them plain, as a study's are.
+        context: whose they are; bound into what is sealed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, key: bytes | None = None, context: str = "") -> None:
+        self.folder, self._key, self._context = folder, key, context
+        self._ending = ".safetensors" if key is None else ".sealed"
+        if key is not None:
+            for file in folder.glob("*/*.safetensors"):  # an older pfi's
+                sealed = file.with_suffix(self._ending)
+                write_atomic(sealed, seal(key, file.read_bytes(), self._bound(sealed)))
+                file.unlink()
 
     def load(self, client: str, round: int) -> Memory:
         """What a client kept of the latest round before this one.
@@ -62,8 +71,11 @@ class Memories:
             return {}
         path = self._file(client, earlier[-1])
         try:
-            return dict(Message.decode(path.read_bytes()).arrays)
-        except (OSError, FederationError) as error:
+            data = path.read_bytes()
+            if self._key is not None:
+                data = unseal(self._key, data, self._bound(path))
+            return dict(Message.decode(data).arrays)
+        except (OSError, FederationError, SealError) as error:
             what = f"what a client kept is damaged: {error}"
             raise StorageError(what, where=str(path), fix="remove it to start anew") from error
 
@@ -73,17 +85,23 @@ class Memories:
             return
         path = self._file(client, round)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, Message(memory).encode())
+        data = Message(memory).encode()
+        if self._key is not None:
+            data = seal(self._key, data, self._bound(path))
+        write_atomic(path, data)
         for number in self._before(client, round)[:-1]:
             self._file(client, number).unlink(missing_ok=True)
 
     def _before(self, client: str, round: int) -> list[int]:
         """The rounds before this one of which something is kept, in order."""
-        files = (self.folder / fingerprint(client)).glob("*.safetensors")
+        files = (self.folder / fingerprint(client)).glob(f"*{self._ending}")
         return sorted(number for file in files if (number := int(file.stem)) < round)
 
     def _file(self, client: str, round: int) -> Path:
-        return self.folder / fingerprint(client) / f"{round}.safetensors"
+        return self.folder / fingerprint(client) / f"{round}{self._ending}"
+
+    def _bound(self, path: Path) -> str:
+        return f"{self._context}|{path.parent.name}/{path.name}"
 
 
 class Clients:

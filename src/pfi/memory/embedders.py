@@ -11,7 +11,7 @@ import re
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -142,10 +142,8 @@ class SentenceModel:
         vectors = np.empty((len(texts), self.width), np.float32)
         if not texts:
             return vectors
-        with self._lock:  # a tokenizer may not be called by two threads at once
-            tokenizer, encoder, device = self._loaded
-            limit = min(self.max_tokens, int(tokenizer.model_max_length))
-            encoded = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+        encoded = self._encode(texts)
+        tokenizer, encoder, device = self._loaded
         pad = tokenizer.pad_token_id or 0
         ids = [row or [pad] for row in encoded]  # not every tokenizer frames an empty text
         with torch.inference_mode():
@@ -160,6 +158,21 @@ class SentenceModel:
                 means = (states * mask.unsqueeze(2)).sum(1) / lengths
                 vectors[rows] = means.cpu().numpy()
         return _unit(vectors)
+
+    def count(self, texts: Sequence[str]) -> int:
+        """The tokens of the texts that are read.
+
+        Raises:
+            ConfigError: the sentence model cannot be loaded.
+        """
+        return sum(map(len, self._encode(texts))) if texts else 0
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        with self._lock:  # a tokenizer may not be called by two threads at once
+            tokenizer, *_ = self._loaded
+            limit = min(self.max_tokens, int(tokenizer.model_max_length))
+            encoded = tokenizer(list(texts), truncation=True, max_length=limit)
+        return list(encoded["input_ids"])
 
     @property
     def _weights(self) -> Path:
@@ -206,7 +219,7 @@ class SentenceModel:
         return tokenizer, _encoder(model), model.device
 
 
-def find_embedder(name: str = MINILM) -> Embedder | None:
+def find_embedder(name: str = MINILM) -> SentenceModel | None:
     """A sentence model by name; nothing of it is loaded yet.
 
     Args:
@@ -223,7 +236,13 @@ def find_embedder(name: str = MINILM) -> Embedder | None:
     spec = find_spec(_PACKAGE)  # does not run the package, which would need sentence-transformers
     if spec is None or not spec.submodule_search_locations:
         return None
-    return SentenceModel(Path(spec.submodule_search_locations[0]) / "model", MINILM)
+    return _minilm(Path(spec.submodule_search_locations[0]) / "model")
+
+
+@cache
+def _minilm(folder: Path) -> SentenceModel:
+    """One for all devices that a process opens."""
+    return SentenceModel(folder, MINILM)
 
 
 def _encoder(model: Any) -> Any:

@@ -6,13 +6,12 @@ another format is replaced by an empty one.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from pfi.errors import StorageError
-from pfi.sqlite import Closes, connect, scrub, transaction, user_errors
+from pfi.sqlite import Closes, connect, scrub, sqlite3, transaction, user_errors
 
 SCHEMA_VERSION = 1
 #: Marks the file as a memory: "pfi" and a number.
@@ -54,8 +53,10 @@ class MemoryFile(Closes):
         StorageError: the file is locked or cannot be written.
     """
 
-    def __init__(self, path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, *, key: bytes | None = None, busy_seconds: float = BUSY_SECONDS
+    ) -> None:
+        self.path, self._key = path, key
         self.lock = threading.RLock()
         self.generation = 0
         self._changes = 0
@@ -77,7 +78,9 @@ class MemoryFile(Closes):
             self._start_anew()
 
     def _connect(self) -> None:
-        self._db = connect(self.path, busy_seconds=self._busy_seconds, any_thread=True)
+        self._db = connect(
+            self.path, key=self._key, busy_seconds=self._busy_seconds, any_thread=True
+        )
 
     def _is_memory(self) -> bool:
         """Whether the file is one of ours; an empty file becomes one."""
@@ -151,7 +154,7 @@ class MemoryFile(Closes):
 
     def errors(self) -> AbstractContextManager[None]:
         """Turns what a user's disk can cause into a StorageError."""
-        return user_errors("memory", self.path, "it is built again from the vault")
+        return user_errors("memory", self.path, "it is built again from the vault", self._key)
 
 
 def is_damage(error: sqlite3.DatabaseError) -> bool:

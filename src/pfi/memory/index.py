@@ -154,6 +154,21 @@ class Memory:
             self._typical[key] = mean_nearness(self._near().matrix, allowed, NEIGHBOURS)
         return self._typical[key]
 
+    def likeness(
+        self, query: str, *, before: datetime | None = None, exclude: Iterable[str] = ()
+    ) -> float:
+        """How like the records a query is, beside how like each other they are, in [0, 1].
+
+        FedDPA's rule (arXiv 2403.19211): the mean cosine to a few of the user's samples; 1 without
+        a sentence model.
+        """
+        exclude = set(exclude)
+        found = self.similarity(query, before=before, exclude=exclude)
+        typical = self.typical(before=before, exclude=exclude)
+        if found is None or typical is None or typical <= 0:
+            return 1.0
+        return min(1.0, max(0.0, found / typical))
+
     # How searching is done ----------------------------------------------------------
 
     def _ranking(

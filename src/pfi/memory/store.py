@@ -6,7 +6,6 @@ What is deleted is overwritten.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,7 +21,7 @@ from pfi.memory.file import BUSY_SECONDS, MemoryFile, is_damage
 from pfi.memory.stored import Entry, StoredMemory, digest
 from pfi.memory.vectors import STORED, VectorCache
 from pfi.memory.words import WordIndex, add_texts, create_index
-from pfi.sqlite import transaction
+from pfi.sqlite import sqlite3, transaction
 from pfi.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -52,15 +51,21 @@ class MemoryStore(MemoryFile):
     Args:
         path: the file.
         embedder: makes the vectors.
+        key: what the file is encrypted with; None for a plain one.
 
     Raises:
         StorageError: the file is locked or cannot be written, or this SQLite has no FTS5.
     """
 
     def __init__(
-        self, path: Path, embedder: Embedder | None = None, *, busy_seconds: float = BUSY_SECONDS
+        self,
+        path: Path,
+        embedder: Embedder | None = None,
+        *,
+        key: bytes | None = None,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> None:
-        super().__init__(path, busy_seconds=busy_seconds)
+        super().__init__(path, key=key, busy_seconds=busy_seconds)
         self.embedder = embedder
         self.cache = VectorCache(limit=256)
 

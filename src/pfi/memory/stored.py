@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ from pfi.memory.config import SearchConfig
 from pfi.memory.file import is_damage
 from pfi.memory.index import Memory
 from pfi.memory.words import WordIndex
+from pfi.sqlite import sqlite3
 
 if TYPE_CHECKING:
     from pfi.memory.store import MemoryStore

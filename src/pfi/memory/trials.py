@@ -86,7 +86,7 @@ def record_trials(
         query = task.query_text(example.fields)
         allowed: Any = {"before": record.time, "exclude": {record.id, *same}}
         found = memory.search(query, most, **allowed)
-        like = likeness(memory, query, **allowed)
+        like = memory.likeness(query, **allowed)
         trials.append(Trial(past.user_id, example.prompt, example.target, found, like))
     return trials
 
@@ -101,21 +101,9 @@ def question_trials(
     trials = []
     for question in questions:
         memory, query = memory_at(question.time), task.query_text(question.fields)
-        found, like = memory.search(query, most), likeness(memory, query)
+        found, like = memory.search(query, most), memory.likeness(query)
         trials.append(Trial(question.user_id, question.prompt, question.gold or "", found, like))
     return trials
-
-
-def likeness(memory: Memory, query: str, **allowed: Any) -> float:
-    """How like the memory's records a query is, beside how like each other they are, in [0, 1].
-
-    FedDPA's rule (arXiv 2403.19211): the mean cosine to a few of the user's samples; 1 without
-    a sentence model.
-    """
-    found, typical = memory.similarity(query, **allowed), memory.typical(**allowed)
-    if found is None or typical is None or typical <= 0:
-        return 1.0
-    return float(min(1.0, max(0.0, found / typical)))
 
 
 class Mixer:

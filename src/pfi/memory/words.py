@@ -1,4 +1,4 @@
-"""Words: BM25 scores of a query's words by SQLite's FTS5, which ships with Python.
+"""Words: BM25 scores of a query's words by SQLite's FTS5.
 
 A query's score is the sum of its words' scores.  So in a large index each word is looked up once
 and kept: the words that occur everywhere cost most, and come again in every query.
@@ -7,7 +7,6 @@ and kept: the words that occur everywhere cost most, and come again in every que
 from __future__ import annotations
 
 import re
-import sqlite3
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfi.errors import StorageError
+from pfi.sqlite import sqlite3
 
 _WORD = re.compile(r"\w+")
 #: Longer queries cost time and bring little; the first words are used.

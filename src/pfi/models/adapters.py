@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+#: What stands before a layer's name in peft's names of factors.
+PREFIX = "base_model.model."
+# Settings of adapters that are more than one product of two factors a layer.
+_ODD = ("use_dora", "use_qalora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
 
 
 class AdapterConfig(BaseModel):
@@ -130,17 +135,64 @@ class Adapter:
             {**self.settings, "lora_alpha": weight * self.settings["lora_alpha"]}, self.weights
         )
 
-    def save(self, folder: Path) -> None:
-        """Write ``adapter_config.json`` and ``adapter_model.safetensors``."""
+    def factors(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """By layer ``A: (rank, inputs)`` and ``B: (outputs, rank)`` with the scale in it, float32.
+
+        Raises:
+            BackboneError: it is more than plain LoRA.
+        """
+        settings = self.settings
+        if odd := [name for name in _ODD if settings.get(name)]:
+            raise BackboneError(f"only plain LoRA is supported; this adapter has {odd[0]}")
+        rank = int(settings["r"])
+        scale = settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for key, factor in self.weights.items():
+            layer, _, kind = key.removeprefix(PREFIX).rpartition(".lora_")
+            if kind not in ("A.weight", "B.weight"):
+                raise BackboneError(f"only plain LoRA is supported; this adapter has {key}")
+            found.setdefault(layer, {})[kind[0]] = factor.float()
+        if lone := [layer for layer, pair in found.items() if len(pair) < 2]:
+            raise BackboneError(f"the adapter is damaged: a factor of {lone[0]} is missing")
+        return {layer: (pair["A"], scale * pair["B"]) for layer, pair in found.items()}
+
+    def to_bytes(self) -> dict[str, bytes]:
+        """The files of peft's format, by name, the configuration last."""
         from safetensors.torch import save
 
+        weights = {k: v.contiguous() for k, v in self.weights.items()}
+        settings = json.dumps(self.settings, indent=2, sort_keys=True)
+        return {
+            WEIGHTS_FILE: save(weights, metadata={"format": "pt"}),
+            CONFIG_FILE: settings.encode("utf-8"),
+        }
+
+    @classmethod
+    def from_bytes(cls, files: Mapping[str, bytes], where: str) -> Adapter:
+        """The adapter of such files, which ``where`` names in errors.
+
+        Raises:
+            BackboneError: files are missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        if CONFIG_FILE not in files or WEIGHTS_FILE not in files:
+            fix = f"it needs {CONFIG_FILE} and {WEIGHTS_FILE}"
+            raise BackboneError("there is no adapter here", where=where, fix=fix)
+        try:
+            return cls(json.loads(files[CONFIG_FILE]), load(files[WEIGHTS_FILE]))
+        except (ValueError, SafetensorError) as error:
+            raise BackboneError(f"the adapter is damaged: {error}", where=where) from error
+
+    def save(self, folder: Path) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``."""
         from pfi.files import write_atomic
 
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {k: v.contiguous() for k, v in self.weights.items()}
-        write_atomic(folder / WEIGHTS_FILE, save(weights, metadata={"format": "pt"}))
         # The configuration is written last: its presence says that the adapter is whole.
-        write_atomic(folder / CONFIG_FILE, json.dumps(self.settings, indent=2, sort_keys=True))
+        for name, data in self.to_bytes().items():
+            write_atomic(folder / name, data)
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:
@@ -149,18 +201,49 @@ class Adapter:
         Raises:
             BackboneError: files are missing or damaged, or the weights are pickled.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
         if not weights.exists() and (folder / "adapter_model.bin").exists():
             what = "pickled weights are refused, since loading them can run code"
             raise BackboneError(what, where=str(folder), fix="convert them to safetensors")
-        if not config.exists() or not weights.exists():
-            fix = f"it needs {CONFIG_FILE} and {WEIGHTS_FILE}"
-            raise BackboneError("there is no adapter here", where=str(folder), fix=fix)
         try:
-            return cls(json.loads(config.read_text(encoding="utf-8")), load_file(weights))
-        except (ValueError, OSError, SafetensorError) as error:
-            what = f"the adapter is damaged: {error}"
+            found = {file.name: file.read_bytes() for file in (config, weights) if file.exists()}
+        except OSError as error:
+            what = f"the adapter cannot be read: {error}"
             raise BackboneError(what, where=os.fspath(folder)) from error
+        return cls.from_bytes(found, os.fspath(folder))
+
+
+def stacked(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
+    """One adapter whose update is the weighted sum of several; its rank is the sum of theirs.
+
+    Args:
+        parts: adapters over one backbone, each with its weight. Layers that one of them leaves
+            alone get zeros.
+
+    Raises:
+        BackboneError: one is more than plain LoRA, or they belong to different backbones.
+    """
+    import torch
+
+    if not parts:
+        raise ValueError("no adapter to stack")
+    all_factors = [adapter.factors() for adapter, _ in parts]
+    ranks = [int(adapter.settings["r"]) for adapter, _ in parts]
+    weights: dict[str, torch.Tensor] = {}
+    for layer in dict.fromkeys(name for factors in all_factors for name in factors):
+        a, b = next(factors[layer] for factors in all_factors if layer in factors)
+        gap = [(a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank)) for rank in ranks]
+        pairs = [factors.get(layer, none) for factors, none in zip(all_factors, gap, strict=True)]
+        if any(x.shape[1] != a.shape[1] or y.shape[0] != b.shape[0] for x, y in pairs):
+            what = f"the adapters belong to different backbones: {layer} has other sizes"
+            raise BackboneError(what, fix="use adapters of one backbone")
+        down = torch.cat([x for x, _ in pairs])
+        up = torch.cat([weight * y for (_, weight), (_, y) in zip(parts, pairs, strict=True)], 1)
+        weights[f"{PREFIX}{layer}.lora_A.weight"] = down
+        weights[f"{PREFIX}{layer}.lora_B.weight"] = up
+    rank = sum(ranks)
+    settings = {**parts[0][0].settings, "r": rank, "lora_alpha": float(rank), "use_rslora": False}
+    if any(set(factors) != set(all_factors[0]) for factors in all_factors):
+        layers = sorted(key.removeprefix(PREFIX)[: -len(".lora_A.weight")] for key in weights)
+        settings |= {"target_modules": sorted(set(layers)), "layers_to_transform": None}
+    return Adapter(settings, weights)

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from pfi.models.backbone import Backbone
 from pfi.models.generation import generate
 from pfi.models.scoring import score_labels
 from pfi.tasks import Task
-
-
-def choose(task: Task, scores: Sequence[float]) -> str:
-    """The answer for one question's label scores.
-
-    The likeliest label; for an ordered scale the median of the distribution over the labels,
-    which minimises the expected absolute error.
-    """
-    if task.kind == "score":
-        cumulated = torch.softmax(torch.tensor(scores, dtype=torch.float64), 0).cumsum(0)
-        return task.labels[min(int((cumulated < 0.5).sum()), len(task.labels) - 1)]
-    return task.labels[max(range(len(scores)), key=scores.__getitem__)]
 
 
 def answer(
@@ -45,4 +31,4 @@ def answer(
         new = task.max_new_tokens
         return generate(backbone, prompts, new, max_prompt=max_prompt, slots=slots)
     scores = score_labels(backbone, prompts, task.labels, max_prompt, slots=slots)
-    return [choose(task, row) for row in scores]
+    return [task.choose(row) for row in scores]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,7 +109,7 @@ class AdapterBank:
         self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         source = backbone.with_adapters([shared] if shared else [])
         self.settings, names = _template(source.model, config)
-        model = _sharing_copy(source.model, self.dtype)
+        model = sharing_copy(source.model, self.dtype)
         use_matmul_attention(model)
         self._router = Router()
         self.targets = self._install(model, names)
@@ -323,13 +323,23 @@ class AdapterBank:
         Rows sorted by slot, all with equally many rows, are computed slot by slot; others
         gather their factors row by row.
         """
-        if slots is None:
-            with self._router.on(None):
-                yield
-            return
-        kept, per_slot = uniform_runs(slots)
-        with self._router.on(self._route(kept, per_slot)):
+        with self.on(None if slots is None else self.route(slots)):
             yield
+
+    def route(self, slots: Sequence[int]) -> Route:
+        """What ``using`` puts in force for these slots; it keeps the factors as they are now."""
+        return self._route(*uniform_runs(slots))
+
+    def on(self, route: Route | None) -> AbstractContextManager[None]:
+        """As ``using`` with a route of the caller's own; none means no adapter for any row."""
+        return self._router.on(route)
+
+    def factors(self, slots: Sequence[int]) -> torch.Tensor:
+        """The rows ``(len(slots), width)`` of slots as products use them, ``A`` scaled."""
+        index = torch.tensor(slots, device=self.weights.device)
+        factors = self.weights[index]
+        factors[:, : self.split] *= self._scales[index]
+        return factors
 
     @contextmanager
     def recording(
@@ -357,10 +367,7 @@ class AdapterBank:
     def _route(self, slots: Sequence[int], per_slot: int) -> Route:
         for slot in set(slots) - {NO_ADAPTER}:
             self.slot(slot)
-        index = torch.tensor(slots, device=self.weights.device)
-        factors = self.weights[index]
-        factors[:, : self.split] *= self._scales[index]
-        return Route(factors, per_slot, self.dtype)
+        return Route(self.factors(slots), per_slot, self.dtype)
 
     def at(self, model: PreTrainedModel) -> Backbone:
         """This bank's backbone with another model over the same layers, as a part of it."""
@@ -374,7 +381,7 @@ def _template(model: PreTrainedModel, config: AdapterConfig) -> tuple[dict[str, 
 
     with torch.random.fork_rng(devices=[]):
         try:
-            wrapped = get_peft_model(_sharing_copy(model), lora_config(config, model))
+            wrapped = get_peft_model(sharing_copy(model, model.dtype), lora_config(config, model))
         except ValueError as error:
             raise ConfigError(str(error), where="targets", fix="use 'all-linear'") from error
     settings = Adapter.of(wrapped).settings
@@ -386,7 +393,7 @@ def _template(model: PreTrainedModel, config: AdapterConfig) -> tuple[dict[str, 
     return settings, names
 
 
-def _sharing_copy(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def sharing_copy(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A copy of a model's structure over the same tensors, or their cast to ``dtype``."""
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():

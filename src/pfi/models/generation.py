@@ -42,21 +42,34 @@ class Nucleus:
         return self._generators[prompt].random()
 
     def __call__(self, logits: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
-        likely = torch.softmax(logits.float() / self.temperature, -1)
-        tokens: torch.Tensor | None = None
-        if self.top_p < 1:
-            ranked, tokens = likely.topk(min(_RANKED, likely.shape[-1]))
-            if bool((ranked.sum(-1) < self.top_p).any()):
-                ranked, tokens = likely.sort(descending=True)
-            ranked = ranked.double()
-            # A token stays while those before it do not suffice, so that the first always does.
-            likely = ranked.masked_fill(ranked.cumsum(-1) - ranked >= self.top_p, 0)
-        total = likely.cumsum(-1, dtype=torch.float64)
-        whole = total[:, -1:]
-        drawn = torch.tensor([[self._draw(i)] for i in prompts], dtype=torch.float64)
-        at = torch.searchsorted(total, drawn.to(total.device) * whole, right=True)
-        at = at.minimum((total < whole).sum(-1, keepdim=True))  # rounding could reach past it
-        return (at if tokens is None else tokens.gather(-1, at)).squeeze(-1)
+        drawn = [self._draw(i) for i in prompts]
+        return nucleus(logits.float() / self.temperature, self.top_p, drawn)
+
+
+def nucleus(logits: torch.Tensor, top_p: float, drawn: Sequence[float]) -> torch.Tensor:
+    """Tokens ``(rows,)`` of ``(rows, vocabulary)`` logits by each row's number in [0, 1)."""
+    likely = torch.softmax(logits, -1)
+    tokens: torch.Tensor | None = None
+    if top_p < 1:
+        ranked, tokens = likely.topk(min(_RANKED, likely.shape[-1]))
+        short = (ranked.sum(-1) < top_p).tolist()
+        if any(short) and not all(short):  # apart, so that no row depends on another
+            chosen = torch.empty_like(tokens[:, 0])
+            for kind in (True, False):
+                rows = [i for i, this in enumerate(short) if this == kind]
+                chosen[rows] = nucleus(logits[rows], top_p, [drawn[i] for i in rows])
+            return chosen
+        if any(short):
+            ranked, tokens = likely.sort(descending=True)
+        ranked = ranked.double()
+        # A token stays while those before it do not suffice, so that the first always does.
+        likely = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)
+    total = likely.cumsum(-1, dtype=torch.float64)
+    whole = total[:, -1:]
+    numbers = torch.tensor(drawn, dtype=torch.float64, device=total.device)[:, None]
+    at = torch.searchsorted(total, numbers * whole, right=True)
+    at = at.minimum((total < whole).sum(-1, keepdim=True))  # rounding could reach past it
+    return (at if tokens is None else tokens.gather(-1, at)).squeeze(-1)
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pfi.models.attention import MATMUL
+from pfi.models.row_attention import ROWS
 
 if TYPE_CHECKING:
     from pfi.models.backbone import Backbone
@@ -18,7 +19,7 @@ _FAMILIES = {
     *("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3"),
     *("gemma", "gpt_neox", "olmo", "olmo2", "phi", "phi3", "stablelm", "starcoder2"),
 }
-_ATTENTIONS = {"eager", "sdpa", MATMUL}
+_ATTENTIONS = {"eager", "sdpa", MATMUL, ROWS}
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> torch.Tensor:

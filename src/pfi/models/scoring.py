@@ -48,24 +48,45 @@ def score_labels(
     targets = [backbone.target_ids(label) for label in labels]
     limit = max_prompt or backbone.max_length - max(map(len, targets))
     rows = [backbone.prompt_ids(prompt, limit) for prompt in prompts]
+    asked = [targets] * len(rows)
+    return score_ids(backbone, rows, asked, slots=slots, batch_tokens=batch_tokens)
+
+
+@torch.inference_mode()
+def score_ids(
+    backbone: Backbone,
+    rows: Sequence[Ids],
+    targets: Sequence[Sequence[Ids]],
+    *,
+    slots: Sequence[int] | None = None,
+    batch_tokens: int | None = None,
+) -> list[list[float]]:
+    """As ``score_labels`` for the tokens of prompts, each with the targets of its own."""
     if backbone.seq2seq:
         return [
-            _score_seq2seq(backbone, row, targets, _of(slots, [i])) for i, row in enumerate(rows)
+            _score_seq2seq(backbone, row, targets[i], _of(slots, [i])) for i, row in enumerate(rows)
         ]
-    extra = sum(map(len, targets))
-    budget = batch_tokens or _BATCH_TOKENS.get(backbone.device.type, _BATCH_TOKENS_GPU)
+    extra = [sum(map(len, own)) for own in targets]
+    budget = batch_tokens or pass_tokens(backbone)
     scores: list[list[float]] = [[] for _ in rows]
-    for picked in passes([len(row) + extra for row in rows], budget):
+    for picked in passes([len(row) + more for row, more in zip(rows, extra, strict=True)], budget):
         if slots is not None:
             picked.sort(key=slots.__getitem__)  # a bank is fastest with a slot's rows together
-        if takes_masks(backbone, max(len(rows[i]) for i in picked) + extra):
+        if takes_masks(backbone, max(len(rows[i]) + extra[i] for i in picked)):
             with backbone.rows(_of(slots, picked)):
-                found = _score_packed(backbone, [rows[i] for i in picked], targets)
+                found = _score_packed(
+                    backbone, [rows[i] for i in picked], [targets[i] for i in picked]
+                )
         else:
-            found = [_score_cached(backbone, rows[i], targets, _of(slots, [i])) for i in picked]
+            found = [_score_cached(backbone, rows[i], targets[i], _of(slots, [i])) for i in picked]
         for i, row in zip(picked, found, strict=True):
             scores[i] = row
     return scores
+
+
+def pass_tokens(backbone: Backbone) -> int:
+    """Padded tokens of a forward pass, by the kind of device."""
+    return _BATCH_TOKENS.get(backbone.device.type, _BATCH_TOKENS_GPU)
 
 
 def score_targets(
@@ -112,7 +133,7 @@ def mean_losses(
         slots: whose adapter each piece uses, see ``Backbone.rows``.
     """
     found = [0.0] * len(pieces)
-    budget = batch_tokens or _BATCH_TOKENS.get(backbone.device.type, _BATCH_TOKENS_GPU)
+    budget = batch_tokens or pass_tokens(backbone)
     for picked in passes([len(piece) for piece in pieces], budget):
         if slots is not None:
             picked.sort(key=slots.__getitem__)  # a bank is fastest with a slot's rows together
@@ -128,17 +149,17 @@ def _of(slots: Sequence[int] | None, picked: Sequence[int]) -> list[int] | None:
 
 
 def _score_packed(
-    backbone: Backbone, prompts: Sequence[Ids], targets: Sequence[Ids]
+    backbone: Backbone, prompts: Sequence[Ids], targets: Sequence[Sequence[Ids]]
 ) -> list[list[float]]:
-    """Scores ``(prompts, labels)`` from one pass: each row a prompt and its labels as branches."""
+    """Scores by prompt from one pass: each row a prompt and its labels as branches."""
     rows = [
-        Row([Piece([*prompt, *target], len(target)) for target in targets], len(prompt))
-        for prompt in prompts
+        Row([Piece([*prompt, *target], len(target)) for target in own], len(prompt))
+        for prompt, own in zip(prompts, targets, strict=True)
     ]
     losses = target_losses(backbone, rows)
-    parts = losses.split([len(target) for target in targets] * len(prompts))
-    scores = -torch.stack([part.sum() for part in parts])
-    return scores.view(len(prompts), len(targets)).tolist()  # type: ignore[no-any-return]
+    parts = losses.split([len(target) for own in targets for target in own])
+    sums = iter((-torch.stack([part.sum() for part in parts])).tolist())
+    return [[next(sums) for _ in own] for own in targets]
 
 
 def _score_cached(

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -193,6 +194,18 @@ class Task(BaseModel):
     def parse(self, answer: str) -> str:
         """An answer as it is scored: surrounding space removed, labels otherwise untouched."""
         return answer.strip()
+
+    def choose(self, scores: Sequence[float]) -> str:
+        """The answer for a question's label scores, natural logarithms of probabilities.
+
+        The likeliest label; for an ordered scale the median of the distribution over the labels,
+        which minimises the expected absolute error.
+        """
+        if self.kind == "score":
+            likely = np.exp(np.array(scores, np.float64) - max(scores))
+            below = np.cumsum(likely / likely.sum()) < 0.5
+            return self.labels[min(int(below.sum()), len(self.labels) - 1)]
+        return self.labels[max(range(len(scores)), key=scores.__getitem__)]
 
     def score(self, predictions: Sequence[str], golds: Sequence[str]) -> dict[str, float]:
         """Every metric of the task over aligned predictions and gold answers."""

@@ -26,11 +26,13 @@ class Entry:
         policy: the protection it was under, e.g. ``redact``.
         bytes: size of the payload.
         sha256: of the payload (text as UTF-8).
-        payload: the text that left, whole; None for binary payloads and for erased text.
+        payload: the text that left, whole; None for binary payloads, for erased text, and for
+            text that is sealed where its key is not known.
         previous: `hash` of the entry before; zeros for the first.
         hash: sha256 of the canonical JSON of all the other values, with `true` in the place of
             text, which `sha256` stands for.
         shows: fingerprints of the records that the payload tells of; None if that is not known.
+        cipher: the sealed text as it is in the file, base64; no part of the hash, as the text.
     """
 
     n: int
@@ -45,10 +47,12 @@ class Entry:
     previous: str
     hash: str
     shows: tuple[str, ...] | None = None
+    cipher: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+        """As plain values for JSON, with the text where it is known."""
         values = asdict(self)
+        del values["cipher"]
         if self.shows is None:  # as in entries from before there was such a value
             del values["shows"]
         return values
@@ -56,10 +60,10 @@ class Entry:
     @property
     def erased(self) -> bool:
         """Whether its text was erased."""
-        return self.payload is None and self.hash != hash_of(self)
+        return self.payload is None and self.cipher is None and self.hash != hash_of(self)
 
     @property
-    def sealed(self) -> bool:
+    def intact(self) -> bool:
         """Whether `hash` says that all but the text is as it was written."""
         return self.hash == hash_of(self, text=True)
 
@@ -84,7 +88,7 @@ def canonical(value: Mapping[str, Any]) -> str:
 
 
 def next_entry(about: Mapping[str, Any], last: Entry | None) -> Entry:
-    """The entry after `last`, with its hash."""
+    """The entry after `last`, with its hash; `about` has the other values."""
     entry = Entry(
         **about,
         n=last.n + 1 if last else 1,
@@ -96,8 +100,11 @@ def next_entry(about: Mapping[str, Any], last: Entry | None) -> Entry:
 
 
 def line_of(entry: Entry) -> bytes:
-    """The entry as a line of the file."""
-    return canonical(entry.to_dict()).encode() + b"\n"
+    """The entry as a line of the file: its text sealed, where it is."""
+    values = entry.to_dict()
+    if entry.cipher is not None:
+        values["payload"] = {"sealed": entry.cipher}
+    return canonical(values).encode() + b"\n"
 
 
 def hash_of(entry: Entry, *, text: bool = False) -> str:
@@ -119,15 +126,17 @@ def fault(entry: Entry, line: bytes, *, blank: bool = False) -> str | None:
     """What is wrong with an entry and its line by themselves.
 
     Args:
-        blank: its text may be erased, which another entry has to tell of.
+        blank: its text may be erased or sealed, which another entry has to tell of.
     """
     if line_of(entry) != line + b"\n":
         return CHANGED
+    if entry.payload is None and entry.cipher is not None:
+        return None if entry.intact or blank else CHANGED
     if entry.payload is None:
         return CHANGED if entry.erased and not blank else None
     data = utf8(entry.payload)
     same = (len(data), digest(data)) == (entry.bytes, entry.sha256)
-    return None if same and (entry.sealed or entry.old) else CHANGED
+    return None if same and (entry.intact or entry.old) else CHANGED
 
 
 def utf8(text: str) -> bytes:

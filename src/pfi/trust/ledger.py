@@ -2,22 +2,20 @@
 
 Each line is one entry as JSON and holds the hash of the line before (a hash chain), so that a
 changed, removed or inserted entry is found.  `leave` is the only way out of a device.  The text
-of an entry can be erased; that it was sent, its size and its hash stay.
+of an entry is sealed where the ledger has a key, and can be erased; that it was sent, its size
+and its hash stay readable, so that the chain can be checked without the key.
 """
 
 from __future__ import annotations
 
+import base64
 import json
-import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pfi.errors import StorageError
-from pfi.files import lock, sync_folder
 from pfi.trust.entries import (
     CHANGED,
     FIRST,
@@ -30,30 +28,50 @@ from pfi.trust.entries import (
     next_entry,
     utf8,
 )
+from pfi.trust.ledger_file import LedgerFile
+from pfi.trust.sealing import SealError, seal, unseal
 
 T = TypeVar("T")
 ERASURE = "erasure"  # the kind of an entry that names others whose text was erased
-_BLOCK = 1 << 16
+SEALING = "sealing"  # the kind of an entry that names others whose text was sealed later
+_NOTES = (ERASURE, SEALING)
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """How many entries a ledger has, and of how many of them the text was erased."""
+    """What a check found.
+
+    Attributes:
+        entries: how many there are.
+        erased: of how many of them the text was erased.
+        unread: of how many the text is sealed and, without its key, was not compared with its
+            hash.
+    """
 
     entries: int
     erased: int
+    unread: int = 0
 
 
 class Ledger:
     """The ledger in the file `path`, which the first entry makes.
+
+    Args:
+        path: the file.
+        key: 32 bytes that texts are sealed with; without it those that are sealed are not read,
+            and new ones are written plainly.
+        context: whose ledger it is; bound into what is sealed.
 
     Any number of threads and processes may append to one file.  Each entry is on the disk
     before `append` returns.  A chain finds changes; it cannot find that the newest entries were
     cut off, or that somebody wrote the whole file anew.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path, *, key: bytes | None = None, context: str = "ledger"
+    ) -> None:
+        self.path, self._key, self._context = Path(path), key, context
+        self._file = LedgerFile(self.path)
 
     def append(
         self,
@@ -80,10 +98,10 @@ class Ledger:
         if shows is not None:
             about["shows"] = tuple(sorted({fingerprint(id_) for id_ in shows}))
         try:
-            with self._locked() as file:
+            with self._file.locked() as file:
                 end, last = self._last(file)
-                entry = next_entry(about, last)
-                self._write(file, end, line_of(entry))
+                entry = self._sealed(next_entry(about, last))
+                self._file.write(file, end, line_of(entry))
         except OSError as error:
             what = f"the ledger cannot be written, so nothing was sent: {error.strerror or error}"
             raise StorageError(what, where=str(self.path)) from error
@@ -108,50 +126,101 @@ class Ledger:
         if not self.path.exists():
             return 0
         try:
-            with self._locked() as file:
-                for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):
-                    left.unlink()  # of an erasure that was killed
-                end, last = self._last(file)
-                os.ftruncate(file, end)  # a line torn by a crash may hold such text
+            with self._file.locked() as file:
+                _, last = self._last(file, cut=True)
                 lines: dict[int, bytes] = {}
                 seals: dict[str, str | None] = {}
-                for number, line in self._lines():
+                for number, line in self._file.lines():
                     entry = self._parse(line, number)
-                    if entry.payload is None or entry.kind == ERASURE or not wanted(entry):
+                    bare = entry.payload is None and entry.cipher is None
+                    if bare or entry.kind in _NOTES or not wanted(entry):
                         continue
-                    lines[number] = line_of(replace(entry, payload=None))
+                    lines[number] = line_of(replace(entry, payload=None, cipher=None))
                     # An old hash covers the text as well; what is left needs another one.
-                    seals[str(entry.n)] = digest(lines[number][:-1]) if entry.old else None
+                    seals[str(entry.n)] = None if entry.intact else digest(lines[number][:-1])
                 if lines:
-                    about = _about(
-                        {"entries": seals},
-                        device=device,
-                        to="nobody",
-                        kind=ERASURE,
-                        policy="local",
-                    )
-                    self._rewrite(lines, line_of(next_entry(about, last)))
+                    about = _note(ERASURE, seals, device)
+                    self._file.rewrite(lines, line_of(next_entry(about, last)))
         except OSError as error:
             what = f"the ledger cannot be written, so nothing was erased: {error.strerror or error}"
             raise StorageError(what, where=str(self.path)) from error
         return len(lines)
 
-    def _rewrite(self, lines: Mapping[int, bytes], end: bytes) -> None:
-        """Replace the file by itself with other `lines` at some numbers, and one more."""
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.tmp")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    def seal_texts(self, *, device: str) -> int:
+        """Seal the texts that were written before the ledger had a key; how many there were.
+
+        All at once, by a rename.  The hashes stay; where one covers the text as well, as earlier
+        versions took it, a new entry notes what the line is now.
+
+        Raises:
+            StorageError: the ledger is damaged, or cannot be written.
+        """
+        if not self.path.exists():
+            return 0
         try:
-            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-                for number, line in self._lines():
-                    file.write(lines.get(number, line + b"\n"))
-                file.write(end)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(self.path.parent)
+            with self._file.locked() as file:
+                _, last = self._last(file, cut=True)
+                lines: dict[int, bytes] = {}
+                seals: dict[str, str | None] = {}
+                for number, line in self._file.lines():
+                    entry = self._parse(line, number)
+                    if entry.payload is None or entry.cipher or entry.kind in _NOTES:
+                        continue
+                    lines[number] = line_of(self._sealed(entry))
+                    if not entry.intact:
+                        seals[str(entry.n)] = digest(lines[number][:-1])
+                if lines:
+                    about = _note(SEALING, seals, device)
+                    self._file.rewrite(lines, line_of(next_entry(about, last)) if seals else b"")
+        except OSError as error:
+            what = f"the ledger cannot be written, so nothing was sealed: {error.strerror or error}"
+            raise StorageError(what, where=str(self.path)) from error
+        return len(lines)
+
+    def plain_lines(self) -> Iterator[bytes]:
+        """The lines of the file with their texts in clear, for `restore` elsewhere.
+
+        Raises:
+            StorageError: see `entries`.
+        """
+        for entry in self.entries():
+            yield line_of(replace(entry, cipher=None))
+
+    def restore(self, lines: Iterable[bytes], *, device: str) -> int:
+        """Fill this ledger, which is empty, with `plain_lines` of another; how many they are.
+
+        Raises:
+            StorageError: it is not empty, a line is no entry, or it cannot be written.
+        """
+        written: list[bytes] = []
+        seals: dict[str, str | None] = {}
+        entry: Entry | None = None
+        for number, line in enumerate(lines, 1):
+            entry = self._parse(line, number)
+            written.append(line_of(self._sealed(entry)))
+            if entry.payload is not None and entry.kind not in _NOTES and not entry.intact:
+                seals[str(entry.n)] = digest(written[-1][:-1])
+        if not written:
+            return 0
+        count = len(written)
+        if seals:
+            written.append(line_of(next_entry(_note(SEALING, seals, device), entry)))
+        with self._file.locked() as file:
+            if self.path.stat().st_size:
+                raise StorageError("the ledger is not empty", where=str(self.path))
+            self._file.write(file, 0, b"".join(written))
+        return count
+
+    def _sealed(self, entry: Entry) -> Entry:
+        """The entry with its text sealed, where there is a key and a text."""
+        if self._key is None or entry.payload is None or entry.kind in _NOTES:
+            return entry
+        data = seal(self._key, utf8(entry.payload), self._bound(entry))
+        return replace(entry, cipher=base64.b64encode(data).decode())
+
+    def _bound(self, entry: Entry) -> str:
+        # Not its number or hash: what was sealed for an entry opens in no other.
+        return f"{self._context}|{entry.sha256}"
 
     def entries(self) -> Iterator[Entry]:
         """All entries, oldest first, one in memory at a time; see `verify` for the chain.
@@ -159,7 +228,7 @@ class Ledger:
         Raises:
             StorageError: a line is no entry, or the file cannot be read.
         """
-        for number, line in self._lines():
+        for number, line in self._file.lines():
             yield self._parse(line, number)
 
     def verify(self) -> int:
@@ -175,61 +244,66 @@ class Ledger:
         Raises:
             StorageError: names the first line that is not as it was written.
         """
-        count, erased, previous = 0, 0, FIRST
-        bare: dict[int, str | None] = {}  # without their text, until that is explained
-        for number, line in self._lines():
+        count, erased, unread, previous = 0, 0, 0, FIRST
+        bare: dict[int, str | None] = {}  # not as they were written, until that is explained
+        for number, line in self._file.lines():
             entry = self._parse(line, number)
             wrong = fault(entry, line, blank=True)
             if not wrong and (entry.n, entry.previous) != (count + 1, previous):
                 wrong = "does not follow the entry before it (one was changed, removed or added)"
             if wrong:
                 raise self._damaged(number, wrong)
-            if entry.erased:
-                bare[number] = None if entry.sealed else digest(line)
-            if entry.kind == ERASURE:
-                for name, seal in self._seals(entry, number).items():
-                    if name in bare and bare[name] == seal:
+            sealed = entry.payload is None and entry.cipher is not None
+            unread += sealed
+            if entry.erased or (sealed and not entry.intact):
+                bare[number] = None if entry.intact else digest(line)
+            if entry.kind in _NOTES:
+                for name, noted in self._seals(entry, number).items():
+                    if name in bare and bare[name] == noted:
                         del bare[name]
-                        erased += 1
+                        erased += entry.kind == ERASURE
             count, previous = entry.n, entry.hash
         if bare:
             raise self._damaged(min(bare), CHANGED)
-        return Verified(count, erased)
+        return Verified(count, erased, unread)
 
     def _seals(self, entry: Entry, number: int) -> dict[int, str | None]:
-        """What an erasure noted of each entry whose text it erased, by number."""
+        """What a note says of each entry whose text was erased or sealed, by number."""
         try:
             return {
                 int(name): seal for name, seal in json.loads(entry.payload or "")["entries"].items()
             }
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise self._damaged(number, "is not an erasure") from error
-
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        try:
-            with self.path.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    if line.endswith(b"\n"):  # else: being written, or torn by a crash
-                        yield number, line[:-1]
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            what = f"the ledger cannot be read: {error.strerror}"
-            raise StorageError(what, where=str(self.path)) from error
+            raise self._damaged(number, "is not a note of what was erased or sealed") from error
 
     def _parse(self, line: bytes, number: int | None) -> Entry:
         try:
             values = json.loads(line)
+            if isinstance(values["payload"], dict):
+                values["cipher"] = values["payload"]["sealed"]
+                values["payload"] = None
             entry = Entry(**values)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             raise self._damaged(number, "is not an entry") from error
         kinds: dict[str, Any] = {"n": int, "bytes": int, "payload": (str, type(None))}
-        kinds["shows"] = (list, type(None))
+        kinds |= {"shows": (list, type(None)), "cipher": (str, type(None))}
         if any(
             not isinstance(getattr(entry, f.name), kinds.get(f.name, str)) for f in fields(Entry)
         ):
             raise self._damaged(number, "has a value of the wrong kind")
+        if entry.cipher is not None and self._key is not None:
+            entry = replace(entry, payload=self._opened(entry, number))
         return entry if entry.shows is None else replace(entry, shows=tuple(entry.shows))
+
+    def _opened(self, entry: Entry, number: int | None) -> str:
+        """The text of an entry that is sealed."""
+        assert self._key is not None and entry.cipher is not None
+        try:
+            data = base64.b64decode(entry.cipher, validate=True)
+            return unseal(self._key, data, self._bound(entry)).decode("utf-8", "surrogatepass")
+        except (SealError, ValueError) as error:
+            what = "holds a text that does not open: it was changed, or is another profile's"
+            raise self._damaged(number, what) from error
 
     def _damaged(self, number: int | None, what: str) -> StorageError:
         line = f"line {number}" if number else "the last line"
@@ -239,53 +313,23 @@ class Ledger:
             fix="keep the file as evidence under another name; the next entry starts a new one",
         )
 
-    def _last(self, file: int) -> tuple[int, Entry | None]:
-        """Where the next entry goes, and the entry before it; reads only the last line."""
-        position = os.lseek(file, 0, os.SEEK_END)
-        tail = b""
-        while position and tail.count(b"\n") < 2:
-            step = min(position, max(_BLOCK, len(tail)))  # doubling: long lines stay linear
-            position -= step
-            os.lseek(file, position, os.SEEK_SET)
-            tail = _read(file, step) + tail
-        if b"\n" not in tail:  # nothing, or only a torn first line
-            return 0, None
-        stop = tail.rindex(b"\n")
-        line = tail[tail.rfind(b"\n", 0, stop) + 1 : stop]
+    def _last(self, file: int, *, cut: bool = False) -> tuple[int, Entry | None]:
+        """Where the next entry goes, and the entry before it; reads only the last line.
+
+        Args:
+            file: the open file.
+            cut: remove what processes that were killed left in it and beside it, which may be
+                text that is to be erased or sealed.
+        """
+        end, line = self._file.last(file)
+        if cut:
+            self._file.remove_torn(file, end)
+        if line is None:
+            return end, None
         entry = self._parse(line, None)
         if wrong := fault(entry, line):
             raise self._damaged(None, wrong)
-        return position + stop + 1, entry
-
-    def _write(self, file: int, end: int, data: bytes) -> None:
-        try:
-            os.ftruncate(file, end)
-            os.lseek(file, end, os.SEEK_SET)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(file, view) :]
-            os.fsync(file)
-            if end == 0:
-                sync_folder(self.path.parent)
-        except OSError:
-            os.ftruncate(file, end)  # e.g. the disk is full; nothing was sent
-            raise
-
-    @contextmanager
-    def _locked(self) -> Iterator[int]:
-        """The open file, for this thread of this process alone."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-        while True:
-            file = os.open(self.path, flags, 0o600)
-            try:
-                with lock(file):
-                    # An erasure may have put another file in its place while we waited.
-                    if self.path.exists() and os.path.samestat(os.fstat(file), self.path.stat()):
-                        yield file
-                        return
-            finally:
-                os.close(file)
+        return end, entry
 
 
 def leave(
@@ -328,9 +372,6 @@ def _about(payload: str | bytes | Mapping[str, Any], **rest: str) -> dict[str, A
     return {**rest, "payload": text, "bytes": len(data), "sha256": digest(data)}
 
 
-def _read(file: int, count: int) -> bytes:
-    parts = []
-    while count and (part := os.read(file, count)):
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
+def _note(kind: str, seals: Mapping[str, str | None], device: str) -> dict[str, Any]:
+    """What is known beforehand of an entry that tells what was done to others."""
+    return _about({"entries": seals}, device=device, to="nobody", kind=kind, policy="local")

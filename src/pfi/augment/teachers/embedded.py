@@ -21,7 +21,7 @@ from pfi.augment.forms import Fields, write_answer, write_records
 from pfi.augment.teacher import Call, Material, Reply, Unusable, Usage
 from pfi.data.records import History, Record
 from pfi.memory import Memory, Retrieval
-from pfi.models import Backbone, choose, generate, score_labels
+from pfi.models import Backbone, generate, score_labels
 from pfi.tasks import Example, Task
 
 #: Of how many times as many public records like a user's some are drawn.
@@ -157,7 +157,7 @@ class EmbeddedTeacher:
             own = (counts + _SMOOTHING * leaning) / (len(records) + _SMOOTHING)
             scores = scores.log_softmax(0) + own.log() - leaning.log()
         if not call.temperature:
-            return choose(task, scores.tolist())
+            return task.choose(scores.tolist())
         likely = torch.softmax(scores / call.temperature, 0)
         drawn = random.Random(call.key(self.name)).choices(task.labels, likely.tolist())
         return drawn[0]

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
 from pfi.augment.config import TeacherConfig
 from pfi.augment.teacher import Call, Message, Reply, TeacherError, Unusable, Usage
-from pfi.augment.teachers.forms import merged, read_answer
+from pfi.augment.teachers.forms import read_answer
+from pfi.errors import BackboneError, ConfigError
 from pfi.models import load_backbone
 from pfi.models.generation import Nucleus, Pick, decode, greedy
 
 _TOP_P = 0.95  # the tail of a small model's distribution is noise
 _LEAST = 16  # tokens an answer needs room for
+_WHOLE = sys.maxsize  # a conversation is asked as it is, or not at all
 
 
 class LocalTeacher:
@@ -103,41 +103,14 @@ class LocalTeacher:
         ]
 
     def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        tokenizer = self._backbone.tokenizer
-        if not tokenizer.chat_template:
-            return self._backbone.prompt_ids("\n\n".join(message.content for message in messages))
-        for turns in (messages, merged(messages)):
-            parts = self._frame(turns)
-            if parts is not None:
-                break
-        else:
-            raise TeacherError(
-                "the model's chat template does not take a conversation of "
-                + ", ".join(message.role for message in messages),
-                where=self.name,
-                fix="use another model",
-            )
-        ids: list[int] = []
-        for at, part in enumerate(parts):
-            ids += tokenizer(part, add_special_tokens=False)["input_ids"]
-            if at < len(turns):
-                # As in a backbone's prompts, control tokens in a content stay plain text.
-                ids += self._backbone.token_ids(turns[at].content)
-        return ids
-
-    def _frame(self, messages: Sequence[Message]) -> list[str] | None:
-        """What the template writes around the contents; None if it does not take them."""
-        turns = [{"role": m.role, "content": f"␟{at}␟"} for at, m in enumerate(messages)]
+        prompter = self._backbone.prompter
+        if not prompter.tokenizer.chat_template:
+            return prompter.prompt_ids("\n\n".join(message.content for message in messages))
+        turns = [(message.role, message.content) for message in messages]
         try:
-            text: Any = self._backbone.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError:
-            return None
-        parts = re.split("␟([0-9]+)␟", str(text))
-        if parts[1::2] != [str(at) for at in range(len(messages))]:
-            return None
-        return parts[::2]
+            return prompter.chat_ids(turns, _WHOLE)
+        except (BackboneError, ConfigError) as error:
+            raise TeacherError(error.what, where=self.name, fix="use another model") from error
 
     def _fingerprint(self) -> str:
         """Tells models of the same name apart: a short hash of weights and chat template."""

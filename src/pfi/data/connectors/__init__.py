@@ -11,6 +11,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,7 +21,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pfi.data.records import Record
 from pfi.errors import ConfigError, DataError
 
-__all__ = ["Connector", "ImportReport", "Options", "connectors", "get_connector"]
+__all__ = [
+    "Connector",
+    "ImportReport",
+    "Options",
+    "candidates",
+    "connectors",
+    "detect",
+    "get_connector",
+    "recognised",
+]
 
 
 @dataclass
@@ -111,6 +121,10 @@ class Connector(ABC, Generic[OptionsT]):
             ConfigError: the options do not fit the source.
         """
 
+    def recognises(self, path: Path) -> bool:
+        """Whether a file or folder looks like this kind of source, by a glance at it."""
+        return False
+
     def configure(self, values: Mapping[str, Any]) -> OptionsT:
         """Options from plain values.
 
@@ -143,3 +157,36 @@ def get_connector(name: str) -> Connector[Any]:
     if name not in found:
         raise ConfigError(f"unknown connector {name!r}", fix=f"use one of {', '.join(found)}")
     return found[name]
+
+
+def candidates(path: Path) -> list[str]:
+    """The names of the connectors that a file or folder looks right for."""
+    found = []
+    for name, connector in connectors().items():
+        with suppress(OSError):
+            if connector.recognises(path):
+                found.append(name)
+    return found
+
+
+def detect(path: Path) -> str | None:
+    """The name of the connector that reads a file or folder; None if it is not clear."""
+    found = candidates(path)
+    return found[0] if len(found) == 1 else None
+
+
+def recognised(path: Path) -> str:
+    """Like `detect`, for whoever needs a name.
+
+    Raises:
+        DataError: there is nothing at `path`.
+        ConfigError: it is not clear which connector reads it.
+    """
+    if not path.exists():
+        raise DataError("there is no such file or folder", path=path, fix="check the path")
+    found = candidates(path)
+    if len(found) == 1:
+        return found[0]
+    what = f"it may be {' or '.join(found)}" if found else "it is not clear what this is"
+    fix = f"name the kind instead of auto: one of {', '.join(found or connectors())}"
+    raise ConfigError(what, where=str(path), fix=fix)

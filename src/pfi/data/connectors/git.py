@@ -62,6 +62,10 @@ class GitConnector(Connector[GitOptions]):
     summary = "an author's commits in a git repository, as commit messages"
     options = GitOptions
 
+    def recognises(self, path: Path) -> bool:
+        """Whether it is a repository's folder."""
+        return (path / ".git").exists() or ((path / "HEAD").is_file() and (path / "refs").is_dir())
+
     def read(self, path: Path, options: GitOptions, report: ImportReport) -> Iterator[Record]:
         """Yield a record a commit, oldest first; its id is the commit's hash.
 

@@ -32,6 +32,10 @@ class LampConnector(Connector[LampOptions]):
     summary = "one user's records from a LaMP questions file"
     options = LampOptions
 
+    def recognises(self, path: Path) -> bool:
+        """Whether it is named as the benchmark names its files."""
+        return path.is_file() and path.name.endswith("_questions.json")
+
     def read(self, path: Path, options: LampOptions, report: ImportReport) -> Iterator[Record]:
         """Yield the user's records, oldest first; see `Connector.read`."""
         task = get_task(options.task or _task_name(path))

@@ -87,6 +87,14 @@ class TableConnector(Connector[TableOptions]):
     summary = "records from a JSONL, CSV or TSV file"
     options = TableOptions
 
+    def recognises(self, path: Path) -> bool:
+        """Whether it is a table whose first line has the fields of the usual task."""
+        if path.suffix.lower() not in (*_JSON, *_DELIMITERS) or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            line = file.readline(4096)
+        return all(name.encode() in line for name in needed_keys(get_task("instruction")))
+
     def read(self, path: Path, options: TableOptions, report: ImportReport) -> Iterator[Record]:
         """Yield a record a row; without an id column its id comes from its content.
 

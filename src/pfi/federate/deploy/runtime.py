@@ -18,7 +18,7 @@ from pfi.federate.deploy.nodes import DEVICE_KEY, ROSTER
 from pfi.federate.fleet import Failure
 from pfi.federate.message import Message
 from pfi.federate.users import local_examples
-from pfi.trust.ledger import Ledger, leave
+from pfi.trust.ledger import leave
 
 if TYPE_CHECKING:
     from pfi.device import Home
@@ -67,7 +67,7 @@ class DeviceRuntime:
         if isinstance(reply, Failure):
             raise FederationError(reply.why)
         return leave(
-            Ledger(self.home.ledger_file),
+            self.home.open_ledger(),
             device=self.home.profile,
             to=self.invitation.server.rpartition(":")[0],
             kind="measure" if message.values.get("kind") == "evaluate" else "update",
@@ -97,7 +97,9 @@ class DeviceRuntime:
         from pfi.models import load_backbone
 
         backbone, folder = load_backbone(self.home.config.backbone), self.home.path / FOLDER
-        memories = Memories(folder / MEMORIES)
+        keys = self.home.keys
+        context = f"{keys.profile}|{FOLDER}"
+        memories = Memories(folder / MEMORIES, key=keys.files, context=context)
         # Records come and are erased while an agent runs.
         made = Clients(backbone, self, self.config, memories, working_set=1, kept_tokens=0)
         if self.config.secure is not None and isinstance(made.strategy, LinearStrategy):

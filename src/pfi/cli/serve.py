@@ -1,0 +1,150 @@
+"""`pfi serve` and `pfi tokens`."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pfi.cli.common import (
+    AsJson,
+    PlainGroup,
+    Profile,
+    add_command,
+    examples,
+    flags,
+    note,
+    open_home,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from pfi.serve import ServeConfig, Service
+
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `app`."""
+    lines = [
+        "pfi serve",
+        "pfi serve --profile work --profile home --port 8000",
+        "pfi serve --all --set requests_per_minute=60",
+    ]
+    add_command(app, serve, lines)
+    group = typer.Typer(
+        cls=PlainGroup,
+        help="The tokens that open a profile's models to programs.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        epilog=examples("pfi tokens new --label editor", "pfi tokens list"),
+    )
+    add_command(group, new, ["pfi tokens new", "pfi tokens new --profile work --label editor"])
+    add_command(group, list_tokens, ["pfi tokens list"], name="list")
+    add_command(group, revoke, ["pfi tokens revoke 1f2e3d4c"])
+    app.add_typer(group, name="tokens")
+
+
+def serve(
+    profiles: Annotated[
+        list[str] | None,
+        typer.Option("--profile", "-p", envvar="PFI_PROFILE", help="Whose device; repeatable."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All profiles on this machine.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; loopback if none.")] = (
+        None
+    ),
+    port: Annotated[int | None, typer.Option(help="Port; 8484 if none, 0 for any.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="torch or llama.cpp; as the profile says if none.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="A server setting; repeatable."),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print a line for every request.")
+    ] = False,
+) -> None:
+    """Answer programs that speak the OpenAI API, and show the console in a browser."""
+    from pfi.device.home import DEFAULT_PROFILE, checked, nested_settings
+    from pfi.errors import ConfigError
+    from pfi.serve import ServeConfig, Service
+    from pfi.serve.service import all_profiles
+
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        what = f"the server needs {missing[0]}, which is not installed"
+        raise ConfigError(what, fix="run `pip install 'pfi[serve]'`")
+    values: dict[str, Any] = nested_settings(settings or [])
+    given = {"host": host, "port": port, "engine": engine}
+    values |= {name: value for name, value in given.items() if value is not None}
+    config = checked(ServeConfig, values, "server settings")
+    names = all_profiles() if every else profiles or [DEFAULT_PROFILE]
+    logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
+    _run(Service.open(names, config), config)
+
+
+def _run(service: Service, config: ServeConfig) -> None:
+    from pfi.serve.app import create_app
+    from pfi.serve.console.router import sign_in_link
+    from pfi.serve.server import address, listen, make_server
+
+    app = create_app(service, config)
+    with listen(config) as socket:
+        note("Loading the model ...")
+        service.load()
+        url = address(socket)
+        if not _is_loopback(socket.getsockname()[0]):
+            note(
+                "warning: other machines can reach this server, and what they send is not "
+                "encrypted: put a proxy with TLS before it."
+            )
+        typer.echo(f"{url}/v1 answers for {', '.join(service.profiles)}.")
+        for profile in service.profiles:
+            typer.echo(f"Console of {profile}: {sign_in_link(app, url, profile)}")
+            if not service.gatekeeper.has_tokens(profile):
+                made = f"`pfi tokens new{flags(profile)}` makes one"
+                note(f"Programs need a token, and profile {profile} has none; {made}.")
+        note("The links open the console once, within 10 minutes. Ctrl-C ends the server.")
+        make_server(app, config).run(sockets=[socket])
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
+def new(
+    label: Annotated[str, typer.Option(help="What it is for, in your words.")] = "",
+    profile: Profile = "default",
+) -> None:
+    """Make a token; it is shown this once."""
+    from pfi.serve.auth import new_token
+
+    token, text = new_token(open_home(profile), label)
+    typer.echo(text)
+    note(f"Token {token.id} opens the models of profile {profile}; it is not shown again.")
+
+
+def list_tokens(profile: Profile = "default", as_json: AsJson = False) -> None:
+    """List a profile's tokens, without what is secret."""
+    from pfi.serve.auth import tokens_of
+
+    tokens = tokens_of(open_home(profile))
+    if as_json:
+        print_json([{"id": t.id, "label": t.label, "created": t.created} for t in tokens])
+        return
+    for token in tokens:
+        typer.echo(f"{token.id}  {token.created[:10]}  {token.label}".rstrip())
+    if not tokens:
+        note(f"Profile {profile} has no token; `pfi tokens new{flags(profile)}` makes one.")
+
+
+def revoke(token: Annotated[str, typer.Argument()], profile: Profile = "default") -> None:
+    """Let the token with this id open nothing any more."""
+    from pfi.serve.auth import revoke_token
+
+    found = revoke_token(open_home(profile), token)
+    typer.echo(f"Token {found.id} opens nothing any more.")

@@ -1,0 +1,230 @@
+"""What answers: one interface over the bank in PyTorch and over llama.cpp.
+
+An engine holds one backbone and any number of adapters; requests of different users run side
+by side.  A reader that closes or drops a stream's iterator cancels that answer.  Importing this
+loads no model library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pfi.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pfi.models.adapters import Adapter
+    from pfi.models.prompter import Prompter
+
+Finish = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class AdapterRef:
+    """Names an adapter that an engine may have to load.
+
+    Attributes:
+        key: another one for any other weights: profile, versions and weight are in it.  Cached
+            prefixes are kept apart by it.
+        load: reads the adapter, once for as long as the engine keeps it.
+    """
+
+    key: str
+    load: Callable[[], Adapter] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_tokens: longest answer.
+        temperature: greedy when 0.
+        top_p: probability of the tokens that are sampled from.
+        seed: of the draws; the system's randomness when None.
+        stop: texts that end an answer; they are no part of it.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to go on with.
+
+    Attributes:
+        prompt: its tokens, framed as the model expects.
+        adapter: over the backbone; none when None.
+        sampling: how tokens are chosen.
+        owner: whose it is: what is cached of one owner's prompts is of no use to another's, and
+            nothing is cached of those of nobody.
+    """
+
+    prompt: Sequence[int]
+    adapter: AdapterRef | None = None
+    sampling: Sampling = Sampling()
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What was decoded since the piece before.
+
+    Attributes:
+        text: whole characters; may be empty.
+        tokens: how many tokens it took; the one that ends an answer does not count.
+        logprobs: of these tokens under the model, natural logarithm, before the temperature.
+        finish: why the answer ends here; None while it goes on.
+    """
+
+    text: str
+    tokens: int = 1
+    logprobs: tuple[float, ...] = ()
+    finish: Finish | None = None
+
+
+class Stream(Protocol):
+    """An answer on its way; any thread may read it, one at a time."""
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompt that came from the prefix cache; known with the first piece."""
+        ...
+
+    def __iter__(self) -> Iterator[Piece]:
+        """The pieces; the last one has a ``finish``.
+
+        Raises:
+            PfiError: the adapter cannot be loaded, or the prompt is too long.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Decode no further; the iterator ends with a piece whose ``finish`` says so."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine has done since it was made, and what it holds now.
+
+    Attributes:
+        requests: asked of it, those for scores included.
+        prompt_tokens: of requests that were begun.
+        cached_tokens: those among them that came from the prefix cache.
+        new_tokens: decoded.
+        running, waiting: requests now.
+        adapters: held now.
+        adapter_loads: so far.
+        steps: passes of the model for new tokens; with ``new_tokens`` the mean batch.
+        prefix_bytes: taken by the prefix cache now.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    running: int = 0
+    waiting: int = 0
+    adapters: int = 0
+    adapter_loads: int = 0
+    steps: int = 0
+    prefix_bytes: int = 0
+
+
+class Engine(Protocol):
+    """Answers requests of many users, from any thread."""
+
+    #: ``torch`` or ``llama.cpp``.
+    name: str
+    prompter: Prompter
+
+    def generate(self, request: Request) -> Stream:
+        """Queue a request.
+
+        An answer is cut where prompt and answer fill the backbone's context.
+
+        Raises:
+            ConfigError: the prompt leaves no room for an answer, or the sampling makes no sense.
+        """
+        ...
+
+    def score(
+        self,
+        prompt: Sequence[int],
+        targets: Sequence[Sequence[int]],
+        adapter: AdapterRef | None = None,
+        owner: str = "",
+    ) -> list[float]:
+        """The log-probability of each target, given the prompt; natural logarithm, summed."""
+        ...
+
+    def forget(self, owner: str) -> None:
+        """Drop what is cached of an owner's prompts, for instance since a record was erased."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Counts so far."""
+        ...
+
+    def close(self) -> None:
+        """End what runs and let go of the model."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnePiece:
+    """A stream of an answer that is known."""
+
+    text: str
+    tokens: int = 1
+    cached: int = 0
+
+    def __iter__(self) -> Iterator[Piece]:
+        """The only piece."""
+        yield Piece(self.text, self.tokens, finish="stop")
+
+    def cancel(self) -> None:
+        """Too late."""
+
+
+def text_of(stream: Stream) -> str:
+    """The whole answer."""
+    return "".join(piece.text for piece in stream)
+
+
+def most_tokens(request: Request, max_length: int, *, seq2seq: bool = False) -> int:
+    """The most tokens that a request's answer may have, after a check of the request.
+
+    Args:
+        request: what is asked.
+        max_length: the backbone's context, in tokens.
+        seq2seq: whether the answer has a context of its own.
+
+    Raises:
+        ConfigError: see ``Engine.generate``.
+    """
+    sampling, length = request.sampling, len(request.prompt)
+    if not length:
+        raise ConfigError("the prompt is empty", fix="give some text")
+    room = max_length if seq2seq else max_length - length
+    if length > max_length or room < 1:
+        what = f"the prompt has {length} tokens, and the backbone's context {max_length}"
+        raise ConfigError(what, where="prompt", fix="give a shorter prompt")
+    if sampling.max_tokens < 1:
+        raise ConfigError(f"{sampling.max_tokens} is no length", where="max_tokens", fix="give 1")
+    if not 0 <= sampling.temperature < math.inf:
+        what = f"the temperature is {sampling.temperature}"
+        raise ConfigError(what, where="temperature", fix="give 0 (greedy) or more")
+    if not 0 < sampling.top_p <= 1:
+        what = f"top_p is {sampling.top_p}"
+        raise ConfigError(what, where="top_p", fix="give a probability above 0 and up to 1")
+    if not all(sampling.stop):
+        raise ConfigError("a text that ends the answer is empty", where="stop", fix="leave it out")
+    return min(sampling.max_tokens, room)

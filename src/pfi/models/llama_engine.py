@@ -1,0 +1,395 @@
+"""llama.cpp as an engine: a GGUF file of the backbone, adapters beside it, in this process.
+
+Requests with the same adapter are decoded in one batch; those with others take turns, since
+llama.cpp has one adapter at a time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pfi.errors import ConfigError
+from pfi.models.cores import physical_cores
+from pfi.models.drawing import Draw
+from pfi.models.engine import AdapterRef, EngineStats, Finish, Piece, Request, most_tokens
+from pfi.models.llama_adapters import LlamaAdapters
+from pfi.models.llama_c import Context, Model
+from pfi.models.llama_scores import score
+from pfi.models.llama_slots import Slot, Slots
+from pfi.models.prompter import Prompter
+from pfi.models.streams import Channel, QueuedStream
+from pfi.models.written import Written
+
+_LENGTH = 4096
+# Steps before requests with another adapter have their turn; a change costs as much as some steps.
+_TURN = 16
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request on its way."""
+
+    request: Request
+    channel: Channel
+    most: int
+    written: Written
+    draw: Draw
+    handle: int | None = None  # llama.cpp's, of the adapter
+    slot: Slot | None = None
+    new: int = 0
+    coming: list[int] = field(default_factory=list)  # tokens that are not in the slot yet
+
+    @property
+    def key(self) -> str:
+        return _key(self.request.adapter)
+
+
+@dataclass(eq=False)
+class _Scores:
+    """Targets to score."""
+
+    prompt: Sequence[int]
+    targets: Sequence[Sequence[int]]
+    adapter: AdapterRef | None
+    owner: str
+    found: Future[list[float]] = field(default_factory=Future)
+
+
+class LlamaEngine:
+    """See ``engine.Engine``.
+
+    Args:
+        prompter: of the backbone.
+        config: its transformers configuration.
+        path: its GGUF file.
+        slots: requests that run at once; as many beginnings of prompts are kept.
+        length: longest prompt with its answer, whose memory every slot takes; as long as the
+            backbone accepts when None, but 4096.
+        threads: that compute; as many as the machine has cores when None. They wait for each
+            other actively, so other work on the same cores makes them very slow.
+        adapters: held at once; one more than slots at least.
+        exact: attention in 32 bits, as PyTorch has it.
+
+    Raises:
+        BackboneError: llama.cpp is not installed, or cannot load the file.
+    """
+
+    name = "llama.cpp"
+
+    def __init__(
+        self,
+        prompter: Prompter,
+        config: Any,
+        path: Path,
+        *,
+        slots: int = 4,
+        length: int | None = None,
+        threads: int | None = None,
+        adapters: int = 8,
+        exact: bool = False,
+    ) -> None:
+        length = min(length or _LENGTH, prompter.max_length)
+        self.prompter = replace(prompter, max_length=length)
+        self._model = Model(path)
+        self._context = Context(
+            self._model,
+            sequences=slots,
+            length=length,
+            threads=threads or physical_cores(),
+            exact=exact,
+        )
+        self._slots = Slots(self._context)
+        self._adapters = LlamaAdapters(self._context, config, max(adapters, slots + 1), self._wake)
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        values = 2 * config.num_hidden_layers * config.num_key_value_heads * head
+        self._token_bytes = values * (4 if exact else 2)
+        self._counts = Counter[str]()
+        self._changed = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._scores: deque[_Scores] = deque()
+        self._forgotten: deque[str] = deque()
+        self._running: list[_Job] = []
+        self._closed = self._news = False
+        self._turn, self._left = "", 0  # whose adapter is in use, and for how many steps more
+        self._thread = threading.Thread(target=self._work, name="pfi-llama.cpp", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)  # a thread in the middle of a pass would crash at the exit
+
+    # For any thread -------------------------------------------------------------------
+
+    def generate(self, request: Request) -> QueuedStream:
+        most = most_tokens(request, self.prompter.max_length)
+        self._check([request.prompt])
+        sampling, channel = request.sampling, Channel(self._wake)
+        written = Written(self.prompter.text, sampling.stop)
+        draw = Draw(sampling.temperature, sampling.top_p, sampling.seed)
+        job = _Job(request, channel, most, written, draw)
+        stream = QueuedStream(channel)
+        self._put(self._waiting.append, job)
+        return stream
+
+    def score(
+        self,
+        prompt: Sequence[int],
+        targets: Sequence[Sequence[int]],
+        adapter: AdapterRef | None = None,
+        owner: str = "",
+    ) -> list[float]:
+        if not targets:
+            return []
+        if not prompt or not all(targets):
+            raise ConfigError("the prompt or a target is empty", fix="give some tokens")
+        longest, room = max(map(len, targets)), self.prompter.max_length - len(prompt)
+        if longest > room:
+            what = f"a prompt of {len(prompt)} tokens leaves no room for {longest} more"
+            raise ConfigError(what, where="prompt", fix="give a shorter prompt")
+        self._check([prompt, *targets])
+        wanted = _Scores(prompt, targets, adapter, owner)
+        self._put(self._scores.append, wanted)
+        return wanted.found.result()
+
+    def forget(self, owner: str) -> None:
+        self._put(self._forgotten.append, owner)
+
+    def stats(self) -> EngineStats:
+        with self._changed:
+            return EngineStats(
+                **self._counts,
+                running=len(self._running),
+                waiting=len(self._waiting) + len(self._scores),
+                adapters=len(self._adapters),
+                adapter_loads=self._adapters.loads,
+                prefix_bytes=self._slots.held * self._token_bytes,
+            )
+
+    def close(self) -> None:
+        """End what runs and let go of the model; streams under way end as cancelled."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> LlamaEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, parts: Sequence[Sequence[int]]) -> None:
+        for ids in parts:
+            if min(ids) < 0 or max(ids) >= self._model.tokens:
+                what = f"tokens are numbers from 0 to {self._model.tokens - 1}"
+                raise ConfigError(what, where="prompt", fix="use this engine's own prompter")
+
+    def _put(self, put: Callable[[Any], None], what: Any) -> None:
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            put(what)
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._news = True
+            self._changed.notify()
+
+    def _count(self, **more: int) -> None:
+        with self._changed:
+            for name, count in more.items():
+                self._counts[name] += count
+
+    # The thread that owns the model ---------------------------------------------------
+
+    def _work(self) -> None:
+        error: Exception | None = None
+        try:
+            while self._wait():
+                while self._forgotten:
+                    self._slots.forget(self._forgotten.popleft())
+                self._drop_cancelled()
+                self._score_ready()
+                self._admit()
+                if self._running:
+                    self._step()
+        except Exception as bug:  # nobody may wait for ever
+            error = bug
+        self._end(error)
+
+    def _wait(self) -> bool:
+        """Wait for something to do; whether there is, and the engine is not closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._news or self._running)
+            self._news = False
+            return not self._closed
+
+    def _end(self, error: Exception | None) -> None:
+        with self._changed:
+            self._closed = True
+        for job in (*self._running, *self._waiting):
+            if error is None:
+                job.channel.put(Piece("", 0, (), "cancelled"))
+            else:
+                job.channel.fail(error)
+        for wanted in self._scores:
+            wanted.found.set_exception(error or RuntimeError("the engine is closed"))
+        self._running.clear()
+        self._waiting.clear()
+        self._scores.clear()
+        self._adapters.close()
+        self._context.close()
+        self._model.close()
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._running if job.channel.cancelled]:
+            self._finish(job, "cancelled", "", 0)
+        with self._changed:
+            gone = [job for job in self._waiting if job.channel.cancelled]
+            for job in gone:
+                self._waiting.remove(job)
+        for job in gone:
+            job.channel.put(Piece("", 0, (), "cancelled"))
+
+    def _admit(self) -> None:
+        """Give waiting requests a sequence, in their order; adapters that are read are waited for
+        by their own requests only.
+        """
+        for job in list(self._waiting):
+            if not self._slots.free:
+                break
+            request = job.request
+            if not self._adapters.ready(request.adapter):
+                continue
+            with self._changed:
+                self._waiting.remove(job)
+            try:
+                job.handle = self._adapters.take(request.adapter)
+            except Exception as error:
+                job.channel.fail(error)
+                continue
+            prompt = list(request.prompt)
+            job.slot = self._slots.take((request.owner, job.key), prompt)
+            cached = job.channel.cached = len(job.slot.tokens)
+            job.coming = prompt[cached:]
+            with self._changed:
+                self._running.append(job)
+            self._count(requests=1, prompt_tokens=len(prompt), cached_tokens=cached)
+        if self._adapters.reading:
+            wanted = [job.request.adapter for job in list(self._waiting)]
+            wanted += [scores.adapter for scores in list(self._scores)]
+            self._adapters.forget(set(map(_key, wanted)))
+
+    def _step(self) -> None:
+        """One pass over requests with the same adapter."""
+        keys = list(dict.fromkeys(job.key for job in self._running))
+        if self._turn not in keys or self._left <= 0:
+            at = keys.index(self._turn) + 1 if self._turn in keys else 0
+            self._turn, self._left = keys[at % len(keys)], _TURN
+        self._left -= 1
+        # Those that want one token go first: others' long prompts do not hold them up.
+        jobs = [job for job in self._running if job.key == self._turn]
+        jobs.sort(key=lambda job: len(job.coming))
+        try:
+            self._context.use(jobs[0].handle)
+            asked: list[_Job] = []
+            entries: list[tuple[int, int, int, bool]] = []
+            for job in jobs:
+                room = self._context.batch - len(entries)
+                slot = job.slot
+                assert slot is not None
+                now, job.coming = job.coming[:room], job.coming[room:]
+                begin = len(slot.tokens)
+                entries += [
+                    (token, begin + i, slot.at, not job.coming and i == len(now) - 1)
+                    for i, token in enumerate(now)
+                ]
+                slot.tokens += now
+                if now and not job.coming:
+                    asked.append(job)
+            all_logits = self._context.decode(entries)
+            self._count(steps=bool(asked))
+        except Exception as error:
+            for job in jobs:
+                self._fail(job, error)
+            return
+        for job, logits in zip(asked, all_logits, strict=True):
+            try:
+                self._take_token(job, logits)
+            except Exception as error:
+                self._fail(job, error)
+
+    def _take_token(self, job: _Job, logits: Any) -> None:
+        token, logprob = job.draw.take(logits)
+        if token == self.prompter.end_id:
+            self._finish(job, "stop", job.written.end(), 0)
+            return
+        job.new += 1
+        self._count(new_tokens=1)
+        text = job.written.add(token)
+        if job.written.stopped:
+            self._finish(job, "stop", text, 1, (logprob,))
+        elif job.new == job.most:
+            self._finish(job, "length", text + job.written.end(), 1, (logprob,))
+        else:
+            job.coming = [token]
+            job.channel.put(Piece(text, 1, (logprob,)))
+
+    def _finish(
+        self, job: _Job, why: Finish, text: str, tokens: int, logprobs: tuple[float, ...] = ()
+    ) -> None:
+        self._release(job)
+        job.channel.put(Piece(text, tokens, logprobs, why))
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        assert job.slot is not None
+        self._slots.cut(job.slot, 0)
+        self._release(job)
+        job.channel.fail(error)
+
+    def _release(self, job: _Job) -> None:
+        assert job.slot is not None
+        job.slot.busy = False
+        self._adapters.give(job.request.adapter)
+        with self._changed:
+            self._running.remove(job)
+
+    def _score_ready(self) -> None:
+        """Score what waits for nothing any more."""
+        for wanted in list(self._scores):
+            if not self._slots.free:
+                return
+            if self._adapters.ready(wanted.adapter):
+                self._scores.remove(wanted)
+                self._score(wanted)
+
+    def _score(self, wanted: _Scores) -> None:
+        try:
+            handle = self._adapters.take(wanted.adapter)
+        except Exception as error:
+            wanted.found.set_exception(error)
+            return
+        prompt = list(wanted.prompt)
+        slot = self._slots.take((wanted.owner, _key(wanted.adapter)), prompt)
+        self._count(requests=1, prompt_tokens=len(prompt), cached_tokens=len(slot.tokens))
+        try:
+            self._context.use(handle)
+            found = score(self._slots, slot, prompt, wanted.targets)
+        except Exception as error:
+            self._slots.cut(slot, 0)
+            wanted.found.set_exception(error)
+        else:
+            wanted.found.set_result(found)
+        finally:
+            slot.busy = False
+            self._adapters.give(wanted.adapter)
+
+
+def _key(adapter: AdapterRef | None) -> str:
+    return "" if adapter is None else adapter.key

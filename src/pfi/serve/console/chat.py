@@ -1,0 +1,294 @@
+"""Chat: one's own model beside the generic one, what each answer rests on, and feedback.
+
+Answers come as lines of JSON over one response; closing it stops both models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import Response, StreamingResponse
+
+from pfi.errors import ConfigError, PfiError
+from pfi.serve.console.progress import refresh_if_due
+from pfi.serve.console.view import ConsoleRoute, Signed, Visit, environment, said
+
+if TYPE_CHECKING:
+    from pfi.device import Prepared
+    from pfi.device.vault_feedback import Rating
+    from pfi.models.engine import Stream
+    from pfi.tasks import Task
+
+router = APIRouter(route_class=ConsoleRoute)
+#: Answers from before that a new page shows.
+_EARLIER = 3
+_FIELD = "field-"
+#: The task whose questions may refer to the ones before.
+_TALK = "instruction"
+_MOST_TURNS = 12
+
+
+@router.get("/chat")
+def page(visit: Signed, task: str = "") -> Response:
+    """The chat, with the last answers."""
+    from pfi.device.feedback import task_of
+    from pfi.tasks import tasks
+
+    home, chosen = visit.home, visit.task(task)
+    with home.open_vault() as vault:
+        counts, shown = vault.tasks(), vault.feedback.answers()[:_EARLIER]
+    known = tasks()
+    earlier = [(task_of(home, one.task), one) for one in reversed(shown) if one.task in known]
+    return visit.page(
+        "chat.html",
+        task=chosen,
+        fields=fields_of(chosen),
+        mine=[known[name] for name in counts if name in known],
+        others=[one for name, one in known.items() if name not in counts],
+        counts=counts,
+        adapter=home.personal_adapters.active(chosen.name),
+        earlier=earlier,
+    )
+
+
+@router.get("/chat/fields")
+def fields(visit: Signed, task: str) -> Response:
+    """The input fields of a task's question."""
+    chosen = visit.task(task)
+    return visit.page("_fields.html", task=chosen, fields=fields_of(chosen))
+
+
+def fields_of(task: Task) -> list[str]:
+    """The names of a question's input fields."""
+    names = dict.fromkeys(re.findall(r"\{(\w+)\}", task.question))
+    return [name for name in names if name != "labels"]
+
+
+# Answers ----------------------------------------------------------------------------
+
+
+@router.post("/chat/ask")
+async def ask(
+    request: Request,
+    visit: Signed,
+    task: Annotated[str, Form()],
+    compare: Annotated[bool, Form()] = False,
+    turns: Annotated[str, Form()] = "[]",
+) -> Response:
+    """Answer a question, piece by piece; the input fields are `field-NAME`.
+
+    Raises:
+        ConfigError: a field is missing or the task unknown.
+    """
+    form = await request.form()
+    values = {
+        key.removeprefix(_FIELD): str(value)
+        for key, value in form.items()
+        if key.startswith(_FIELD)
+    }
+    chosen = await asyncio.to_thread(visit.task, task)
+    talk = _Talk(visit, chosen, _checked(chosen, values), _turns(turns, chosen))
+    columns = {"mine": talk.mine, **({"generic": talk.generic} if compare else {})}
+    return StreamingResponse(
+        _lines(talk, columns),
+        media_type="application/x-ndjson",
+        headers={"X-Accel-Buffering": "no"},
+    )
+
+
+def _checked(task: Task, values: Mapping[str, str]) -> dict[str, str]:
+    names = fields_of(task)
+    for name in names:
+        if not values.get(name, "").strip():
+            raise ConfigError("the question is empty" if len(names) == 1 else f"{name} is empty")
+    return {name: values[name] for name in names}
+
+
+def _turns(text: str, task: Task) -> list[tuple[str, str]]:
+    """Earlier turns of the talk, as the page kept them; none for tasks without talk."""
+    try:
+        found = [(str(role), str(said)) for role, said in json.loads(text)]
+    except (ValueError, TypeError) as error:
+        raise ConfigError("the earlier turns cannot be read", fix="reload the page") from error
+    kept = [turn for turn in found if turn[0] in ("user", "assistant") and turn[1].strip()]
+    return kept[-_MOST_TURNS:] if task.name == _TALK else []
+
+
+@dataclass
+class _Talk:
+    """One question to both models."""
+
+    visit: Visit
+    task: Task
+    fields: dict[str, str]
+    turns: list[tuple[str, str]]
+
+    def mine(self) -> Prepared:
+        """The question as one's own model reads it."""
+        first, *_ = self.fields
+        others = {name: text for name, text in self.fields.items() if name != first}
+        service, profile = self.visit.console.service, self.visit.profile
+        return service.prepare(
+            profile, self.fields[first], task=self.task.name, fields=others, history=self.turns
+        )
+
+    def generic(self) -> Prepared:
+        """The question as the backbone alone reads it, asked as the same task."""
+        service, profile = self.visit.console.service, self.visit.profile
+        asked = [*self.turns, ("user", self.task.prompt(self.fields))]
+        return replace(service.prepare_generic(profile, asked), task=self.task)
+
+    def stream(self, prepared: Prepared) -> Stream:
+        """The answer on its way."""
+        return self.visit.console.service.stream(self.visit.profile, prepared)
+
+    def keep(self, answer: str) -> None:
+        """Note one's own model's answer for `pfi feedback --last`; never the end of a talk."""
+        from pfi.device.feedback import remember
+
+        with suppress(PfiError):
+            remember(self.visit.home, self.task, self.fields, answer)
+
+    def foot(self, column: str, prepared: Prepared, answers: Mapping[str, str]) -> str:
+        """What is under an answer."""
+        return (
+            environment()
+            .get_template("_foot.html")
+            .render(
+                column=column,
+                why=prepared,
+                task=self.task,
+                input=json.dumps(self.fields, ensure_ascii=False),
+                answer=answers[column],
+                mine=answers.get("mine", ""),
+            )
+        )
+
+
+async def _lines(
+    talk: _Talk, columns: Mapping[str, Callable[[], Prepared]]
+) -> AsyncIterator[bytes]:
+    """Both answers as lines of JSON, as they come; the models stop when nobody reads on."""
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+    stop = threading.Event()
+    streams: list[Stream] = []
+
+    def tell(column: str, value: Any) -> None:
+        loop.call_soon_threadsafe(lines.put_nowait, (column, value))
+
+    def work(column: str, make: Callable[[], Prepared]) -> None:
+        try:
+            prepared = make()
+            if stop.is_set():
+                return
+            stream = talk.stream(prepared)
+            streams.append(stream)
+            if stop.is_set():
+                stream.cancel()
+            text = ""
+            for piece in stream:
+                text += piece.text
+                if piece.text:
+                    tell(column, piece.text)
+            tell(column, (prepared, talk.task.parse(text)))
+        except PfiError as error:
+            tell(column, error)
+        except Exception as error:
+            tell(column, error)
+            raise
+        finally:
+            tell(column, None)
+
+    threads = [
+        asyncio.create_task(asyncio.to_thread(work, column, make))
+        for column, make in columns.items()
+    ]
+    done: dict[str, Prepared] = {}
+    answers: dict[str, str] = {}
+    waiting = len(threads)
+    try:
+        while waiting:
+            column, value = await lines.get()
+            if value is None:
+                waiting -= 1
+            elif isinstance(value, str):
+                yield _line(column=column, text=value)
+            elif isinstance(value, PfiError):
+                yield _line(column=column, error=" ".join(str(value).split()))
+            elif isinstance(value, Exception):
+                yield _line(column=column, error=f"pfi had an error ({type(value).__name__}).")
+            else:
+                done[column], answers[column] = value
+                yield _line(column=column, whole=answers[column])
+        if "mine" in answers:
+            await asyncio.to_thread(talk.keep, answers["mine"])
+        for column, prepared in done.items():
+            yield _line(column=column, foot=talk.foot(column, prepared, answers))
+        yield _line(done=True)
+    finally:
+        stop.set()
+        for stream in streams:
+            stream.cancel()
+        for thread in threads:
+            thread.add_done_callback(lambda one: one.cancelled() or one.exception())
+
+
+def _line(**values: Any) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+# Feedback ---------------------------------------------------------------------------
+
+
+@router.post("/chat/feedback")
+def feedback(
+    visit: Signed,
+    task: Annotated[str, Form()],
+    input: Annotated[str, Form()],
+    answer: Annotated[str, Form()] = "",
+    rating: Annotated[str, Form()] = "",
+    correction: Annotated[str, Form()] = "",
+    better_than: Annotated[str, Form()] = "",
+) -> Response:
+    """Say of an answer what it is or should have been.
+
+    Raises:
+        ConfigError: nothing is said, or it contradicts itself.
+    """
+    from pfi.device.feedback import give
+
+    try:
+        fields = {str(name): str(text) for name, text in json.loads(input).items()}
+    except (ValueError, AttributeError) as error:
+        raise ConfigError("the question cannot be read", fix="ask it again") from error
+    if rating not in ("", "good", "bad"):
+        raise ConfigError(f"{rating!r} is no rating", fix="say good or bad")
+    chosen: Rating | None = "good" if rating == "good" else "bad" if rating == "bad" else None
+    entry = give(
+        visit.home,
+        visit.task(task),
+        fields,
+        answer=answer,
+        correction=correction or None,
+        rating=chosen,
+        better_than=better_than or None,
+    )
+    refresh_if_due(visit)
+    learns = "a refresh learns from it"
+    words = {
+        "good": f"Noted as good; {learns}.",
+        "bad": f"Noted as bad; {learns}.",
+        "": f"Noted; {learns}.",
+    }
+    if entry.trust == "doubtful":
+        return said(f"Noted, in batch {entry.batch}, which is doubtful and not learnt from.")
+    return said(words[rating])

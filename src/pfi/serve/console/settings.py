@@ -1,0 +1,174 @@
+"""The settings that are safe to change in a browser, tokens of apps, and erasing everything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated
+
+from fastapi import APIRouter, Form
+from fastapi.responses import Response
+
+from pfi.errors import ConfigError
+from pfi.serve.console.data import erased
+from pfi.serve.console.view import ConsoleRoute, Signed, Visit, said, toast
+
+router = APIRouter(route_class=ConsoleRoute)
+
+
+@router.get("/settings")
+def page(visit: Signed) -> Response:
+    """The settings as they are."""
+    from pfi.device.augmenting import augment_config
+    from pfi.tasks import tasks
+
+    return visit.page(
+        "settings.html",
+        config=visit.home.config,
+        names=names_of(visit),
+        augment=augment_config(visit.home, {}),
+        tasks=tasks(),
+        tokens=_tokens(visit),
+        fresh="",
+        where=str(visit.request.base_url).rstrip("/"),
+        sizes=visit.home.sizes(),
+    )
+
+
+def names_of(visit: Visit) -> list[str]:
+    """The names that no teacher elsewhere shall read."""
+    from pfi.device.home import NAMES
+
+    with visit.home.open_vault() as vault:
+        return [*(vault.setting(NAMES) or [])]
+
+
+@router.post("/settings")
+def save(
+    visit: Signed,
+    task: Annotated[str, Form()] = "",
+    records: Annotated[int, Form()] = 2,
+    answers: Annotated[int, Form()] = 50,
+    refresh_after: Annotated[str, Form()] = "",
+    names: Annotated[str, Form()] = "",
+) -> Response:
+    """Change how questions are answered.
+
+    Raises:
+        ConfigError: a value makes no sense; nothing is changed.
+    """
+    from pfi.device.home import NAMES
+
+    values = {
+        "task": visit.task(task).name if task else None,
+        "records": records,
+        "answers": answers,
+        "refresh_after": _whole(refresh_after, "refresh after"),
+    }
+    _change(visit, values)
+    listed = dict.fromkeys(name.strip() for name in re.split(r"[,\n]", names))
+    with visit.home.open_vault() as vault:
+        vault.set_setting(NAMES, [name for name in listed if name] or None)
+    return said("Saved.")
+
+
+@router.post("/settings/teacher")
+def teacher(
+    visit: Signed,
+    kind: Annotated[str, Form()],
+    model: Annotated[str, Form()] = "",
+    base_url: Annotated[str, Form()] = "",
+    policy: Annotated[str, Form()] = "redact",
+    budget_tokens: Annotated[str, Form()] = "",
+) -> Response:
+    """Change who writes synthetic records, under which policy, and the budget.
+
+    Raises:
+        ConfigError: a value makes no sense; nothing is changed.
+    """
+    from pfi.augment.config import AugmentConfig
+    from pfi.device.augmenting import joined
+    from pfi.device.home import checked
+
+    given: dict[str, object] = {"kind": kind, "model": model.strip()}
+    if base_url.strip():
+        given["base_url"] = base_url.strip()
+    tokens = _whole(budget_tokens, "budget")
+    new = {"teacher": given, "policy": policy, "budget_tokens": tokens}
+    values = joined(visit.home.config.augment, new)
+    checked(AugmentConfig, values, "augmentation settings")
+    _change(visit, {"augment": values})
+    return said("Saved.")
+
+
+def _change(visit: Visit, values: Mapping[str, object]) -> None:
+    """Write settings, all or none, over what the file says now; the open profile takes them over.
+
+    Raises:
+        ConfigError: one of them makes no sense.
+    """
+    from pfi.device import Home
+    from pfi.device.home import HomeConfig, checked
+
+    written = Home.open(visit.profile, root=visit.home.path.parent)
+    checked(HomeConfig, {**written.config.model_dump(), **values}, "settings")
+    for config in (written.config, visit.home.config):
+        for name, value in values.items():
+            setattr(config, name, value)
+    written.save_config()
+
+
+def _whole(text: str, name: str) -> int | None:
+    if not text.strip():
+        return None
+    if not text.strip().isdecimal():
+        raise ConfigError(f"{text!r} is no whole number", where=name)
+    return int(text)
+
+
+# Apps -------------------------------------------------------------------------------
+
+
+def _tokens(visit: Visit) -> list[object]:
+    from pfi.serve.auth import tokens_of
+
+    return [*tokens_of(visit.home)]
+
+
+@router.post("/settings/tokens")
+def new_token(visit: Signed, label: Annotated[str, Form()] = "") -> Response:
+    """Make a token for an app; it is shown once."""
+    from pfi.serve.auth import new_token as make
+
+    _, text = make(visit.home, label.strip() or "made in the console")
+    return visit.page("_tokens.html", tokens=_tokens(visit), fresh=text)
+
+
+@router.post("/settings/tokens/revoke")
+def revoke(visit: Signed, token: Annotated[str, Form()]) -> Response:
+    """Make a token useless."""
+    from pfi.serve.auth import revoke_token
+
+    revoke_token(visit.home, token)
+    response = visit.page("_tokens.html", tokens=_tokens(visit), fresh="")
+    response.headers.update(toast("This token opens nothing any more."))
+    return response
+
+
+# Erasing everything -----------------------------------------------------------------
+
+
+@router.post("/settings/erase")
+def erase(visit: Signed, name: Annotated[str, Form()] = "") -> Response:
+    """Erase all that the profile has learnt and holds; its name has to be typed.
+
+    Raises:
+        ConfigError: the name is another one, or a job is running.
+    """
+    from pfi.device.erasure import erase_everything
+
+    if name != visit.profile:
+        raise ConfigError(f"type {visit.profile} to erase everything", fix="nothing was erased")
+    if visit.console.jobs.running(visit.profile):
+        raise ConfigError("a job is running", fix="stop it first")
+    return erased(visit, erase_everything(visit.home).statement)
