@@ -12,30 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from connector_sources import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfi.data.connectors import ImportReport, detect, get_connector
 from pfi.data.json_tree import OPENED, JsonTree
-from pfi.data.records import History, Record
+from pfi.data.records import History
 from pfi.errors import ConfigError, DataError, PfiError
 from pfi.tasks import get_task
 
 MINE = "please tell me how the harbour report should begin"
 THEIRS = "ANSWER begin with the tide tables"
 WHEN = 1_674_640_000.5
-
-
-def read(
-    name: str, path: Path, options: Mapping[str, object] | None = None
-) -> tuple[list[Record], ImportReport]:
-    """Everything that a connector yields, twice: the records must be the same."""
-    connector, report = get_connector(name), ImportReport()
-    records = list(connector.read(path, connector.configure(options or {}), report))
-    again = list(connector.read(path, connector.configure(options or {}), ImportReport()))
-    assert again == records and report.read == len(records)
-    History("me", records)
-    return records, report
 
 
 # ChatGPT --------------------------------------------------------------------------------

@@ -5,34 +5,22 @@ from __future__ import annotations
 import json
 import tracemalloc
 import zipfile
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from connector_sources import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfi.data.connectors import ImportReport, detect, get_connector
 from pfi.data.connectors.whatsapp import head_of
-from pfi.data.records import History, Record
+from pfi.data.records import History
 from pfi.errors import ConfigError, DataError, PfiError
 from pfi.tasks import get_task
 
 START = datetime(2023, 1, 25, 9, 5, 7, tzinfo=UTC)
-
-
-def read(
-    name: str, path: Path, options: Mapping[str, object] | None = None
-) -> tuple[list[Record], ImportReport]:
-    """Everything that a connector yields, twice: the records must be the same."""
-    connector, report = get_connector(name), ImportReport()
-    records = list(connector.read(path, connector.configure(options or {}), report))
-    again = list(connector.read(path, connector.configure(options or {}), ImportReport()))
-    assert again == records and report.read == len(records)
-    History("me", records)
-    return records, report
 
 
 # WhatsApp -------------------------------------------------------------------------------

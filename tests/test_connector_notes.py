@@ -5,37 +5,24 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from connector_sources import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pfi.cli.app import app
-from pfi.data.connectors import ImportReport, detect, get_connector, recognised
+from pfi.data.connectors import ImportReport, detect, recognised
 from pfi.data.connectors.markdown import plain
-from pfi.data.records import History, Record
 from pfi.device import Imported
 from pfi.errors import ConfigError, DataError, PfiError
 
 TEXT = "The harbour was quiet this morning and I walked along the long wall with a cup of tea."
 MTIME = 1_674_640_000
-
-
-def read(
-    name: str, path: Path, options: Mapping[str, object] | None = None
-) -> tuple[list[Record], ImportReport]:
-    """Everything that a connector yields, twice: the records must be the same."""
-    connector, report = get_connector(name), ImportReport()
-    records = list(connector.read(path, connector.configure(options or {}), report))
-    again = list(connector.read(path, connector.configure(options or {}), ImportReport()))
-    assert again == records and report.read == len(records)
-    History("me", records)
-    return records, report
 
 
 def note(folder: Path, name: str, text: str | bytes) -> Path:

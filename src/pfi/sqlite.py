@@ -103,6 +103,14 @@ class Closes(ABC):
         self.close()
 
 
+def copy_to_attached(db: sqlite3.Connection) -> None:
+    """Within a transaction: copy all of a file to the empty one that is attached as ``new``."""
+    db.execute("SELECT sqlcipher_export('new')")
+    for pragma in ("user_version", "application_id"):  # which are not copied with the tables
+        value = db.execute(f"PRAGMA main.{pragma}").fetchone()[0]
+        db.execute(f"PRAGMA new.{pragma} = {value}")
+
+
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """All that is written inside, or nothing; a writer elsewhere is waited for first."""

@@ -76,6 +76,10 @@ class Text:
     forwards: bool
 
 
+#: What the standard library raises for mails that break the rules.
+_BROKEN = (MessageError, ValueError, LookupError, RecursionError, TypeError, AttributeError)
+
+
 def parse_mail(data: bytes) -> Message:
     """A mail from its bytes, however broken.
 
@@ -84,14 +88,7 @@ def parse_mail(data: bytes) -> Message:
     """
     try:
         return BytesParser().parsebytes(data)
-    except (
-        MessageError,
-        ValueError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except _BROKEN as error:
         raise Unusable("it cannot be parsed") from error
 
 
@@ -129,14 +126,7 @@ def body_of(message: Message) -> str:
     """
     try:
         _, text = _text_of(message, 0)
-    except (
-        MessageError,
-        ValueError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except _BROKEN as error:
         raise Unusable("it cannot be parsed") from error
     if "-----BEGIN PGP MESSAGE-----" in text:
         raise Unusable("it is encrypted")

@@ -30,7 +30,7 @@ from pfi.device.manifests import Manifest
 from pfi.device.vault import Vault
 from pfi.errors import DataError, PfiError, StorageError
 from pfi.files import locked, sync_folder
-from pfi.sqlite import connect, key_text, sqlite3, user_errors
+from pfi.sqlite import connect, copy_to_attached, key_text, sqlite3, user_errors
 from pfi.trust.signing import with_signature
 
 if TYPE_CHECKING:
@@ -182,10 +182,7 @@ def copy_database(name: str, source: Path, key: bytes, target: Path, new: bytes)
         connect(target, key=new).close()
         db.execute("ATTACH ? AS new KEY ?", (str(target), key_text(new)))
         db.execute("BEGIN")
-        db.execute("SELECT sqlcipher_export('new')")
-        for pragma in ("user_version", "application_id"):
-            value = db.execute(f"PRAGMA main.{pragma}").fetchone()[0]
-            db.execute(f"PRAGMA new.{pragma} = {value}")
+        copy_to_attached(db)
         db.execute("COMMIT")
         (found,) = db.execute("PRAGMA new.integrity_check").fetchone()
         if found != "ok":

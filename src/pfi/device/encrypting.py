@@ -14,7 +14,7 @@ from pfi.device.keys import KEYS, LOCK, make_keys
 from pfi.device.unlock import Lock
 from pfi.errors import StorageError
 from pfi.files import locked, sync_folder, write_atomic
-from pfi.sqlite import connect, is_plain, key_text, sqlite3, user_errors
+from pfi.sqlite import connect, copy_to_attached, is_plain, key_text, sqlite3, user_errors
 
 if TYPE_CHECKING:
     from pfi.device.home import Home
@@ -98,10 +98,7 @@ def encrypt_file(name: str, path: Path, key: bytes) -> None:
             connect(new, key=key).close()
             db.execute("ATTACH ? AS new KEY ?", (str(new), key_text(key)))
             db.execute("BEGIN EXCLUSIVE")
-            db.execute("SELECT sqlcipher_export('new')")
-            for pragma in ("user_version", "application_id"):
-                value = db.execute(f"PRAGMA main.{pragma}").fetchone()[0]
-                db.execute(f"PRAGMA new.{pragma} = {value}")
+            copy_to_attached(db)
             wanted = _counts(db, "main")
             db.execute("COMMIT")
             db.execute("DETACH new")

@@ -22,7 +22,14 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 #: What stands before a layer's name in peft's names of factors.
 PREFIX = "base_model.model."
 # Settings of adapters that are more than one product of two factors a layer.
-_ODD = ("use_dora", "use_qalora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
+NOT_PLAIN = (
+    "use_dora",
+    "use_qalora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "lora_bias",
+)
 
 
 class AdapterConfig(BaseModel):
@@ -142,7 +149,7 @@ class Adapter:
             BackboneError: it is more than plain LoRA.
         """
         settings = self.settings
-        if odd := [name for name in _ODD if settings.get(name)]:
+        if odd := [name for name in NOT_PLAIN if settings.get(name)]:
             raise BackboneError(f"only plain LoRA is supported; this adapter has {odd[0]}")
         rank = int(settings["r"])
         scale = settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)

@@ -6,7 +6,8 @@ torch's fused attention has no fast bfloat16 kernel there: its forward and backw
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -19,17 +20,18 @@ def use_matmul_attention(model: Any) -> None:
     """Let a decoder-only model on a CPU in bfloat16 use it; others stay as they are."""
     suits = model.dtype == torch.bfloat16 and model.device.type == "cpu"
     if suits and not model.config.is_encoder_decoder and model._supports_sdpa:
-        _register()
+        register(MATMUL, attend)
         model.config._attn_implementation = MATMUL
 
 
-@lru_cache(1)
-def _register() -> None:
+@cache
+def register(name: str, attention: Callable[..., Any]) -> None:
+    """Let models compute attention by a function of ours, under this name."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(MATMUL, attend)
-    AttentionMaskInterface.register(MATMUL, sdpa_mask)
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 
 def attend(

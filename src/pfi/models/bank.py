@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from pfi.errors import BackboneError, ConfigError
-from pfi.models.adapters import Adapter, AdapterConfig, lora_config
+from pfi.models.adapters import NOT_PLAIN, Adapter, AdapterConfig, lora_config
 from pfi.models.attention import use_matmul_attention
 from pfi.models.backbone import Backbone
 from pfi.models.bank_layers import BankLayer, Route, Router, Target, uniform_runs
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 NO_ADAPTER = -1
 Precision = Literal["float32", "bfloat16"]
 _PREFIX = "base_model.model."
-_UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "modules_to_save")
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ class AdapterBank:
         if adapter is None:
             return NO_ADAPTER
         settings = adapter.settings
-        if odd := [name for name in _UNSUPPORTED if settings.get(name)]:
+        if odd := [name for name in NOT_PLAIN if settings.get(name)]:
             raise BackboneError(f"a bank holds plain LoRA only; this adapter has {odd[0]}")
         rslora = bool(settings.get("use_rslora"))
         held = Slot(int(settings["r"]), float(settings["lora_alpha"]), rslora)

@@ -228,3 +228,24 @@ def most_tokens(request: Request, max_length: int, *, seq2seq: bool = False) -> 
     if not all(sampling.stop):
         raise ConfigError("a text that ends the answer is empty", where="stop", fix="leave it out")
     return min(sampling.max_tokens, room)
+
+
+def check_targets(
+    prompt: Sequence[int],
+    targets: Sequence[Sequence[int]],
+    max_length: int,
+    *,
+    seq2seq: bool = False,
+) -> None:
+    """Check what is to be scored; as ``most_tokens`` for ``Engine.score``.
+
+    Raises:
+        ConfigError: the prompt or a target is empty, or they are too long together.
+    """
+    if not all(targets):
+        raise ConfigError("a target is empty", fix="give some tokens")
+    most_tokens(Request(prompt), max_length, seq2seq=True)
+    longest = max(map(len, targets))
+    if longest > (max_length if seq2seq else max_length - len(prompt)):
+        what = f"a prompt of {len(prompt)} tokens leaves no room for {longest} more"
+        raise ConfigError(what, where="prompt", fix="give a shorter prompt")

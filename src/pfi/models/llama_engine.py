@@ -18,7 +18,15 @@ from typing import Any
 from pfi.errors import ConfigError
 from pfi.models.cores import physical_cores
 from pfi.models.drawing import Draw
-from pfi.models.engine import AdapterRef, EngineStats, Finish, Piece, Request, most_tokens
+from pfi.models.engine import (
+    AdapterRef,
+    EngineStats,
+    Finish,
+    Piece,
+    Request,
+    check_targets,
+    most_tokens,
+)
 from pfi.models.llama_adapters import LlamaAdapters
 from pfi.models.llama_c import Context, Model
 from pfi.models.llama_scores import score
@@ -144,12 +152,7 @@ class LlamaEngine:
     ) -> list[float]:
         if not targets:
             return []
-        if not prompt or not all(targets):
-            raise ConfigError("the prompt or a target is empty", fix="give some tokens")
-        longest, room = max(map(len, targets)), self.prompter.max_length - len(prompt)
-        if longest > room:
-            what = f"a prompt of {len(prompt)} tokens leaves no room for {longest} more"
-            raise ConfigError(what, where="prompt", fix="give a shorter prompt")
+        check_targets(prompt, targets, self.prompter.max_length)
         self._check([prompt, *targets])
         wanted = _Scores(prompt, targets, adapter, owner)
         self._put(self._scores.append, wanted)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
 
-from pfi.models.attention import MATMUL, attend
+from pfi.models.attention import MATMUL, attend, register
 
 ROWS = "pfi_rows"
 #: What a product of its own costs, in keys.
@@ -29,17 +28,8 @@ def use_row_attention(model: Any) -> None:
     """Let a decoder-only model on a CPU use it; others stay as they are."""
     known = model.config._attn_implementation in ("sdpa", MATMUL)
     if known and model.device.type == "cpu" and not model.config.is_encoder_decoder:
-        _register()
+        register(ROWS, attend_rows)
         model.config._attn_implementation = ROWS
-
-
-@lru_cache(1)
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(ROWS, attend_rows)
-    AttentionMaskInterface.register(ROWS, sdpa_mask)
 
 
 @contextmanager

@@ -22,7 +22,14 @@ from pfi.models.adapters import AdapterConfig
 from pfi.models.backbone import Backbone
 from pfi.models.bank import AdapterBank, Precision, sharing_copy
 from pfi.models.batch_rows import BatchRows, Row, Rows
-from pfi.models.engine import AdapterRef, EngineStats, Request, Sampling, Stream, most_tokens
+from pfi.models.engine import (
+    AdapterRef,
+    EngineStats,
+    Request,
+    Stream,
+    check_targets,
+    most_tokens,
+)
 from pfi.models.lone_rows import LoneRows
 from pfi.models.padding import takes_masks
 from pfi.models.prefix_cache import PrefixCache
@@ -143,15 +150,7 @@ class TorchEngine:
     ) -> list[float]:
         if not targets:
             return []
-        longest = Sampling(max_tokens=max(map(len, targets)))
-        if not all(targets):
-            raise ConfigError("a target is empty", fix="give some tokens")
-        room = most_tokens(Request(prompt, adapter, longest), self._length, seq2seq=True)
-        if not self.prompter.seq2seq:
-            room = self._length - len(prompt)
-        if longest.max_tokens > room:
-            what = f"a prompt of {len(prompt)} tokens leaves no room for {longest.max_tokens} more"
-            raise ConfigError(what, where="prompt", fix="give a shorter prompt")
+        check_targets(prompt, targets, self._length, seq2seq=self.prompter.seq2seq)
         self._check([prompt, *targets])
         job = Scores(prompt, targets, adapter, Future())
         self._put(job)
