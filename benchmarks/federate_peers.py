@@ -362,9 +362,9 @@ def pfi(setting: Setting, between: Between, working_set: int) -> None:
         advance = run._advance
 
         def pass_over(group: Any) -> None:
-            for unit in group:
-                unit.member.losses.append(0.0)
-                unit.member.step += 1
+            for step in group:
+                step.active.losses.append(0.0)
+                step.active.step += 1
 
         def after(*_: object) -> None:
             follows = between(factors)

@@ -29,12 +29,15 @@ from pfi.data import demo_text
 from pfi.data.demo import Persona, write_demo
 from pfi.data.records import Record
 from pfi.device import feedback, trials
+from pfi.device.config import HomeConfig
 from pfi.device.drift import Check, unharmed
-from pfi.device.home import Home, HomeConfig, nested_settings
+from pfi.device.home import Home
+from pfi.device.open import create_home, open_home
 from pfi.device.refresh import Refreshed, refresh
 from pfi.device.training import answer_scores
 from pfi.files import write_atomic
 from pfi.models import Backbone, load_backbone
+from pfi.settings import nested_settings
 from pfi.tasks import Example, Task
 
 TASK = Task(
@@ -139,7 +142,7 @@ class Person:
         """The same person once more."""
         path = self.home.path.parent / f"{self.home.profile}-{name}"
         shutil.copytree(self.home.path, path)
-        home = Home.open(path.name, root=path.parent)
+        home = open_home(path.name, root=path.parent)
         rng = random.Random()
         rng.setstate(self.rng.getstate())
         others = (self.plain, self.settings, self.seconds, self.count)
@@ -245,7 +248,7 @@ def main() -> None:
         found = [truth.personas[user] for user in truth.splits[arguments.split]]
         personas = [persona for persona in found if persona.tags][: arguments.people]
         for number, persona in enumerate(personas):
-            home = Home.create(f"person{number}", root=folder / "homes", config=config, lock="file")
+            home = create_home(f"person{number}", root=folder / "homes", config=config, lock="file")
             rng = random.Random(number)
             first = Person(home, persona, rng, plain, settings, spent)
             first.live(BEFORE, honest(persona))

@@ -22,8 +22,7 @@ import numpy as np
 from robust import RESULTS, Found, page
 
 from pfi.federate.config import FederateConfig
-from pfi.federate.fleet import Failure
-from pfi.federate.message import Message
+from pfi.federate.message import Failure, Message
 from pfi.federate.rounds import Federation, divide
 from pfi.federate.seeds import generator
 from pfi.federate.simulate import SimulatedFleet

@@ -18,15 +18,7 @@ from numpy.typing import NDArray
 
 from pfi.errors import FederationError
 from pfi.federate.message import Message
-from pfi.federate.secure import (
-    Identity,
-    Policy,
-    Roster,
-    Rounds,
-    SecureClient,
-    SecureServer,
-    run,
-)
+from pfi.federate.secure import Identity, Policy, Roster, Rounds, SecureClient, SecureServer, run
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"

@@ -45,7 +45,8 @@ def make_homes(root: Path, users: int, rank: int) -> dict[str, Any]:
     from peft import get_peft_model
 
     from pfi.data.records import Record
-    from pfi.device import AdapterInfo, Home, HomeConfig
+    from pfi.device import AdapterInfo, HomeConfig
+    from pfi.device.open import create_home
     from pfi.models import load_backbone
     from pfi.models.adapters import Adapter, AdapterConfig, lora_config
 
@@ -54,7 +55,7 @@ def make_homes(root: Path, users: int, rank: int) -> dict[str, Any]:
     begin, homes = datetime(2024, 1, 1, tzinfo=UTC), {}
     for user in range(users):
         name = f"user{user:02}"
-        home = Home.create(name, root=root, config=HomeConfig(embedder="none"), lock="file")
+        home = create_home(name, root=root, config=HomeConfig(embedder="none"), lock="file")
         with home.open_vault() as vault:
             vault.add(
                 Record(

@@ -82,7 +82,7 @@ def page(found: dict[str, Any], command: str, config: dict[str, Any], machine: s
         f"them held out; {fed['cohort']} clients a round, of each {_steps(local)} of "
         f"{local['batch_size']} examples by {local['optimizer']} at {local['learning_rate']:g}; "
         f"{server['optimizer']} at {server['learning_rate']:g}, decay {server['decay']}. How the "
-        "settings were chosen, and not on this split, is in [the log](../../docs/log.md).",
+        "settings were chosen, and not on this split, is in [the log](../../dev/log.md).",
         "",
         "![Held-out loss against bytes]({picture})",
         "",

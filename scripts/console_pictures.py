@@ -25,6 +25,7 @@ from typing import Any
 from pfi.data.demo import write_demo
 from pfi.device import Home, HomeConfig, import_records, train
 from pfi.device.gate import fit_gate
+from pfi.device.open import create_home, open_home
 from pfi.serve import ServeConfig, Service
 from pfi.serve.app import create_app
 from pfi.serve.console import sign_in_link
@@ -123,8 +124,8 @@ def demo_person(root: Path) -> Home:
     """A profile with a demo person's records of three tasks, adapters and a ledger."""
     write_demo(root / "data", seed=3, train_users=1, users=2)
     if (root / "demo/config.yaml").exists():
-        return Home.open("demo", root=root)
-    home = Home.create("demo", root=root, lock="file", config=HomeConfig(task="LaMP_4"))
+        return open_home("demo", root=root)
+    home = create_home("demo", root=root, lock="file", config=HomeConfig(task="LaMP_4"))
     for task in ("LaMP_4", "LaMP_3", "LaMP_2M"):
         file = root / "data" / task / "test_questions.json"
         user = json.loads(file.read_text())[0]["user_id"]
@@ -236,7 +237,7 @@ def series(root: Path) -> None:
     book = root / "cookbook"
     root.mkdir()
     more = repository(book, 90)
-    home = Home.create("robin", root=root, lock="file", config=HomeConfig(
+    home = create_home("robin", root=root, lock="file", config=HomeConfig(
         train={"epochs": 6, "learning_rate": 2e-3}, refresh={"train": {"learning_rate": 2e-3}},
     ))  # fmt: skip
     with camera(home) as at:

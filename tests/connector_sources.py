@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pfi.data.connectors import ImportReport, get_connector
+from pfi.data.connectors import get_connector
 from pfi.data.records import History, Record
+from pfi.data.report import ImportReport
 
 
 def read(

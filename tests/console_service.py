@@ -14,7 +14,9 @@ from typing import Any
 from fastapi import FastAPI
 
 from pfi.data.records import Record
-from pfi.device.home import Home, HomeConfig
+from pfi.device.config import HomeConfig
+from pfi.device.home import Home
+from pfi.device.open import create_home
 from pfi.device.runtime import Prepared, question_fields
 from pfi.models.engine import Piece, Sampling
 from pfi.serve import ServeConfig, Service
@@ -42,7 +44,7 @@ def headline(n: int, **changes: Any) -> Record:
 def make_home(root: Path, profile: str, records: Sequence[Record] = ()) -> Home:
     """A profile whose key is in a file."""
     config = HomeConfig(embedder="none")  # a sentence model takes seconds to load
-    home = Home.create(profile, root=root, lock="file", config=config)
+    home = create_home(profile, root=root, lock="file", config=config)
     with home.open_vault() as vault:
         vault.add(records)
     return home

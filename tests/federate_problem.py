@@ -13,8 +13,9 @@ from pfi.federate.layout import Layer, Layout
 from pfi.federate.message import Message
 from pfi.federate.seeds import seed_of
 from pfi.federate.strategies import STRATEGIES
-from pfi.federate.strategy import Client, Losses, Strategy, Train, Trained, Update, Work
+from pfi.federate.strategy import Strategy
 from pfi.federate.upload import pack
+from pfi.federate.work import Client, Losses, Train, Trained, Update, Work
 
 LAYERS = (Layer("q", 5, 4), Layer("v", 3, 6))
 Log = list[tuple[str, Any, Any]]

@@ -16,8 +16,9 @@ from pfi.federate.layout import Layer, Layout, Row
 from pfi.federate.message import Message
 from pfi.federate.seeds import seed_of
 from pfi.federate.strategies import get_strategy
-from pfi.federate.strategy import Client, Losses, State, Strategy, Train, Trained, Update
+from pfi.federate.strategy import Strategy
 from pfi.federate.upload import pack
+from pfi.federate.work import Client, Losses, State, Train, Trained, Update
 
 #: Tall, wide and square, so that nothing transposed fits everywhere.
 LAYERS = (Layer("q", 9, 12), Layer("up", 14, 8), Layer("k", 10, 10))

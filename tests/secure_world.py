@@ -9,18 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfi.errors import FederationError
-from pfi.federate.fleet import Failure, Fleet
-from pfi.federate.message import Message
-from pfi.federate.secure import (
-    STAGES,
-    Identity,
-    Policy,
-    Roster,
-    Rounds,
-    SecureClient,
-    SecureServer,
-)
-from pfi.federate.secure.drive import Ask
+from pfi.federate.message import Failure, Fleet, Message
+from pfi.federate.secure import STAGES, Identity, Policy, Roster, Rounds, SecureClient, SecureServer
+from pfi.federate.secure.groups import Ask
 from pfi.federate.secure.quantise import quantise
 
 VICTIM = "device-00"

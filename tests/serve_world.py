@@ -14,6 +14,7 @@ from typing import Any
 
 from pfi.data.records import Record
 from pfi.device import Home, HomeConfig
+from pfi.device.open import create_home
 from pfi.memory.embedders import HashEmbedder
 from pfi.models.engine import AdapterRef, EngineStats, Piece, Request
 from pfi.models.prompter import Prompter, load_prompter
@@ -131,7 +132,7 @@ def make_homes(root: Path, names: Sequence[str], records: int = 3) -> dict[str, 
     """Profiles with records that say whose they are."""
     homes = {}
     for name in names:
-        home = Home.create(name, root=root, config=HomeConfig(embedder="none"), lock="file")
+        home = create_home(name, root=root, config=HomeConfig(embedder="none"), lock="file")
         with home.open_vault() as vault:
             vault.add(
                 Record(

@@ -28,9 +28,10 @@ from pfi.data.records import Record
 from pfi.device import AdapterInfo, Home, archive
 from pfi.device.archive import read_archive, write_archive
 from pfi.device.archive_format import wants_passphrase
+from pfi.device.config import HomeConfig
 from pfi.device.erasure import erase
-from pfi.device.home import HomeConfig
 from pfi.device.memory import open_memory
+from pfi.device.open import create_home, open_home
 from pfi.device.vault_feedback import Feedback
 from pfi.errors import ConfigError, DataError, PfiError, StorageError
 from pfi.models.adapters import Adapter
@@ -51,7 +52,7 @@ OTHER = pyrage.x25519.Identity.generate()
 def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a device that has everything."""
     root = tmp_path_factory.mktemp("used")
-    home = Home.create("me", root=root, config=HomeConfig(task=TASK, embedder="none", records=3))
+    home = create_home("me", root=root, config=HomeConfig(task=TASK, embedder="none", records=3))
     with home.open_vault() as vault:
         vault.add(
             Record(f"r{n}", TASK, {"text": f"{SECRET} {n}"}, f"Head {n}", DAY + timedelta(n))
@@ -84,7 +85,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(used: Path, tmp_path: Path) -> Home:
     shutil.copytree(used, tmp_path / "root")
-    return Home.open("me", root=tmp_path / "root")
+    return open_home("me", root=tmp_path / "root")
 
 
 def holds(home: Home) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def run(*words: str, code: int = 0) -> Result:
 @pytest.fixture(scope="module")
 def written(used: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("written") / "me.pfi"
-    write_archive(Home.open("me", root=used), file, to=[str(ME.to_public())])
+    write_archive(open_home("me", root=used), file, to=[str(ME.to_public())])
     return file
 
 
@@ -416,7 +417,7 @@ def test_the_commands(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     result = run("restore", str(file), "--identity", str(key), "--profile", "new")
     assert "profile me, 5 records, 3 adapters" in result.stdout
     assert home.keys.public.hex()[:16] in result.stderr
-    assert holds(Home.open("new")) == holds(home)
+    assert holds(open_home("new")) == holds(home)
     key.write_text("no key")
     result = run("restore", str(file), "--identity", str(key), code=2)
     assert "holds no identity" in result.stderr
@@ -447,7 +448,7 @@ def _die(target: str, calls: int, root: Path, file: Path, writing: bool) -> None
 
     setattr(owner, name, kill)
     if writing:
-        write_archive(Home.open("me", root=root), file, to=[str(ME.to_public())])
+        write_archive(open_home("me", root=root), file, to=[str(ME.to_public())])
     else:
         read_archive(file, "new", root=root, identities=[ME])
 
@@ -503,13 +504,13 @@ def test_killed_while_restoring(
     home: Home, made: Path, tmp_path: Path, target: str, calls: int
 ) -> None:
     root = tmp_path / "elsewhere"
-    Home.create("old", root=root)
+    create_home("old", root=root)
     killed(target, calls, root, made, writing=False)
     assert not (root / "new").exists()
     assert holds(restored(made, root)) == holds(home)
     assert not list(root.glob(".restore-*"))
     assert len(list((root / ".keys").iterdir())) == 2
-    Home.open("old", root=root).open_vault().close()
+    open_home("old", root=root).open_vault().close()
 
 
 def test_sqlite_files_in_an_archive_have_a_key_of_their_own(

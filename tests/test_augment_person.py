@@ -19,12 +19,13 @@ from pfi.cli.app import app
 from pfi.data.records import Provenance, Record
 from pfi.device import Home, HomeConfig, train
 from pfi.device.augmenting import Augmentation, augment, augment_config
-from pfi.device.home import nested_settings
+from pfi.device.open import create_home
 from pfi.device.pool import read_pool
 from pfi.device.training import divide
 from pfi.device.vault import SCHEMA_VERSION, Vault
 from pfi.errors import ConfigError, DataError
 from pfi.models import Backbone, load_backbone
+from pfi.settings import nested_settings
 from pfi.sqlite import sqlite3
 from pfi.tasks import get_task
 
@@ -93,7 +94,7 @@ def home(
     config = HomeConfig(
         backbone=str(backbone_folder("llama")), augment={"records": 4, "filters": off}
     )
-    made = Home.create(config=config)
+    made = create_home(config=config)
     with made.open_vault() as vault:
         vault.add(real(n) for n in range(6))
     return made

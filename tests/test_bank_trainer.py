@@ -101,6 +101,22 @@ def test_a_slot_equals_the_adapter_alone_and_peft(
     assert all(torch.equal(v, before[k]) for k, v in backbone.model.state_dict().items())
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_frozen_layers_run_at_every_step_where_their_states_are_too_many_to_cache(
+    backbone_folder: Folder, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_backbone(backbone_folder(family))
+    config = CONFIG.model_copy(update={"layers": "last:1", "held_back": 0.3})
+    jobs = jobs_of(backbone, config)
+    cached = outcome(BankTrainer(), backbone, jobs, config)
+    # Some jobs are within the limit and some beyond it.
+    monkeypatch.setattr("pfi.learn.bank_trainer._CACHE", 9000)
+    found = outcome(BankTrainer(), backbone, jobs, config)
+    for job in jobs:
+        assert found[job.id].losses == pytest.approx(cached[job.id].losses, abs=1e-4)
+        assert gap(found[job.id].adapter, cached[job.id].adapter) < 1e-5
+
+
 def test_training_changes_an_adapter_by_more_than_the_tolerance(backbone_folder: Folder) -> None:
     backbone = load_backbone(backbone_folder("llama"))
     job = Job("u", examples(4, 1), seed=1)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from pfi.cli.app import app
 from pfi.data.records import Record
 from pfi.device import Home
+from pfi.device.open import open_home
 
 LEARN = {"learning_rate": 0.02, "rank": 2, "batch_size": 4, "layers": "last:1"}
 
@@ -33,7 +34,7 @@ def home(
     monkeypatch.delenv("PFI_PROFILE", raising=False)
     monkeypatch.setattr("pfi.cli.talk._said", set())
     pfi("init", "--backbone", str(backbone_folder("llama")), "--task", "LaMP_4")
-    opened = Home.open()
+    opened = open_home()
     opened.config.embedder, opened.config.train = "none", LEARN
     opened.config.refresh = {"least": 3, "steps": 6}
     opened.save_config()

@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 from pfi.cli.app import app
 from pfi.data.records import Record
 from pfi.device import Home
-from pfi.device.gate import read_gate
+from pfi.device.gate_file import read_gate
+from pfi.device.open import open_home
 from pfi.evaluate.config import StudyConfig
 from pfi.memory.gate import Choice, Prior, Tried
 
@@ -40,7 +41,7 @@ def pfi(*arguments: str, code: int = 0) -> Result:
 def home(backbone_folder: Callable[[str], Path]) -> Home:
     """A profile with fourteen reviews by one who likes everything."""
     pfi("init", "--backbone", str(backbone_folder("llama")))
-    opened = Home.open()
+    opened = open_home()
     opened.config.embedder = "none"
     opened.save_config()
     with opened.open_vault() as vault:

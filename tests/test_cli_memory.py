@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from pfi.cli.app import app
 from pfi.data.records import Provenance, Record
 from pfi.device import Home
+from pfi.device.open import create_home, open_home
 from pfi.memory.embedders import HashEmbedder
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -24,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("PFI_HOME", str(tmp_path / "root"))
     monkeypatch.delenv("PFI_PROFILE", raising=False)
     monkeypatch.setattr("pfi.memory.embedders.find_embedder", lambda name: HashEmbedder(32))
-    made = Home.create()
+    made = create_home()
     texts = ["rain\nover [the] harbour \u001b[31m", "a tea house", "the cup final"]
     records = [
         Record(f"r{n}", "LaMP_4", {"text": text}, f"Head {n}", DAY + timedelta(n), "real", f"s:{n}")
@@ -107,7 +108,7 @@ def test_memory_search_shows_what_is_found_best_first(home: Home) -> None:
     assert [entry["id"] for entry in recent] == ["r2", "r1", "r0"]
     assert pfi("memory", "search", "x", "--task", "LaMP_3").stdout.split()[0] == "o"
     assert "holds no records of task LaMP_1" in pfi("memory", "search", "x", "-t", "LaMP_1").stdout
-    assert Home.open().config.search == {}
+    assert open_home().config.search == {}
 
 
 def test_memory_search_by_meaning_needs_a_model(monkeypatch: pytest.MonkeyPatch) -> None:

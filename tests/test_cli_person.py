@@ -21,6 +21,7 @@ from pfi.cli.app import app
 from pfi.data.connectors import Connector
 from pfi.data.records import Record, parse_time
 from pfi.device import Home, Runtime, ask, parse_options, train
+from pfi.device.open import open_home
 from pfi.errors import BackboneError, ConfigError, DataError, StorageError
 from pfi.tasks import get_task
 
@@ -121,7 +122,7 @@ def pfi(*arguments: str, code: int = 0, stdin: str | None = None) -> Result:
 def home(tiny: str) -> Home:
     """A profile with eight dated LaMP_4 records."""
     pfi("init", "--backbone", tiny)
-    opened = Home.open()
+    opened = open_home()
     with opened.open_vault() as vault:
         vault.add(
             Record(
@@ -199,7 +200,7 @@ def test_errors_are_one_line_and_exit_with_2(arguments: list[str], says: str) ->
 def test_init_makes_a_profile_once(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(tiny).parent)
     pfi("init", "--profile", "work", "--task", "LaMP_3", "--backbone", Path(tiny).name)
-    config = Home.open("work").config
+    config = open_home("work").config
     assert (config.task, config.backbone) == ("LaMP_3", tiny)
     assert "exists" in pfi("init", "--profile", "work", code=2).stderr
 
@@ -218,7 +219,7 @@ def test_import_counts_what_it_did_and_twice_adds_nothing(
     assert "1 because it has not three columns (first: line 2)" in first.stdout
     assert "pfi train" in first.stderr
     assert "Added 0, already there 2" in pfi("import", "lines", str(source)).stdout
-    with Home.open().open_vault() as vault:
+    with open_home().open_vault() as vault:
         assert [r.output for r in vault.history("LaMP_4")] == ["B", "A"]
 
 
@@ -227,7 +228,7 @@ def test_import_options_reach_the_connector(lines: None, tmp_path: Path, tiny: s
     source = tmp_path / "notes.txt"
     source.write_text("\ta\tA\n\tb\tB\n")
     pfi("import", "lines", str(source), "-s", "task=LaMP_6", "--set", "limit=1")
-    with Home.open().open_vault() as vault:
+    with open_home().open_vault() as vault:
         assert vault.tasks() == {"LaMP_6": 1}
 
 
@@ -440,7 +441,7 @@ def test_adapter_of_another_backbone_and_tampered_one_are_refused(home: Home) ->
     home.config.backbone = "embedded"
     with pytest.raises(BackboneError, match="was trained on backbone"):
         ask(home, "tea", task)
-    home = Home.open()
+    home = open_home()
     weights = home.path / "adapters/personal/0001/adapter_model.safetensors.sealed"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(StorageError, match=r"adapter_model\.safetensors"):

@@ -16,9 +16,10 @@ from connector_sources import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfi.data.connectors import ImportReport, detect, get_connector
+from pfi.data.connectors import detect, get_connector
 from pfi.data.json_tree import OPENED, JsonTree
 from pfi.data.records import History
+from pfi.data.report import ImportReport
 from pfi.errors import ConfigError, DataError, PfiError
 from pfi.tasks import get_task
 

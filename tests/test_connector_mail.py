@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfi.data.connectors import ImportReport, detect, get_connector
+from pfi.data.connectors import detect, get_connector
 from pfi.data.html_text import html_to_text
 from pfi.data.mail_text import divide
 from pfi.data.records import History, Record
+from pfi.data.report import ImportReport
 from pfi.errors import ConfigError, DataError, PfiError
 
 ME, ANNA = "me@example.org", "anna@example.org"

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pfi.cli.app import app
-from pfi.data.connectors import ImportReport, detect, recognised
+from pfi.data.connectors import detect, recognised
 from pfi.data.connectors.markdown import plain
+from pfi.data.report import ImportReport
 from pfi.device import Imported
 from pfi.errors import ConfigError, DataError, PfiError
 
@@ -373,7 +374,7 @@ def test_import_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return Imported(2, 0, ImportReport())
 
     monkeypatch.setattr("pfi.device.import_records", import_records)
-    monkeypatch.setattr("pfi.cli.records.open_home", lambda profile: None)
+    monkeypatch.setattr("pfi.cli.records.open_profile", lambda profile: None)
     monkeypatch.setattr("pfi.cli.records.refresh_if_due", lambda home: None)
     vault = tmp_path / "vault"
     note(vault, "Quiet harbour.md", TEXT)

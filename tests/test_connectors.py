@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pfi.data.connectors as package
-from pfi.data.connectors import ImportReport, connectors, get_connector
+from pfi.data.connectors import connectors, get_connector
 from pfi.data.records import History, Record
+from pfi.data.report import ImportReport
 from pfi.errors import ConfigError, DataError, PfiError
 from pfi.tasks import get_task
 

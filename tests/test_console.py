@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from pfi.data.records import Provenance
 from pfi.device.adapters import AdapterInfo
 from pfi.device.home import Home
+from pfi.device.open import open_home
 from pfi.serve.app import create_app
 from pfi.serve.auth import new_token, revoke_token
 from pfi.serve.console import sessions as sessions_module
@@ -695,7 +696,7 @@ def test_a_damaged_ledger_is_told(world: World, browser: TestClient) -> None:
 def test_settings_are_kept_and_wrong_ones_refused(world: World, browser: TestClient) -> None:
     data = {"task": "LaMP_4", "records": "5", "answers": "9", "names": "Maria Lopes\nJonas"}
     assert browser.post(f"{ROOT}/settings", data=data).status_code == 204
-    again = Home.open("anna", root=world.anna.path.parent)
+    again = open_home("anna", root=world.anna.path.parent)
     assert (again.config.records, again.config.answers, again.config.task) == (5, 9, "LaMP_4")
     assert "Maria Lopes" in browser.get(f"{ROOT}/settings").text
     wrong = browser.post(

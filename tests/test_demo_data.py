@@ -12,15 +12,7 @@ from typing import Any
 import pytest
 
 from pfi.data import demo_text
-from pfi.data.demo import (
-    MAJORITY,
-    SPLITS,
-    TASKS,
-    DemoTruth,
-    Persona,
-    oracle,
-    write_demo,
-)
+from pfi.data.demo import MAJORITY, SPLITS, TASKS, DemoTruth, Persona, oracle, write_demo
 from pfi.data.demo_text import Style
 from pfi.data.records import History, Question, Record, parse_time
 from pfi.errors import ConfigError, StorageError

@@ -18,24 +18,17 @@ from pfi.cli.app import app
 from pfi.errors import FederationError
 from pfi.federate.deploy.invitation import Invitation
 from pfi.federate.deploy.keys import make_server_keys
-from pfi.federate.deploy.nodes import (
-    PUBLIC,
-    create_nodes,
-    make_device_keys,
-    register,
-    unregister,
-)
-from pfi.federate.fleet import Failure
-from pfi.federate.message import Message
+from pfi.federate.deploy.nodes import PUBLIC, create_nodes, make_device_keys, register, unregister
+from pfi.federate.message import Failure, Message
 
 pytest.importorskip("flwr", reason="the extra `federate` is not installed")
 
 from flwr.supercore.task_identity import TaskIdentity
 
 from pfi.federate.deploy.check import echo, run_check
-from pfi.federate.deploy.doors import LARGEST_REQUEST, verdict
 from pfi.federate.deploy.fleet import FlowerFleet
 from pfi.federate.deploy.records import pack, pack_failure, unpack
+from pfi.federate.deploy.superlink import LARGEST_REQUEST, verdict
 
 
 def _scope(path: str, **change: Any) -> dict[str, Any]:

@@ -28,14 +28,16 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, GetNodesRequest
 
 from pfi.data.records import History, Record
-from pfi.device import Home, HomeConfig
+from pfi.device import HomeConfig
+from pfi.device.open import create_home, open_home
+from pfi.device.statement import sent
 from pfi.errors import FederationError
 from pfi.federate.config import FederateConfig
 from pfi.federate.deploy import local
 from pfi.federate.deploy.agent import SOCKET, Agent
 from pfi.federate.deploy.device import FOLDER
 from pfi.federate.deploy.fleet import FlowerFleet
-from pfi.federate.deploy.invitation import Invitation
+from pfi.federate.deploy.invitation import Invitation, keep_roster
 from pfi.federate.deploy.keys import CA, load_server_keys, make_server_keys
 from pfi.federate.deploy.link import Link
 from pfi.federate.deploy.nodes import (
@@ -47,13 +49,13 @@ from pfi.federate.deploy.nodes import (
     read_nodes,
     unregister,
 )
-from pfi.federate.deploy.runtime import DeviceRuntime, keep_roster
+from pfi.federate.deploy.runtime import DeviceRuntime
 from pfi.federate.deploy.server_app import ADAPTER, make_strategy, run
 from pfi.federate.deploy.settings import DeployConfig
 from pfi.federate.deploy.superlink import SuperLink
 from pfi.federate.events import read_rounds
 from pfi.federate.exact import as_adapter
-from pfi.federate.fleet import Failure
+from pfi.federate.message import Failure
 from pfi.federate.rounds import Federation
 from pfi.federate.simulate import SimulatedFleet
 from pfi.federate.users import local_examples
@@ -244,12 +246,12 @@ def test_four_agents_learn_what_four_slots_of_a_simulation_learn(
     settings = {**plain, **more}
     task = get_task("LaMP_3")
     histories = {name: _history(name, count) for count, name in enumerate(FOUR, 3)}
-    out = tmp_path / "deployed"
+    out, began = tmp_path / "deployed", datetime.now(UTC)
     out.mkdir()
     with ExitStack() as stack:
         for name, history in histories.items():
             config = HomeConfig(backbone=backbone, task=task.name)
-            home = Home.create(name, root=tmp_path / "homes", config=config)
+            home = create_home(name, root=tmp_path / "homes", config=config)
             with home.open_vault() as vault:
                 vault.add(history)
             invitation = Invitation.make(world.keys, name, settings)
@@ -287,15 +289,18 @@ def test_four_agents_learn_what_four_slots_of_a_simulation_learn(
     assert [event["clients"] for event in events] == [4] * settings["rounds"]
     entries = list(Ledger(tmp_path / "homes" / FOUR[0] / "ledger.jsonl").entries())
     policy = "secure sum" if more else "clear"
-    assert {(entry.kind, entry.to, entry.policy) for entry in entries} == {
-        ("update", "localhost", policy)
-    }
-    sent = sum(
+    assert {(entry.to, entry.policy) for entry in entries} == {("localhost", policy)}
+    stages = ["ready", "secure keys", "secure shares", "update", "secure survivors"]
+    kinds = [*stages, "secure unmask"] if more else ["update"]
+    assert [entry.kind for entry in entries] == kinds * settings["rounds"]
+    counted = sent(open_home(FOUR[0], root=tmp_path / "homes"), lambda shows: False, began)
+    assert counted["updates"] == {"localhost": settings["rounds"]}
+    left = sum(
         entry.bytes
         for name in FOUR
         for entry in Ledger(tmp_path / "homes" / name / "ledger.jsonl").entries()
     )
-    assert sent == sum(event["bytes_up"] for event in events)
+    assert left == sum(event["bytes_up"] for event in events)
 
 
 FOUR = ["good", "killed", "late", "zoe"]

@@ -25,15 +25,7 @@ from pfi.augment.budget import Budget, most
 from pfi.augment.config import AugmentConfig, TeacherConfig
 from pfi.augment.desk import Desk, DeskReport
 from pfi.augment.store import Answer, TeacherStore
-from pfi.augment.teacher import (
-    Call,
-    Material,
-    Message,
-    Reply,
-    TeacherError,
-    Unusable,
-    Usage,
-)
+from pfi.augment.teacher import Call, Material, Message, Reply, TeacherError, Unusable, Usage
 from pfi.data.records import Record
 from pfi.errors import ConfigError, StorageError
 from pfi.sqlite import sqlite3

@@ -13,7 +13,9 @@ import pytest
 
 from pfi.data.records import Record
 from pfi.device.adapters import AdapterInfo, AdapterStore
-from pfi.device.home import Home, HomeConfig, home_path
+from pfi.device.config import HomeConfig
+from pfi.device.home import home_path
+from pfi.device.open import create_home, open_home
 from pfi.device.vault import BATCH, Vault
 from pfi.device.vault_rows import row_of
 from pfi.errors import ConfigError, StorageError
@@ -214,24 +216,24 @@ def test_profile_names_that_could_leave_the_root_are_refused(tmp_path: Path, nam
 
 
 def test_home_is_private_and_keeps_its_settings(tmp_path: Path) -> None:
-    made = Home.create("me", root=tmp_path / "root", config=HomeConfig(task="LaMP_4"))
+    made = create_home("me", root=tmp_path / "root", config=HomeConfig(task="LaMP_4"))
     for folder in (tmp_path / "root", made.path):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((made.path / "vault.db").stat().st_mode) == 0o600
     assert (made.path / "adapters" / "shared").is_dir()
-    opened = Home.open("me", root=tmp_path / "root")
+    opened = open_home("me", root=tmp_path / "root")
     assert opened.config == made.config and opened.config.task == "LaMP_4"
     assert opened.sizes()["vault"] > 0
 
 
 def test_home_missing_existing_and_unfinished(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="pfi init --profile me"):
-        Home.open("me", root=tmp_path)
-    Home.create("me", root=tmp_path)
+        open_home("me", root=tmp_path)
+    create_home("me", root=tmp_path)
     with pytest.raises(StorageError, match="exists"):
-        Home.create("me", root=tmp_path)
+        create_home("me", root=tmp_path)
     (tmp_path / "me" / "config.yaml").unlink()  # as if killed before the end
-    Home.create("me", root=tmp_path)
+    create_home("me", root=tmp_path)
 
 
 def test_pfi_home_moves_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,10 +243,10 @@ def test_pfi_home_moves_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("text", ["backbone: [", "unknown: 1", "records: -1", "- a list"])
 def test_config_that_makes_no_sense_names_its_file(tmp_path: Path, text: str) -> None:
-    home = Home.create("me", root=tmp_path)
+    home = create_home("me", root=tmp_path)
     (home.path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml"):
-        Home.open("me", root=tmp_path)
+        open_home("me", root=tmp_path)
 
 
 # Adapters ---------------------------------------------------------------------------

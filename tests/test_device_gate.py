@@ -21,19 +21,10 @@ import torch
 from pfi.data.records import History, Question, Record
 from pfi.device import AdapterInfo, Home, HomeConfig, Runtime, train
 from pfi.device import gate as module
-from pfi.device.gate import (
-    Fitted,
-    can_fit,
-    describe,
-    fit_gate,
-    forget,
-    gate_config,
-    gate_status,
-    home_retrieval,
-    home_trials,
-    read_gate,
-)
+from pfi.device.gate import can_fit, fit_gate, gate_config, home_retrieval, home_trials
+from pfi.device.gate_file import Fitted, describe, forget, gate_status, read_gate, write_gate
 from pfi.device.gate_prior import LEAST_TRIED, WithPrior, read_prior, weak_prior
+from pfi.device.open import create_home
 from pfi.errors import ConfigError, DataError, StorageError
 from pfi.learn import Adapter
 from pfi.memory import Memory
@@ -87,7 +78,7 @@ def make(tmp_path: Path, backbone: Backbone) -> Callable[..., Home]:
 
     def build(entries: list[Record], name: str = "one", **config: Any) -> Home:
         settings = {"embedder": "none", "train": QUICK, **config}
-        home = Home.create(
+        home = create_home(
             name, root=tmp_path, config=HomeConfig(backbone=str(backbone.name), **settings)
         )
         with home.open_vault() as vault:
@@ -104,7 +95,7 @@ def entry(home: Home, choice: Choice, **values: Any) -> Fitted:
     known = {"sure": 1.0, "gain": 0.1, "tried": 8, "users": 0, "settings": GateConfig()}
     known |= {"backbone": home.config.backbone, "personal": personal, "shared": shared}
     made = Fitted(task=task.name, choice=choice, date=START, **{**known, **values})
-    module._write(home, {**read_gate(home), task.name: made})
+    write_gate(home, {**read_gate(home), task.name: made})
     return made
 
 

@@ -21,13 +21,8 @@ from pfi import sqlite
 from pfi.data.records import Record
 from pfi.device import Home, Runtime
 from pfi.device.feedback import give, trust
-from pfi.device.memory import (
-    home_embedder,
-    memory_status,
-    open_memory,
-    rebuild_memory,
-    sync_memory,
-)
+from pfi.device.memory import home_embedder, memory_status, open_memory, rebuild_memory, sync_memory
+from pfi.device.open import create_home
 from pfi.device.vault import Vault
 from pfi.errors import ConfigError
 from pfi.memory import Memory, MemoryStore, SearchConfig
@@ -51,7 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A device with thirty records; its sentence model hashes words."""
     monkeypatch.setenv("PFI_HOME", str(tmp_path / "root"))
     monkeypatch.setattr("pfi.memory.embedders.find_embedder", lambda name: HashEmbedder(32))
-    made = Home.create()
+    made = create_home()
     with made.open_vault() as vault:
         vault.add(record(n) for n in range(30))
         vault.add([record(3, id="s", task="LaMP_4", origin="synthetic")])
@@ -149,7 +144,7 @@ def test_an_older_vault_that_was_put_back_is_noticed(home: Home, tmp_path: Path)
 
 
 def test_a_running_one_sees_new_records_and_loses_erased_ones(home: Home) -> None:
-    from pfi.device.memory import erase
+    from pfi.device.erasure import erase
 
     runtime = Runtime(home)
     assert "r50" not in [r.id for r in runtime.memory(TASK).search("quokka", 1)]
@@ -259,7 +254,7 @@ def test_a_memory_that_is_missing_or_damaged_is_built_again(home: Home, harm: st
 
 KILLED = """
 import sys
-from pfi.device import Home
+from pfi.device.open import open_home
 import pfi.memory.embedders as embedders, pfi.memory.store as store
 from pfi.device.memory import rebuild_memory
 embedders.find_embedder = lambda name: embedders.HashEmbedder(32)
@@ -267,7 +262,7 @@ store.BATCH = 5
 def tell(done, total):
     print(done, flush=True)
     sys.stdin.readline()
-rebuild_memory(Home.open(), on_progress=tell)
+rebuild_memory(open_home(), on_progress=tell)
 """
 
 

@@ -1,4 +1,5 @@
-"""The documentation is true: commands parse, links lead somewhere, examples work.
+"""The documentation is true: commands parse, what is named exists, links lead somewhere, examples
+work.
 
 Generated parts are made anew by ``scripts/document_commands.py`` and compared.
 """
@@ -6,15 +7,18 @@ Generated parts are made anew by ``scripts/document_commands.py`` and compared.
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import importlib.util
+import inspect
+import pkgutil
 import re
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
@@ -25,14 +29,19 @@ import pfi.data.connectors as connector_module
 from pfi.augment.config import AugmentConfig
 from pfi.cli.app import app
 from pfi.cli.study import build_config
-from pfi.data.connectors import ImportReport, connectors, get_connector
-from pfi.device import Home, import_records, parse_options
-from pfi.device.home import nested_settings
+from pfi.data.connectors import connectors, get_connector
+from pfi.data.report import ImportReport
+from pfi.device import import_records, parse_options
+from pfi.device.open import create_home
 from pfi.errors import PfiError
+from pfi.settings import nested_settings
 from pfi.tasks import get_task, read_task, tasks
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+#: What users read; `dev/` has the notes of those who work on pfi.
+PAGES = [README, ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+DEV = sorted((ROOT / "dev").glob("*.md"))
 FENCE = re.compile(r"^(```+)(\w*)\n(.*?)^\1 *$", re.MULTILINE | re.DOTALL)
 
 
@@ -51,6 +60,11 @@ script = load_script()
 def prose(page: Path) -> str:
     """A page without its code blocks."""
     return FENCE.sub("", page.read_text("utf-8"))
+
+
+def spans(page: Path) -> list[str]:
+    """What a page's prose has in backticks."""
+    return re.findall(r"`([^`\n]+)`", prose(page))
 
 
 def block_after(page: str, marker: str) -> str:
@@ -268,7 +282,7 @@ def test_pretraining_commands_parse() -> None:
     stages = re.search(r'"stage", choices=\[(.*?)\]', source)
     assert stages
     calls = []
-    for block in FENCE.finditer((ROOT / "docs" / "gpu-jobs.md").read_text("utf-8")):
+    for block in FENCE.finditer((ROOT / "dev" / "gpu-jobs.md").read_text("utf-8")):
         calls += re.findall(r"scripts/pretrain\.py (\w+) ([^|\n]*)", block[3])
     assert len(calls) >= 4
     for stage, options in calls:
@@ -306,7 +320,7 @@ def anchors(page: Path) -> set[str]:
     return {heading.strip().replace(" ", "-") for heading in plain}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *DEV], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
@@ -320,24 +334,32 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_linked_from_the_readme() -> None:
-    readme = PAGES[0].read_text("utf-8")
+    readme = README.read_text("utf-8")
     for page in PAGES[1:]:
-        assert f"](docs/{page.name})" in readme
+        assert f"]({page.relative_to(ROOT)})" in readme
+
+
+def test_pages_for_users_do_not_send_them_to_the_workshop() -> None:
+    """The README may, for those who want to work on pfi."""
+    for page in PAGES[1:]:
+        text = page.read_text("utf-8")
+        assert not re.search(r"\]\((\.\./)?dev/", text), f"{page.name} links to dev/"
+    assert not {page.name for page in DEV} & {page.name for page in PAGES}
 
 
 def test_pages_named_in_the_code_exist() -> None:
     named = {
-        name
+        name: path
         for path in (ROOT / "src").rglob("*.py")
-        for name in re.findall(r"docs/([\w-]+\.md)", path.read_text("utf-8"))
+        for name in re.findall(r"\b(?:docs|dev)/[\w-]+\.md", path.read_text("utf-8"))
     }
-    assert "studies.md" in named
-    assert named <= {page.name for page in PAGES}
+    assert "docs/studies.md" in named
+    assert not {name: path for name, path in named.items() if not (ROOT / name).exists()}
 
 
 def test_lines_are_readable() -> None:
     """Prose lines stay short enough to review; tables, code and generated parts do not count."""
-    for page in PAGES:
+    for page in [*PAGES, *DEV]:
         for line in prose(page).splitlines():
             assert line.startswith(("|", "!", "<!--")) or len(line) <= 120, (page.name, line)
 
@@ -396,6 +418,147 @@ def test_every_event_of_a_study_is_documented() -> None:
             assert f"`{key}`" in row[1], (event, key)
 
 
+# Names --------------------------------------------------------------------------------
+
+#: Files that pages name and no code of ours does: placeholders, and those of other programs.
+OTHERS = {"OUT.json", "conversations-000.json", "openapi.json", "phone-7.json", "triage.yaml"}
+_FILE = re.compile(r"[\w*<>./-]*\w\.(?:db|html|jsonl?|key|log|pem|safetensors|sock|yaml)\b")
+_PATH = re.compile(r"(?:benchmarks|dev|docs|scripts|src|tests)/[\w./-]*\w|[\w./-]+/[\w-]+\.py\b")
+_SETTING = re.compile(r"([a-z_]+(?:\.[a-z_]+)+)(?:=.*|: .*)?")
+_VARIABLE = re.compile(r"\bPFI_[A-Z]+(?:_[A-Z]+)*\b")
+
+
+def source() -> str:
+    """The text of all of our modules."""
+    return "\n".join(file.read_text("utf-8") for file in sorted((ROOT / "src").rglob("*.py")))
+
+
+def flags(command: click.Command) -> set[str]:
+    """The options of a command and of those below it."""
+    found = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    return found.union(*map(flags, getattr(command, "commands", {}).values()))
+
+
+def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The names of a model's settings, those of the models within it with a dot."""
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        for part in (info.annotation, *get_args(info.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from settings_of(part, f"{prefix}{name}.")
+
+
+def all_settings() -> set[str]:
+    """The names of all settings, as a file or `--set` spells them."""
+    from pfi.device import HomeConfig
+    from pfi.device.candidates import RefreshConfig
+    from pfi.evaluate.config import StudyConfig
+    from pfi.federate.config import FederateConfig
+    from pfi.learn import TrainConfig
+    from pfi.memory.config import SearchConfig
+    from pfi.memory.gate import GateConfig
+    from pfi.memory.mixing import MixConfig
+    from pfi.serve import ServeConfig
+
+    whole: list[type[BaseModel]] = [StudyConfig, FederateConfig, AugmentConfig, HomeConfig]
+    whole.append(ServeConfig)
+    sections: dict[str, type[BaseModel]] = {
+        "train": TrainConfig,
+        "mix": MixConfig,
+        "augment": AugmentConfig,
+    }
+    sections |= {"gate": GateConfig, "refresh": RefreshConfig, "search": SearchConfig}
+    found = {name for model in whole for name in settings_of(model)}
+    return found.union(*(settings_of(model, f"{name}.") for name, model in sections.items()))
+
+
+def unknown_names(found: list[str], known: str, options: set[str], settings: set[str]) -> list[str]:
+    """Those of some spans that name a flag, file, path or setting which does not exist."""
+    sections = {name.partition(".")[0] for name in settings if "." in name}
+    data = {file.name for file in (ROOT / "src").rglob("*") if file.suffix != ".py"}
+    wrong = []
+    for span in found:
+        if span.startswith(("--", "pfi ")):
+            wrong += [f for f in re.findall(r"(?<![\w-])--[a-z][\w-]+", span) if f not in options]
+        setting = _SETTING.fullmatch(span)
+        if setting and not _FILE.search(span) and setting[1].partition(".")[0] in sections:
+            wrong += [span] * (setting[1] not in settings)
+        for path in _PATH.findall(span):
+            if not any((place / path).exists() for place in (ROOT, ROOT / "src" / "pfi")):
+                wrong.append(path)
+        for path in _FILE.findall(span):
+            name = path.rpartition("/")[2].lstrip("*")
+            if name not in OTHERS | data and name not in known and not (ROOT / path).exists():
+                wrong.append(path)
+    return wrong
+
+
+def test_flags_files_paths_and_settings_named_in_prose_exist() -> None:
+    known, settings = source(), all_settings()
+    options = flags(typer.main.get_command(app)) | {"--help"}
+    wrong = {page.name: unknown_names(spans(page), known, options, settings) for page in PAGES}
+    assert not {page: names for page, names in wrong.items() if names}
+
+
+@pytest.mark.parametrize(
+    "span",
+    ["--key-ring", "pfi ask --how", "vaults.db", "device/house.py", "src/pfi/no.py", "robust.evil",
+     "filters.colour=1", "train.epoch: 3", "memory/index.json"],
+)  # fmt: skip
+def test_wrong_names_are_found(span: str) -> None:
+    options = {"--key", "--why"}
+    assert unknown_names([span], "vault.db memory.db", options, all_settings())
+
+
+def test_names_of_python_in_prose_exist() -> None:
+    for page in PAGES:
+        for span in spans(page):
+            if not _FILE.search(span) and (name := re.fullmatch(r"pfi(?:\.[A-Za-z_]\w*)+", span)):
+                assert pkgutil.resolve_name(name[0]), (page.name, span)
+
+
+def test_the_settings_of_an_engine_are_those_of_its_class() -> None:
+    from pfi.models.torch_engine import TorchEngine
+
+    page = (ROOT / "docs" / "runtime.md").read_text("utf-8")
+    table = page.partition("## The torch engine\n")[2].partition("\n\n- ")[0]
+    documented = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+    found = inspect.signature(TorchEngine).parameters
+    assert set(documented) == found.keys() - {"backbone"}
+
+
+def test_variables_of_the_environment_exist() -> None:
+    known = source()
+    for page in PAGES:
+        for name in set(_VARIABLE.findall(page.read_text("utf-8"))):
+            assert name in known, (page.name, name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_the_docs_imports_what_there_is_and_uses_what_it_has(page: Path) -> None:
+    text = re.sub(r"<!-- generated: .*?<!-- end -->", "", page.read_text("utf-8"), flags=re.DOTALL)
+    blocks = [block[3] for block in FENCE.finditer(text) if block[2] == "python"]
+    # A block may go on from those before it.
+    bound, used = {*dir(builtins), "__name__"}, set[str]()
+    for node in ast.walk(ast.parse("\n".join(blocks))):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pfi"):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+    assert used <= bound
+
+
 # Worked examples ----------------------------------------------------------------------
 
 
@@ -406,7 +569,7 @@ def test_the_example_task_works(tmp_path: Path) -> None:
     (tmp_path / "sorted.csv").write_text(
         'text,folder\n"Call me, please",now\nSale!,never\n', "utf-8"
     )
-    home = Home.create(root=tmp_path / "home")
+    home = create_home(root=tmp_path / "home")
     options = parse_options([f"task={path}"], get_connector("table").options)
     assert import_records(home, "table", tmp_path / "sorted.csv", options).added == 2
     with home.open_vault() as vault:

@@ -28,6 +28,7 @@ from pfi.device.adapters import AdapterInfo
 from pfi.device.encrypting import UNFINISHED
 from pfi.device.keys import KEYS
 from pfi.device.memory import open_memory
+from pfi.device.open import create_home, open_home
 from pfi.device.vault import Vault
 from pfi.errors import ConfigError, StorageError
 from pfi.federate.client import Memories
@@ -56,7 +57,7 @@ def found(folder: Path, *words: str) -> set[str]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    made = Home.create("ana", root=tmp_path, config=HomeConfig(embedder="none"))
+    made = create_home("ana", root=tmp_path, config=HomeConfig(embedder="none"))
     with made.open_vault() as vault:
         vault.add(record(n) for n in range(30))
     return made
@@ -143,7 +144,7 @@ def test_a_day_of_use_leaves_no_plain_word(
     pfi("train", "--set", "epochs=1", "--set", "rank=2")
     pfi("ask", f"what of {SECRET}?")
     pfi("feedback", "--last", "--correct", f"a {SECRET} of the harbour")
-    home = Home.open()
+    home = open_home()
     assert {"vault.db", "ledger.jsonl", "teacher.db", "memory/memory.db"} <= {
         name for name, data in opened(home).items() if SECRET.encode() in data
     }
@@ -193,13 +194,13 @@ def test_names_in_the_plain_settings_go_into_the_vault(home: Home) -> None:
     assert "names" not in config.read_text()
     for names in (["Maria Lopes", "Jo"], ["Jo", "Kim"]):
         config.write_text(config.read_text() + f"names: {json.dumps(names)}\n")
-        again = Home.open("ana", root=home.path.parent)
+        again = open_home("ana", root=home.path.parent)
         assert "names" not in config.read_text() and again.config == home.config
     with home.open_vault() as vault:
         assert vault.setting("names") == ["Maria Lopes", "Jo", "Kim"]
     config.write_text(config.read_text() + "names: 5\n")
     with pytest.raises(ConfigError, match="list"):
-        Home.open("ana", root=home.path.parent)
+        open_home("ana", root=home.path.parent)
 
 
 # Refused -----------------------------------------------------------------------------
@@ -224,7 +225,7 @@ def _plain(file: Path) -> None:
 
 
 def _newer(file: Path) -> None:
-    home = Home.open("ana", root=file.parent.parent)
+    home = open_home("ana", root=file.parent.parent)
     with home.open_vault() as vault:
         vault._db.execute("PRAGMA user_version = 99")
 
@@ -265,17 +266,17 @@ def test_an_encrypted_vault_is_no_home_of_an_older_pfi(home: Home) -> None:
     (home.path / KEYS).unlink()
     for _ in range(2):
         with pytest.raises(StorageError, match="keys of this profile are missing"):
-            Home.open("ana", root=home.path.parent)
+            open_home("ana", root=home.path.parent)
     (home.path / "config.yaml").unlink()
     with pytest.raises(StorageError, match="keys of this profile are missing"):
-        Home.create("ana", root=home.path.parent)
+        create_home("ana", root=home.path.parent)
     assert not (home.path / KEYS).exists()
 
 
 def test_profiles_never_see_each_other(home: Home) -> None:
     """Bo, who has all files of Ana, gets nothing out of them with Bo's keys."""
     use(home)
-    bo = Home.create("bo", root=home.path.parent, config=HomeConfig(embedder="none"))
+    bo = create_home("bo", root=home.path.parent, config=HomeConfig(embedder="none"))
     for part in ("adapters", "memory"):
         shutil.rmtree(bo.path / part)
         shutil.copytree(home.path / part, bo.path / part)
@@ -301,7 +302,7 @@ def test_profiles_never_see_each_other(home: Home) -> None:
 def test_killed_between_any_two_steps_of_a_write(home: Home) -> None:
     point = 0
     while killed_at(point, lambda: _add_two(home)):
-        with Home.open("ana", root=home.path.parent).open_vault() as vault:
+        with open_home("ana", root=home.path.parent).open_vault() as vault:
             assert vault.count() in (30, 32), point
             assert vault.setting("done") in (None, vault.count())
             assert vault._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -314,13 +315,13 @@ def test_killed_between_any_two_steps_of_a_write(home: Home) -> None:
 
 
 def _add_two(home: Home) -> None:
-    with Home.open("ana", root=home.path.parent).open_vault() as vault:
+    with open_home("ana", root=home.path.parent).open_vault() as vault:
         vault.add([record(100), record(101)])
         vault.set_setting("done", vault.count())
 
 
 def _write_on(root: Path, pipe: Any) -> None:
-    with Home.open("ana", root=root).open_vault() as vault:
+    with open_home("ana", root=root).open_vault() as vault:
         for n in range(1000, 100_000):
             vault.add([record(n)])
             pipe.send(n)
@@ -377,8 +378,8 @@ def test_a_plain_home_is_encrypted_when_it_is_opened(version: int, tmp_path: Pat
     old = make_old_home(tmp_path, version=version)
     (old / ".config.yaml.abc.tmp").write_text(SECRET)  # of a write that was killed
     (old / ".ledger.jsonl.abc.tmp").write_text(SECRET)
-    check_migrated(Home.open("old", root=tmp_path))
-    check_migrated(Home.open("old", root=tmp_path))
+    check_migrated(open_home("old", root=tmp_path))
+    check_migrated(open_home("old", root=tmp_path))
 
 
 def test_the_command_line_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +416,7 @@ def test_a_plain_home_whose_process_was_killed_loses_nothing(tmp_path: Path) -> 
 
     assert killed_at(10**6, work) and (old / "vault.db-wal").stat().st_size > 0
     # That process has made the vault's tables new; they stay as they are.
-    check_migrated(Home.open("old", root=tmp_path))
+    check_migrated(open_home("old", root=tmp_path))
     assert not (old / "vault.db-wal").exists()
 
 
@@ -429,7 +430,7 @@ def test_killed_while_encrypting_at_any_point(
     root, rng = tmp_path / "root", random.Random(0)
 
     def work() -> None:
-        Home.open("old", root=root)
+        open_home("old", root=root)
 
     for names in (True, False):
         shutil.copytree(tmp_path / "0", root)
@@ -442,7 +443,7 @@ def test_killed_while_encrypting_at_any_point(
             assert killed_at(point, work, names=names)
             if not names:  # perhaps once more while the next one goes on
                 killed_at(rng.randrange(steps), work)
-            check_migrated(Home.open("old", root=root), texts=4)
+            check_migrated(open_home("old", root=root), texts=4)
         shutil.rmtree(root)
 
 
@@ -454,9 +455,9 @@ def test_a_plain_home_in_use_is_left_as_it_is(
     with Vault(old / "vault.db") as other:
         list(other.find())
         with pytest.raises(StorageError, match="the vault is in use"):
-            Home.open("old", root=tmp_path)
+            open_home("old", root=tmp_path)
         assert other.count() == 30
-    check_migrated(Home.open("old", root=tmp_path))
+    check_migrated(open_home("old", root=tmp_path))
 
 
 def test_a_damaged_plain_vault_is_told_and_left(tmp_path: Path) -> None:
@@ -466,10 +467,10 @@ def test_a_damaged_plain_vault_is_told_and_left(tmp_path: Path) -> None:
     (old / "vault.db").write_bytes(damaged)
     for _ in range(2):
         with pytest.raises(StorageError, match="the vault is damaged"):
-            Home.open("old", root=tmp_path)
+            open_home("old", root=tmp_path)
     assert (old / "vault.db").read_bytes()[4096:] == damaged[4096:]
     (old / "vault.db").write_bytes(whole)
-    check_migrated(Home.open("old", root=tmp_path))
+    check_migrated(open_home("old", root=tmp_path))
 
 
 # The ledger --------------------------------------------------------------------------

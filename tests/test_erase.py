@@ -21,8 +21,11 @@ from typer.testing import CliRunner, Result
 from pfi.cli.app import app
 from pfi.data.records import Provenance, Record
 from pfi.device import AdapterInfo, Home, statement
-from pfi.device.erasure import erase, erase_everything, refuse_erased
-from pfi.device.retraining import SETTING, retrain, settings_of
+from pfi.device.erased import refuse_erased
+from pfi.device.erasure import erase, erase_everything
+from pfi.device.open import create_home, open_home
+from pfi.device.retrain_settings import SETTING, settings_of
+from pfi.device.retraining import retrain
 from pfi.device.training import train
 from pfi.errors import DataError, StorageError
 from pfi.models import Backbone, load_backbone
@@ -39,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A profile with four real records, one of them of another task, and a synthetic one."""
     monkeypatch.setenv("PFI_HOME", str(tmp_path / "root"))
     monkeypatch.delenv("PFI_PROFILE", raising=False)
-    made = Home.create()
+    made = create_home()
     made.config.embedder = "none"
     made.save_config()
     texts = ["rain\nover [the] harbour \u001b[31m", "a tea house", "the cup final"]
@@ -254,7 +257,7 @@ def test_a_choice_that_somebody_changed_hinders_no_erasure(home: Home) -> None:
 
 
 def test_gate_choices_fitted_on_it_go(home: Home) -> None:
-    from pfi.device.gate import Fitted, _write, read_gate
+    from pfi.device.gate_file import Fitted, read_gate, write_gate
     from pfi.memory.gate import Choice, GateConfig
 
     def fitted(task: str, date: datetime) -> Fitted:
@@ -264,7 +267,7 @@ def test_gate_choices_fitted_on_it_go(home: Home) -> None:
         )  # fmt: skip
 
     now = datetime.now(UTC) + timedelta(1)
-    _write(home, {TASK: fitted(TASK, now), "LaMP_3": fitted("LaMP_3", DAY)})
+    write_gate(home, {TASK: fitted(TASK, now), "LaMP_3": fitted("LaMP_3", DAY)})
     erase(home, ["o"])  # fitted before it was there
     assert set(read_gate(home)) == {TASK, "LaMP_3"}
     done = erase(home, ["r0"])
@@ -447,13 +450,13 @@ def test_all_leaves_an_empty_profile_that_works(home: Home) -> None:
         assert vault.setting("names") is None
         vault.add([Record("new", TASK, {"text": "new"}, "N", DAY)])
     assert list(home.personal_adapters.versions()) == [] and version(home) == "0002"
-    assert Home.open().config == home.config
+    assert open_home().config == home.config
     assert done.statement["asked"]["by"] == "all"
 
 
 def test_the_profile_too(home: Home, tmp_path: Path) -> None:
     _fill(home)
-    Home.create("other")
+    create_home("other")
     secret = list((home.path.parent / ".keys").iterdir())
     file = tmp_path / "gone.json"
     result = pfi("erase", "--all", "--profile-too", "--yes", "--statement", str(file))
@@ -464,24 +467,25 @@ def test_the_profile_too(home: Home, tmp_path: Path) -> None:
     assert len(list((home.path.parent / ".keys").iterdir())) == len(secret) - 1
     assert statement.check(file)["profile removed"] is True
     assert "there is no profile" in pfi("records", code=2).stderr
-    Home.open("other").open_vault().close()
+    open_home("other").open_vault().close()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 @pytest.mark.parametrize("target", ["erasure.drop_keys", "erasure.Path.rename", "shutil.rmtree"])
 def test_killed_while_removing_a_profile(home: Home, tmp_path: Path, target: str) -> None:
-    Home.create("other")
+    create_home("other")
     file = tmp_path / "gone.json"
     code = f"""
 import json, os, shutil, signal
 from pathlib import Path
-from pfi.device import Home, erasure
+from pfi.device import erasure
+from pfi.device.open import open_home
 def keep(told):
     Path({str(file)!r}).write_text(json.dumps(told))
     def kill(*args, **named):
         os.kill(os.getpid(), signal.SIGKILL)
     {target} = kill
-erasure.remove_profile(Home.open(), keep)
+erasure.remove_profile(open_home(), keep)
 """
     run = subprocess.run([sys.executable, "-c", code], check=False)
     assert run.returncode == -signal.SIGKILL
@@ -490,19 +494,19 @@ erasure.remove_profile(Home.open(), keep)
     assert "is finished now" in result.stderr
     assert {path.name for path in home.path.parent.iterdir()} == {"other", ".keys"}
     assert len(list((home.path.parent / ".keys").iterdir())) == 1
-    Home.open("other").open_vault().close()
+    open_home("other").open_vault().close()
 
 
 # Kills --------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal
-from pfi.device import Home
+from pfi.device.open import open_home
 from pfi.device import erasure, adapters, statement
 def kill(*args, **named):
     os.kill(os.getpid(), signal.SIGKILL)
 {target} = kill
-erasure.erase(Home.open(), ["r1"])
+erasure.erase(open_home(), ["r1"])
 """
 
 
@@ -525,7 +529,7 @@ def test_killed_while_erasing(home: Home, target: str) -> None:
     run = subprocess.run([sys.executable, "-c", KILLED.format(target=target)], check=False)
     assert run.returncode == -signal.SIGKILL
     assert list(home.path.glob("erasing-*.json"))
-    again = Home.open()
+    again = open_home()
     assert ids(again) == {"r0", "r2", "o"}
     assert not list(home.path.glob("erasing*"))
     assert again.personal_adapters.active(TASK) == "0001"

@@ -29,6 +29,7 @@ from pfi.device import AdapterInfo, Home, Runtime
 from pfi.device.copies import Copies
 from pfi.device.erasure import erase, finish_erasures
 from pfi.device.memory import open_memory
+from pfi.device.open import create_home, open_home
 from pfi.device.vault_feedback import Feedback, Shown
 from pfi.errors import StorageError
 from pfi.memory.embedders import HashEmbedder
@@ -79,7 +80,7 @@ class Parrot:
 def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A device that imported, indexed, searched, augmented and was told what is wrong."""
     root = tmp_path_factory.mktemp("used")
-    made = Home.create(root=root)
+    made = create_home(root=root)
     with made.open_vault() as vault:
         vault.add(story(n) for n in range(6))
         history = vault.history("LaMP_4", origin="real")
@@ -120,7 +121,7 @@ def home(used: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     shutil.copytree(used, tmp_path / "root")
     monkeypatch.setenv("PFI_HOME", str(tmp_path / "root"))
     monkeypatch.setattr("pfi.memory.embedders.find_embedder", lambda name: HashEmbedder(64))
-    return Home.open()
+    return open_home()
 
 
 def traces(home: Home, word: str = SECRET) -> set[str]:
@@ -308,7 +309,7 @@ def _looked_up(path: str) -> Any:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pfi.device import Home
+from pfi.device.open import open_home
 from pfi.device.erasure import erase
 import {module} as module
 target = module{attribute}
@@ -318,7 +319,7 @@ def kill(*args, **named):
         true(*args, **named)
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(target, {name!r}, kill)
-erase(Home.open(), ["r2"])
+erase(open_home(), ["r2"])
 """
 
 

@@ -22,6 +22,7 @@ from pfi.device import export_quality as quality_module
 from pfi.device.adapters import AdapterInfo
 from pfi.device.export_quality import Quality, choose_examples
 from pfi.device.exports import Report, export_gguf, export_merged, export_peft, learnt
+from pfi.device.open import create_home
 from pfi.errors import BackboneError, ConfigError, DataError, StorageError
 from pfi.models import Backbone, load_backbone
 from pfi.tasks import get_task
@@ -50,7 +51,7 @@ def records(first: int, last: int) -> list[Record]:
 def home(tmp_path: Path, backbone_folder: Folder) -> Home:
     """Six records, a shared adapter and a personal one on it that held back two of them."""
     backbone = str(backbone_folder("llama"))
-    home = Home.create(root=tmp_path / "root", config=HomeConfig(backbone=backbone), lock="file")
+    home = create_home(root=tmp_path / "root", config=HomeConfig(backbone=backbone), lock="file")
     with home.open_vault() as vault:
         vault.add(records(0, 6))
     plain = load_backbone(backbone)
@@ -229,7 +230,7 @@ def test_what_is_measured_on_is_what_the_adapter_has_not_seen(home: Home) -> Non
 
 
 def test_the_gates_weight_counts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pfi.device.gate import Fitted
+    from pfi.device.gate_file import Fitted
     from pfi.memory.gate import Choice, GateConfig
 
     fitted = Fitted(
@@ -245,7 +246,7 @@ def test_the_gates_weight_counts(home: Home, monkeypatch: pytest.MonkeyPatch) ->
         settings=GateConfig(),
         date=datetime.now(UTC),
     )
-    monkeypatch.setattr("pfi.device.gate.read_gate", lambda home: {"LaMP_4": fitted})
+    monkeypatch.setattr("pfi.device.gate_file.read_gate", lambda home: {"LaMP_4": fitted})
     found = learnt(home, TASK)
     assert found.weight == 0.5
     shared, own = home.shared_adapters.load("0001"), home.personal_adapters.load("0001")
@@ -256,7 +257,7 @@ def test_the_gates_weight_counts(home: Home, monkeypatch: pytest.MonkeyPatch) ->
     assert adapter is not None
     assert equal(logits(plain.with_adapters([adapter]).model), expected)
     other = fitted.model_copy(update={"personal": "0009"})  # fitted with another adapter
-    monkeypatch.setattr("pfi.device.gate.read_gate", lambda home: {"LaMP_4": other})
+    monkeypatch.setattr("pfi.device.gate_file.read_gate", lambda home: {"LaMP_4": other})
     assert learnt(home, TASK).weight == 1.0
 
 
@@ -274,7 +275,7 @@ def test_what_makes_no_sense_is_refused(
     with pytest.raises(StorageError, match="cannot be written"):
         export_peft(home, TASK, tmp_path / "file" / "x")
     other = HomeConfig(backbone=str(backbone_folder("gpt2")))
-    strange = Home.create("other", root=tmp_path / "root", config=other, lock="file")
+    strange = create_home("other", root=tmp_path / "root", config=other, lock="file")
     with pytest.raises(BackboneError, match="gpt2 model cannot be written as GGUF"):
         export_gguf(strange, TASK, tmp_path / "g.gguf")
     assert not (tmp_path / "g.gguf").exists()

@@ -23,7 +23,7 @@ from pfi.federate.exact import as_adapter, compress, exact
 from pfi.federate.layout import Layer, Layout
 from pfi.federate.message import Message
 from pfi.federate.strategies import get_strategy
-from pfi.federate.strategy import Client, Losses, Model
+from pfi.federate.work import Client, Losses, Model
 from pfi.models import load_backbone
 from pfi.models.adapters import Adapter, AdapterConfig
 from pfi.models.bank import AdapterBank

@@ -33,7 +33,8 @@ from pfi.federate.layout import Layer, Layout
 from pfi.federate.message import Message
 from pfi.federate.strategies import STRATEGIES
 from pfi.federate.strategies.svd import factors_of
-from pfi.federate.strategy import Client, State, Strategy, Trained
+from pfi.federate.strategy import Strategy
+from pfi.federate.work import Client, State, Trained
 
 #: Rules whose new state is the mean of the clients' whole products, and that say so.
 EXACT = ["fedex", "ffa", "flexlora", "flora", "rolora"]

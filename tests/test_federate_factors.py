@@ -18,7 +18,7 @@ from pfi.federate.layout import Layer, Layout
 from pfi.federate.message import Message
 from pfi.federate.products import pack_base, thin, unpack_base
 from pfi.federate.strategies.hetero import product_norm
-from pfi.federate.strategy import Client
+from pfi.federate.work import Client
 
 SENDS_FACTORS = ["fedex", "flexlora", "flora", "hetlora"]
 LIMIT = 1e-6

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from pfi.errors import ConfigError, FederationError, StorageError
+from pfi.federate.check import check
 from pfi.federate.config import FederateConfig
 from pfi.federate.engine import Engine, _plan
-from pfi.federate.fleet import Failure
-from pfi.federate.message import Message
+from pfi.federate.message import Failure, Message
 from pfi.federate.rounds import Federation, divide
 from pfi.federate.simulate import SimulatedFleet
-from pfi.federate.strategy import Client, Losses, Train
+from pfi.federate.work import Client, Losses, Train
 from pfi.models.adapters import Adapter, AdapterConfig, lora_config
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.models.packing import Row, target_losses
@@ -606,7 +606,7 @@ def test_settings_that_contradict_each_other_are_refused(
     changes: dict[str, Any], what: str
 ) -> None:
     with pytest.raises((ValueError, ConfigError), match=what):
-        config_of(**changes)
+        check(config_of(**changes))
 
 
 def test_somebody_has_to_train() -> None:

@@ -12,8 +12,8 @@ from pfi.errors import ConfigError, FederationError
 from pfi.federate.message import Message
 from pfi.federate.strategies.clusters import Sketch
 from pfi.federate.strategies.kseed import Directions
-from pfi.federate.strategy import Train
 from pfi.federate.upload import unpack
+from pfi.federate.work import Train
 
 WIDTH, SPLIT = 36, 16
 UPDATE = "update.vector"

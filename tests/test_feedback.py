@@ -12,7 +12,9 @@ import pytest
 
 from pfi.data.records import Record
 from pfi.device import feedback
-from pfi.device.home import Home, HomeConfig
+from pfi.device.config import HomeConfig
+from pfi.device.home import Home
+from pfi.device.open import create_home
 from pfi.device.pairs import preferences
 from pfi.device.vault import SCHEMA_VERSION, Vault
 from pfi.errors import ConfigError, DataError
@@ -25,7 +27,7 @@ ASKED = {"text": "It rained for a week."}
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    return Home.create(root=tmp_path, config=HomeConfig(embedder="none"))
+    return create_home(root=tmp_path, config=HomeConfig(embedder="none"))
 
 
 def records(home: Home, task: Task = HEADLINE) -> list[Record]:

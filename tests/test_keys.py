@@ -24,6 +24,7 @@ from pfi.data.records import Record
 from pfi.device import Home, unlock
 from pfi.device.keys import KEYS, KeysFile, change_lock, make_keys, read_keys_file
 from pfi.device.keys import unlock as unlocked
+from pfi.device.open import create_home, open_home
 from pfi.errors import ConfigError, PfiError, StorageError
 from pfi.trust.sealing import SealError, seal, unseal
 
@@ -74,14 +75,14 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> FakeKeyring:
 
 
 def make(root: Path, lock: Any = "file", profile: str = "ana") -> Home:
-    home = Home.create(profile, root=root, lock=lock, passphrase=LONG)
+    home = create_home(profile, root=root, lock=lock, passphrase=LONG)
     with home.open_vault() as vault:
         vault.add([Record("r", "LaMP_4", {"text": "a"}, "b")])
     return home
 
 
 def opens(root: Path, profile: str = "ana") -> bool:
-    with Home.open(profile, root=root).open_vault() as vault:
+    with open_home(profile, root=root).open_vault() as vault:
         return vault.count() == 1
 
 
@@ -167,27 +168,27 @@ def test_a_keyring_asked_for_by_name_must_work(tmp_path: Path) -> None:
 
 def test_passphrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="shorter than 8"):
-        Home.create("x", root=tmp_path, lock="passphrase", passphrase="short")
+        create_home("x", root=tmp_path, lock="passphrase", passphrase="short")
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(ConfigError, match="PFI_PASSPHRASE"):
-        Home.create("x", root=tmp_path, lock="passphrase")
+        create_home("x", root=tmp_path, lock="passphrase")
     typed = iter([LONG, LONG + "!", LONG, LONG, "wrong one", LONG])
     monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
     monkeypatch.setattr("sys.stdin", type("T", (), {"isatty": lambda self: True})())
     with pytest.raises(ConfigError, match="differ"):
-        Home.create("x", root=tmp_path, lock="passphrase")
-    made = Home.create("x", root=tmp_path, lock="passphrase")
+        create_home("x", root=tmp_path, lock="passphrase")
+    made = create_home("x", root=tmp_path, lock="passphrase")
     unlock._TYPED.clear()
     with pytest.raises(StorageError, match="the passphrase is wrong") as error:
-        Home.open("x", root=tmp_path).open_vault()
+        open_home("x", root=tmp_path).open_vault()
     assert "nothing was changed" in one_line(error)
-    Home.open("x", root=tmp_path).open_vault().close()
-    assert Home.open("x", root=tmp_path).keys.master == made.keys.master  # not asked again
+    open_home("x", root=tmp_path).open_vault().close()
+    assert open_home("x", root=tmp_path).keys.master == made.keys.master  # not asked again
     assert next(typed, None) is None
 
 
 def test_a_passphrase_is_the_same_however_its_accents_are_written(tmp_path: Path) -> None:
-    home = Home.create("x", root=tmp_path, lock="passphrase", passphrase="caf\u00e9 au lait")
+    home = create_home("x", root=tmp_path, lock="passphrase", passphrase="caf\u00e9 au lait")
     assert unlocked(home.path, "cafe\u0301 au lait") == home.keys
 
 
@@ -263,7 +264,7 @@ def test_keys_that_cannot_be_read(harm: Callable[[Path], Any], says: str, tmp_pa
     before = file.read_bytes()
     harm(file)
     with pytest.raises(StorageError, match=says) as error:
-        Home.open("ana", root=tmp_path).open_vault()
+        open_home("ana", root=tmp_path).open_vault()
     one_line(error)
     assert file.exists() is ("missing" not in says)  # no new keys over the old vault
     file.write_bytes(before)
@@ -280,7 +281,7 @@ def test_a_key_file_that_is_missing_damaged_or_anothers(tmp_path: Path) -> None:
         if text is not None:
             file.write_text(text)
         with pytest.raises(StorageError, match=says) as error:
-            Home.open("ana", root=tmp_path).open_vault()
+            open_home("ana", root=tmp_path).open_vault()
         assert ".key" in one_line(error) or KEYS in one_line(error)
     file.write_text(right)
     assert opens(tmp_path) and unlocked(home.path) == home.keys
@@ -292,16 +293,16 @@ def test_a_keyring_that_is_gone_or_empty(
     make(tmp_path, "keyring")
     ring.fails = "get"
     with pytest.raises(StorageError, match="does not answer: no bus"):
-        Home.open("ana", root=tmp_path).open_vault()
+        open_home("ana", root=tmp_path).open_vault()
     ring.fails, kept = None, dict(ring.kept)
     ring.kept.clear()
     with pytest.raises(StorageError, match="has no key of this profile"):
-        Home.open("ana", root=tmp_path).open_vault()
+        open_home("ana", root=tmp_path).open_vault()
     ring.kept.update(kept)
     with monkeypatch.context() as patch:
         patch.setattr(unlock, "find_keyring", lambda: None)
         with pytest.raises(StorageError, match="does not work here"):
-            Home.open("ana", root=tmp_path).open_vault()
+            open_home("ana", root=tmp_path).open_vault()
     assert opens(tmp_path)
 
 
@@ -384,12 +385,12 @@ def test_keys_are_made_once(tmp_path: Path) -> None:
     """Making a home that a kill left half made keeps its keys, so that its vault opens."""
     home = make(tmp_path)
     (home.path / "config.yaml").unlink()
-    again = Home.create("ana", root=tmp_path)
+    again = create_home("ana", root=tmp_path)
     assert again.keys == home.keys and opens(tmp_path)
     half = tmp_path / "half"
     half.mkdir()
     made = make_keys(half, "file")
-    assert Home.create("half", root=tmp_path).keys == made
+    assert create_home("half", root=tmp_path).keys == made
 
 
 # The command line --------------------------------------------------------------------

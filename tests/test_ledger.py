@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from typer.testing import CliRunner
 
 from pfi.cli.app import app
 from pfi.device import Home
+from pfi.device.open import create_home
+from pfi.device.statement import lines, sent
 from pfi.errors import StorageError
+from pfi.federate.message import Message
 from pfi.trust import Entry, Ledger, leave
 from pfi.trust.entries import fingerprint
 from pfi.trust.ledger import Verified
@@ -385,7 +389,7 @@ def test_entries_say_what_records_they_show(ledger: Ledger) -> None:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("PFI_HOME", str(tmp_path / "homes"))
-    return Home.create()
+    return create_home()
 
 
 def run(*words: str) -> Any:
@@ -438,3 +442,63 @@ def test_erased_texts_are_told_of(home: Home) -> None:
     shown = run("show").stdout
     assert shown.count("the text was erased; sha256") == 1 and "text 2" not in shown
     assert "erasure" in shown
+
+
+# Updates ------------------------------------------------------------------------------
+
+#: What a device sends in a secure round, and how earlier versions noted each of it.
+SECURE = ["ready", "secure keys", "secure shares", "update", "secure survivors", "secure unmask"]
+OLD = ["update"] * len(SECURE)
+EVER = datetime.min.replace(tzinfo=UTC)
+
+
+def secure_round(ledger: Ledger, kinds: list[str], host: str = "h.example", stop: int = 6) -> None:
+    """The entries of a round, up to where the device dropped out."""
+    replies = [Message(values={"ready": True}), *(Message(values={"n": n}) for n in range(5))]
+    for kind, reply in list(zip(kinds, replies, strict=True))[:stop]:
+        about = ABOUT | {"to": host, "kind": kind, "policy": "secure sum"}
+        ledger.append(**about, payload=reply.encode())
+
+
+def clear(ledger: Ledger, kind: str, message: Message, host: str = "h.example") -> None:
+    about = ABOUT | {"to": host, "kind": kind, "policy": "clear"}
+    ledger.append(**about, payload=message.encode())
+
+
+def updates(home: Home, since: datetime = EVER) -> dict[str, int]:
+    ledger = home.open_ledger()
+    assert ledger.verify() == len(list(ledger.entries()))
+    found: dict[str, int] = sent(home, lambda shows: False, since)["updates"]
+    return found
+
+
+@pytest.mark.parametrize("kinds", [SECURE, OLD], ids=["now", "before"])
+def test_a_secure_round_is_one_update(home: Home, kinds: list[str]) -> None:
+    ledger = home.open_ledger()
+    for _ in range(3):
+        secure_round(ledger, kinds)
+    assert updates(home) == {"h.example": 3}
+    secure_round(ledger, kinds, stop=3)  # it dropped out before its update left
+    assert updates(home) == {"h.example": 3}
+    secure_round(ledger, kinds, stop=4)
+    secure_round(ledger, kinds, host="other.example")
+    assert updates(home) == {"h.example": 4, "other.example": 1}
+    statement = {"time": "now", "public": "0", "sent": {"updates": updates(home)}}
+    assert "- updates sent: 4 to h.example, 1 to other.example" in lines(statement)
+
+
+def test_a_ledger_that_an_earlier_version_began(home: Home) -> None:
+    ledger = home.open_ledger()
+    clear(ledger, "update", Message(values={"weight": 1}))
+    secure_round(ledger, OLD, stop=2)  # pfi was updated here
+    middle = datetime.now(UTC)
+    secure_round(ledger, SECURE)
+    clear(ledger, "measure", Message(values={"loss": 1.0}))
+    clear(ledger, "finish", Message())
+    clear(ledger, "update", Message(values={"weight": 2}))
+    clear(ledger, "update", Message(values={"weight": 3}))
+    clear(ledger, "update", Message())  # after the last round, as it was noted before
+    assert updates(home) == {"h.example": 4} and updates(home, middle) == {"h.example": 3}
+    assert run("verify").exit_code == 0
+    shown = run("show").stdout
+    assert all(f"to h.example  {kind}  " in shown for kind in [*SECURE, "measure", "finish"])

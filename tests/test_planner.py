@@ -20,6 +20,7 @@ from pfi.cli import plan as plan_command
 from pfi.cli.common import OneLineErrors
 from pfi.device import Home, HomeConfig
 from pfi.device.machine import CACHED, LARGE, Gpu, Machine, PowerMeter, Processor, cgroup_memory
+from pfi.device.open import create_home, open_home
 from pfi.device.planner import LLAMA_KINDS, WAYS, Limits, Plan, plan
 from pfi.device.planning import apply_plan
 from pfi.device.predict import Measured, Model, Work, answering, training
@@ -452,7 +453,7 @@ def test_the_short_real_run_measures_models_of_any_kind(
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("PFI_HOME", str(tmp_path / "homes"))
-    return Home.create(config=HomeConfig(train={"epochs": 2, "layers": "last:1"}))
+    return create_home(config=HomeConfig(train={"epochs": 2, "layers": "last:1"}))
 
 
 def call(*arguments: str) -> tuple[int, str]:
@@ -468,16 +469,16 @@ def test_the_command_plans_and_applies(home: Home, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pfi.device.planning.measure_machine", lambda folder: here)
     code, output = call("--quick", "--memory", "3GiB")
     assert code == 0 and "Answer with torch" in output and "needs" in output
-    assert Home.open().config == home.config
+    assert open_home().config == home.config
     code, output = call("--quick", "--json", "--apply", "--seconds", "10min")
     assert code == 0
     told = json.loads(output)
     assert told["limits"]["seconds"] == 600 and told["plan"]["chosen"]["engine"] == "torch"
-    config = Home.open().config
+    config = open_home().config
     assert (config.engine, config.bits) == ("torch", told["plan"]["chosen"]["bits"])
     assert config.context == 2048 and config.train == {"epochs": 2, "rank": 8}
     assert (
-        apply_plan(Home.open(), plan(here, Model(read_shape("embedded"), Work()), Limits())) == {}
+        apply_plan(open_home(), plan(here, Model(read_shape("embedded"), Work()), Limits())) == {}
     )
     code, output = call("--quick", "--memory", "40MB")
     assert code == 2 and "error: --memory: embedded cannot answer within 39 MiB" in output

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pfi.errors import DataError
 from pfi.learn import (
     Adapter,
+    Job,
     Preference,
     PreferenceConfig,
     TrainResult,
@@ -24,7 +25,7 @@ from pfi.learn import (
     ipo_loss,
     train_preferences,
 )
-from pfi.learn.preferences import _Run
+from pfi.learn.bank_trainer import BankRun
 from pfi.models import AdapterBank, load_backbone
 from pfi.models.backbone import Backbone
 
@@ -171,13 +172,18 @@ def test_gradients_equal_peft_and_plain_autograd(
     backbone, pairs = load_backbone(backbone_folder(family)), pairs_of(5)
     config = PreferenceConfig.model_validate({**CONFIG.model_dump(), **changes})
     start = adapter_for(backbone, config, 3)
-    run = _Run(backbone, pairs, config, 0, start, 60)  # several passes
+    config = config.model_copy(update={"batch_size": len(pairs)})
+    # With 60 tokens there are several micro-batches.
+    run = BankRun(backbone, iter(()), config, None, 1, 60, config.objective())
+    active = run.enter(Job("pairs", pairs, 0, start))
+    assert active is not None
+    slot = active.slot
     # A model that has moved on from its reference, so that every pair has another slope.
-    run.bank.weights[run.slot] += 0.05 * torch.randn(run.bank.width, generator=torch.manual_seed(5))
-    loss, gradient = run.gradient(range(len(pairs)), 1)
+    run.bank.weights[slot] += 0.05 * torch.randn(run.bank.width, generator=torch.manual_seed(5))
+    [loss], gradient = run.gradients([run.next_step(active)])
 
     before = start.apply(copy.deepcopy(backbone.model))
-    model: Any = run.bank.adapter(run.slot).apply(copy.deepcopy(backbone.model))
+    model: Any = run.bank.adapter(slot).apply(copy.deepcopy(backbone.model))
     total = torch.zeros(())
     for pair in pairs:
         own, reference, counts = [], [], []

@@ -24,8 +24,10 @@ import pytest
 from pfi.data.records import Record
 from pfi.device import candidates, feedback, refresh
 from pfi.device.adapters import AdapterInfo, AdapterStore
+from pfi.device.config import HomeConfig
 from pfi.device.drift import Check, drifted, gains, unharmed, unseen
-from pfi.device.home import Home, HomeConfig
+from pfi.device.home import Home
+from pfi.device.open import create_home, open_home
 from pfi.device.refresh import RefreshConfig, Refreshed
 from pfi.device.training import Candidate
 from pfi.errors import BackboneError, ConfigError, StorageError
@@ -183,7 +185,7 @@ def trust_of(home: Home, batch: str = "said") -> str:
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Home:
-    return Home.create(root=tmp_path, config=HomeConfig(backbone="none"))
+    return create_home(root=tmp_path, config=HomeConfig(backbone="none"))
 
 
 @pytest.fixture
@@ -281,7 +283,7 @@ def test_same_seed_same_result(home: Home, tmp_path: Path) -> None:
     add(home, (record(n, flipped=True) for n in range(24, 40)))
     shutil.copytree(home.path, tmp_path / "copies" / home.profile)
     shutil.copytree(home.path.parent / ".keys", tmp_path / "copies" / ".keys")
-    other = Home.open(home.profile, root=tmp_path / "copies")
+    other = open_home(home.profile, root=tmp_path / "copies")
     first, second = run(home), run(other)
     assert first.checks == second.checks and first.drift == second.drift
     assert first.version.sha256 == second.version.sha256  # type: ignore[union-attr]
@@ -520,7 +522,7 @@ def _die(path: Path, place: str) -> None:
         candidates.train_candidate = kill
     else:
         setattr(AdapterStore, place, kill)
-    run(Home.open(root=path))
+    run(open_home(root=path))
 
 
 @pytest.mark.parametrize("place", ["train", "_publish", "use"])

@@ -13,6 +13,7 @@ import torch
 from pfi.data.records import Record
 from pfi.device import AdapterInfo, Home, HomeConfig, Runtime
 from pfi.device.engines import EngineChoice, make_engine
+from pfi.device.open import create_home
 from pfi.device.runtime import generic
 from pfi.errors import ConfigError
 from pfi.learn import Adapter
@@ -46,7 +47,7 @@ def make(tmp_path: Path, backbone: Backbone) -> Make:
 
     def made(name: str = "p", records: int = 6, **settings: Any) -> Home:
         config = HomeConfig(backbone=backbone.name, embedder="none", **settings)
-        home = Home.create(name, root=tmp_path, config=config)
+        home = create_home(name, root=tmp_path, config=config)
         with home.open_vault() as vault:
             vault.add(
                 Record(f"r{n}", TASK.name, {"text": f"quick fox {n}"}, f"dog {n}")

@@ -18,6 +18,7 @@ import torch
 from pfi.device.adapter_files import Seals
 from pfi.device.adapters import AdapterInfo, AdapterStore
 from pfi.device.home import Home
+from pfi.device.open import create_home
 from pfi.errors import StorageError
 from pfi.models.adapters import Adapter
 
@@ -36,7 +37,7 @@ def info(task: str = TASK, backbone: str = "tiny") -> AdapterInfo:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    return Home.create(root=tmp_path / "root")
+    return create_home(root=tmp_path / "root")
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def _sha(data: bytes) -> str:
 
 
 def test_files_of_another_kind_or_profile_are_refused(store: AdapterStore, home: Home) -> None:
-    other = Home.create("other", root=home.path.parent)
+    other = create_home("other", root=home.path.parent)
     other.personal_adapters.add(adapter(9.0), info())
     home.shared_adapters.add(adapter(9.0), info())
     for source in (other.personal_adapters, home.shared_adapters):
@@ -223,7 +224,7 @@ def test_files_of_another_kind_or_profile_are_refused(store: AdapterStore, home:
 
 
 def test_another_key_is_refused(store: AdapterStore, home: Home) -> None:
-    thief = Home.create("thief", root=home.path.parent)
+    thief = create_home("thief", root=home.path.parent)
     keys = SimpleNamespace(
         profile=home.keys.profile,
         files=thief.keys.files,
@@ -343,7 +344,7 @@ def kill(*args, **named):
         os.kill(os.getpid(), signal.SIGKILL)
     return true(*args, **named)
 setattr(module, {name!r}, kill)
-store = Home.open(root=Path({root!r})).personal_adapters
+store = open_home(root=Path({root!r})).personal_adapters
 {act}
 """
 

@@ -15,14 +15,7 @@ from secure_world import POLICY, VICTIM, World, asked, changed, numbered
 
 from pfi.errors import FederationError
 from pfi.federate.message import Message
-from pfi.federate.secure import (
-    Policy,
-    Rounds,
-    SecureConfig,
-    checks,
-    crypto,
-    field,
-)
+from pfi.federate.secure import Policy, Rounds, SecureConfig, checks, crypto, field
 from pfi.federate.secure.client import mask_key
 from pfi.federate.secure.quantise import quantise
 from pfi.federate.secure.terms import as_rows

@@ -13,10 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfi.errors import FederationError
-from pfi.federate.secure import (
-    crypto,
-    field,
-)
+from pfi.federate.secure import crypto, field
 
 # Shamir ----------------------------------------------------------------------------------
 

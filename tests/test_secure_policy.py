@@ -16,15 +16,7 @@ from pydantic import ValidationError
 from secure_world import BROADCAST, POLICY
 
 from pfi.errors import ConfigError, FederationError
-from pfi.federate.secure import (
-    Identity,
-    Policy,
-    Roster,
-    Rounds,
-    SecureConfig,
-    groups,
-    load_policy,
-)
+from pfi.federate.secure import Identity, Policy, Roster, Rounds, SecureConfig, groups, load_policy
 from pfi.federate.secure.quantise import quantise, signed, values
 from pfi.federate.secure.terms import Terms
 

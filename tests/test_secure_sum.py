@@ -17,8 +17,7 @@ from scipy import stats
 from secure_world import BROADCAST, POLICY, World, over_fleet
 
 from pfi.errors import FederationError
-from pfi.federate.fleet import Failure
-from pfi.federate.message import Message
+from pfi.federate.message import Failure, Message
 from pfi.federate.secure import (
     STAGES,
     Policy,

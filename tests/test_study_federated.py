@@ -199,7 +199,7 @@ def test_the_adapter_is_what_the_federation_gives_new_users(
     assert (settings.strategy, settings.rounds) == (strategy, ROUNDS)
     study = Study(make(), tmp_path / "other")
     people = TaskSetup(config, tmp_path, task, backbone, None)
-    by_hand = task_run.TaskRun(study, task, backbone, people.train_users())
+    by_hand = task_run.TaskRun(study._context(), task, backbone, people.train_users())
     users = federation.TrainUsers(dict(by_hand._train_examples()))
     fleet = SimulatedFleet(backbone, users, settings, tmp_path / "clients")
     model = fleet.strategy.model(Federation(settings, fleet.strategy, fleet, tmp_path / "f").run())

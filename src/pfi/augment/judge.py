@@ -1,7 +1,7 @@
 """What filters measure with: embeddings of texts and the device model's losses.
 
 An embedding is half the device model's view of a text and half its words.  Measured on train
-users, either half alone tells a user's own texts from others' less well (see docs/log.md).
+users, either half alone tells a user's own texts from others' less well (see dev/log.md).
 """
 
 from __future__ import annotations

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from pfi.cli.common import AsJson, Profile, TaskName, add_command, examples, open_home, print_json
+from pfi.cli.common import (
+    AsJson,
+    Profile,
+    TaskName,
+    add_command,
+    examples,
+    open_profile,
+    print_json,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 def list_(task: TaskName = None, profile: Profile = "default", as_json: AsJson = False) -> None:
     """List the versions, oldest first; the active one of each task has a star."""
-    store = open_home(profile).personal_adapters
+    store = open_profile(profile).personal_adapters
     active = store.all_active()
     found = [entry for entry in store.list() if task in (None, entry.task)]
     if as_json:
@@ -60,7 +68,7 @@ def use(
     from pfi.device import pick_task
     from pfi.errors import ConfigError
 
-    home = open_home(profile)
+    home = open_profile(profile)
     if version == "none":
         chosen = pick_task(home, task).name
         home.personal_adapters.use_none(chosen)
@@ -78,7 +86,7 @@ def rollback(task: TaskName = None, profile: Profile = "default") -> None:
     """Go back to the version that was active before."""
     from pfi.device import pick_task
 
-    home = open_home(profile)
+    home = open_profile(profile)
     chosen = pick_task(home, task).name
     version = home.personal_adapters.rollback(chosen)
     typer.echo(f"Task {chosen} uses {f'adapter {version}' if version else 'no adapter'} now.")
@@ -94,7 +102,7 @@ def reset(
 
     That is so where it was changed, or replaced by an older one. The versions stay.
     """
-    home = open_home(profile)
+    home = open_profile(profile)
     store = home.shared_adapters if shared else home.personal_adapters
     store.reset()
     typer.echo("No adapter is in use now; `pfi adapters use` chooses one.")
@@ -118,7 +126,7 @@ def install(
     from pfi.learn import Adapter
     from pfi.models import load_backbone
 
-    home = open_home(profile)
+    home = open_profile(profile)
     chosen = pick_task(home, task).name
     adapter = Adapter.load(folder)
     load_backbone(home.config.backbone).with_adapters([adapter])  # raises if it does not fit

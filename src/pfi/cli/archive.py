@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pfi.cli.common import Profile, add_command, flags, note, open_home, progress, shown_path, size
+from pfi.cli.common import (
+    Profile,
+    add_command,
+    flags,
+    note,
+    open_profile,
+    progress,
+    shown_path,
+    size,
+)
 
 if TYPE_CHECKING:
     from pfi.device.archive import Archived
@@ -56,7 +65,7 @@ def archive(
     from pfi.device.unlock import SHORTEST, ask_new
     from pfi.errors import ConfigError
 
-    home = open_home(profile)
+    home = open_profile(profile)
     passphrase = None if to else ask_new(VARIABLE)
     if passphrase is not None and len(passphrase) < SHORTEST:
         what = f"the passphrase is shorter than {SHORTEST} characters"

@@ -14,7 +14,7 @@ from pfi.cli.common import (
     add_command,
     flags,
     note,
-    open_home,
+    open_profile,
     printable,
     progress,
     short,
@@ -121,10 +121,10 @@ def augment(
     """
     from pfi.device import pick_task
     from pfi.device.augmenting import Augmentation, augment_config, joined
-    from pfi.device.home import nested_settings
     from pfi.device.pool import read_pool
+    from pfi.settings import nested_settings
 
-    home = open_home(profile)
+    home = open_profile(profile)
     chosen = pick_task(home, task)
     if remove:
         _remove(home, chosen.name)

@@ -78,14 +78,14 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def open_home(profile: str) -> Home:
-    """The profile's home; see `Home.open` for the errors."""
-    from pfi.device import Home
+def open_profile(profile: str) -> Home:
+    """The profile's home; see `pfi.device.open.open_home` for the errors."""
     from pfi.device.home import home_path
     from pfi.device.keys import KEYS, describe_lock
+    from pfi.device.open import open_home
 
     old = not (home_path(profile) / KEYS).exists()
-    home = Home.open(profile)
+    home = open_home(profile)
     if old:
         where, protects = describe_lock(home.path)
         note(f"Encrypted what profile {profile} holds. Its keys are {where}: {protects}.")
@@ -94,7 +94,7 @@ def open_home(profile: str) -> Home:
 
 def flags(profile: str, task: str | None = None) -> str:
     """How to name this profile and task in a suggested command."""
-    from pfi.device.home import DEFAULT_PROFILE
+    from pfi.device.config import DEFAULT_PROFILE
 
     parts = [] if profile == DEFAULT_PROFILE else [f"--profile {profile}"]
     return "".join(f" {part}" for part in [*parts, *([f"--task {task}"] if task else [])])
@@ -155,3 +155,39 @@ def progress(*, bar: bool) -> Iterator[Progress]:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as shown:
         yield shown
+
+
+def federation_settings(path: Path | None, pairs: Sequence[str]) -> dict[str, Any]:
+    """The settings of a federation from a YAML file and `--set` pairs, checked; pairs win.
+
+    Raises:
+        ConfigError: they make no sense.
+    """
+    import yaml
+
+    from pfi.errors import ConfigError
+    from pfi.federate.check import check
+    from pfi.federate.config import FederateConfig
+    from pfi.settings import checked, nested_settings
+
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot be read: {error}", where=str(path)) from error
+        if not isinstance(values, dict):
+            fix = "write lines of `key: value`"
+            raise ConfigError("holds no settings", where=str(path), fix=fix)
+    joined = _joined(values, nested_settings(pairs))
+    where = str(path) if path else "--set"
+    check(checked(FederateConfig, joined, where, "see docs/federate.md"), where)
+    return joined
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    joined = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, dict) and isinstance(joined.get(key), dict)
+        joined[key] = _joined(joined[key], value) if both else value
+    return joined

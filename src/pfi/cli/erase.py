@@ -14,7 +14,7 @@ from pfi.cli.common import (
     TaskName,
     add_command,
     note,
-    open_home,
+    open_profile,
     print_json,
     progress,
     shown_path,
@@ -92,7 +92,7 @@ def erase(
         raise ConfigError("--all and records are given", fix="give one of them")
     if profile_too and _finish_removal(profile):
         return
-    home = open_home(profile)
+    home = open_profile(profile)
     finished = _finish(home)
     if everything:
         told = _erase_all(home, profile_too, statement, yes)
@@ -130,8 +130,8 @@ def _finish_removal(profile: str) -> bool:
 
 def _finish(home: Home) -> bool:
     """Go on with what was interrupted, training included; whether there was anything."""
-    from pfi.device.memory import finish_erasures
-    from pfi.device.retraining import SETTING
+    from pfi.device.erasure import finish_erasures
+    from pfi.device.retrain_settings import SETTING
 
     finished = bool(finish_erasures(home))
     if finished:
@@ -148,7 +148,7 @@ def _erase(
     home: Home, chosen: list[Record], adapters: Literal["drop", "retrain"], by: str
 ) -> dict[str, Any]:
     from pfi.device import statement as statements
-    from pfi.device.memory import erase
+    from pfi.device.erasure import erase
 
     with progress(bar=False) as shown:
         shown.add_task("erasing", total=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +15,9 @@ from pfi.cli.common import (
     TaskName,
     add_command,
     examples,
+    federation_settings,
     note,
-    open_home,
+    open_profile,
     print_json,
     progress,
     shown_path,
@@ -144,11 +145,10 @@ def agent(
     _need_flower()
     from pfi.federate.deploy.check import echo
     from pfi.federate.deploy.device import FOLDER, run_agent, until_terminated
-    from pfi.federate.deploy.invitation import FILE, Invitation
+    from pfi.federate.deploy.invitation import FILE, Invitation, keep_roster
     from pfi.federate.deploy.keys import read
-    from pfi.federate.deploy.runtime import keep_roster
 
-    home = None if check and folder else open_home(profile)
+    home = None if check and folder else open_profile(profile)
     place = folder if home is None else home.path / FOLDER
     assert place is not None
     if invitation is not None:
@@ -292,41 +292,6 @@ def _ended(out: Path) -> None:
     note(f"Use it on a device with `pfi adapters install {shown_path(out / ADAPTER)}`.")
 
 
-def federation_settings(path: Path | None, pairs: Sequence[str]) -> dict[str, Any]:
-    """The settings of a federation from a YAML file and `--set` pairs, checked; pairs win.
-
-    Raises:
-        ConfigError: they make no sense.
-    """
-    import yaml
-
-    from pfi.device.home import checked, nested_settings
-    from pfi.errors import ConfigError
-    from pfi.federate.config import FederateConfig
-
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot be read: {error}", where=str(path)) from error
-        if not isinstance(values, dict):
-            fix = "write lines of `key: value`"
-            raise ConfigError("holds no settings", where=str(path), fix=fix)
-    joined = _joined(values, nested_settings(pairs))
-    where = str(path) if path else "--set"
-    checked(FederateConfig, joined, where, "see docs/federate.md")
-    return joined
-
-
-def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    joined = dict(first)
-    for key, value in second.items():
-        both = isinstance(value, dict) and isinstance(joined.get(key), dict)
-        joined[key] = _joined(joined[key], value) if both else value
-    return joined
-
-
 def _need_flower() -> None:
     """Refuse where the extra is missing."""
     from importlib.util import find_spec
@@ -340,11 +305,13 @@ def _need_flower() -> None:
 def _runtime(home: Home, task: str | None, invitation: Invitation) -> DeviceRuntime:
     """What answers for a profile."""
     from pfi.device import pick_task
-    from pfi.device.home import checked
+    from pfi.federate.check import check
     from pfi.federate.config import FederateConfig
     from pfi.federate.deploy.runtime import DeviceRuntime
+    from pfi.settings import checked
 
-    config = checked(FederateConfig, invitation.settings, "the invitation's settings")
+    where = "the invitation's settings"
+    config = check(checked(FederateConfig, invitation.settings, where), where, None)
     made = DeviceRuntime(home, pick_task(home, task or invitation.task), invitation, config)
     note("Loading the model.")
     made.load()

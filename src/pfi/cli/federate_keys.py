@@ -13,9 +13,10 @@ from pfi.cli.common import (
     TaskName,
     add_command,
     examples,
+    federation_settings,
     flags,
     note,
-    open_home,
+    open_profile,
     print_json,
     shown_path,
 )
@@ -80,7 +81,7 @@ def device(
     from pfi.federate.deploy.device import FOLDER
     from pfi.federate.deploy.nodes import PUBLIC, make_device_keys
 
-    folder = open_home(profile).path / FOLDER
+    folder = open_profile(profile).path / FOLDER
     make_device_keys(folder, name, renew=renew)
     typer.echo(f"Made the keys of {name}.")
     note(f"Next: give {shown_path(folder / PUBLIC)} to the operator, and get an invitation.")
@@ -100,7 +101,6 @@ def add(
 
     A running server admits it at once, from the next run on it is asked.
     """
-    from pfi.cli.federate import federation_settings
     from pfi.federate.deploy.invitation import Invitation
     from pfi.federate.deploy.nodes import read_public, register
 

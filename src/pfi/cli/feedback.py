@@ -16,7 +16,7 @@ from pfi.cli.common import (
     examples,
     flags,
     note,
-    open_home,
+    open_profile,
     print_json,
     printable,
     progress,
@@ -97,7 +97,7 @@ def give(
         return
     from pfi.device import feedback, parse_options, pick_task
 
-    home = open_home(profile)
+    home = open_profile(profile)
     single = {"--correct": correct, "--good": good, "--bad": bad, "--better-than": better_than}
     given = [name for name, value in single.items() if value not in (None, False)]
     if file is not None:
@@ -170,7 +170,7 @@ def list_(
     profile: Profile = "default",
 ) -> None:
     """List the batches of feedback; a doubtful one is learnt from no more."""
-    home = open_home(profile)
+    home = open_profile(profile)
     with home.open_vault() as vault:
         batches, found = vault.feedback.batches(), vault.feedback.entries()
     if as_json:
@@ -208,7 +208,7 @@ def undo(batch: BatchName, profile: Profile = "default") -> None:
     """Erase a batch of feedback, and the records that it made."""
     from pfi.device import feedback
 
-    home = open_home(profile)
+    home = open_profile(profile)
     undone = feedback.undo(home, batch)
     typer.echo(
         f"Erased {undone.entries} answers and {len(undone.records)} records of batch {batch}."
@@ -225,7 +225,7 @@ def trust(batch: BatchName, profile: Profile = "default") -> None:
     """Learn from a batch as from your own records, even if a refresh found it doubtful."""
     from pfi.device import feedback
 
-    feedback.trust(open_home(profile), batch)
+    feedback.trust(open_profile(profile), batch)
     typer.echo(f"Batch {batch} is trusted; `pfi refresh{flags(profile)}` learns from it.")
 
 
@@ -253,10 +253,10 @@ def refresh(
     learnt from.
     """
     from pfi.device import pick_task
-    from pfi.device.home import nested_settings
     from pfi.device.refresh import refresh_config
+    from pfi.settings import nested_settings
 
-    home = open_home(profile)
+    home = open_profile(profile)
     values = nested_settings(settings or [])
     refresh_config(home, values)
     _refresh(home, pick_task(home, task), values, force=force, dry_run=dry_run, seed=seed)

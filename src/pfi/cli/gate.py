@@ -14,14 +14,14 @@ from pfi.cli.common import (
     examples,
     flags,
     note,
-    open_home,
+    open_profile,
     print_json,
     progress,
 )
 
 if TYPE_CHECKING:
     from pfi.device import Home
-    from pfi.device.gate import Fitted
+    from pfi.device.gate_file import Fitted
     from pfi.tasks import Task
 
 
@@ -59,9 +59,9 @@ def fit(
     """
     from pfi.device import pick_task
     from pfi.device.gate import fit_gate, gate_config
-    from pfi.device.home import nested_settings
+    from pfi.settings import nested_settings
 
-    home = open_home(profile)
+    home = open_profile(profile)
     values = nested_settings(settings or [])
     gate_config(home, values)
     chosen = pick_task(home, task)
@@ -91,9 +91,9 @@ def show(profile: Profile = "default", as_json: AsJson = False) -> None:
 
     A choice counts only for the adapters that it was made with.
     """
-    from pfi.device.gate import gate_status
+    from pfi.device.gate_file import gate_status
 
-    found = gate_status(open_home(profile))
+    found = gate_status(open_profile(profile))
     if as_json:
         print_json([{**one.model_dump(mode="json"), "counts": counts} for one, counts in found])
         return
@@ -109,9 +109,9 @@ def show(profile: Profile = "default", as_json: AsJson = False) -> None:
 
 def off(task: TaskName = None, profile: Profile = "default") -> None:
     """Forget what was chosen, for all tasks or for one: the profile's settings count again."""
-    from pfi.device.gate import forget
+    from pfi.device.gate_file import forget
 
-    known = forget(open_home(profile), task)
+    known = forget(open_profile(profile), task)
     typer.echo(f"Forgot the choice for {', '.join(known)}." if known else "Nothing was chosen.")
 
 
@@ -125,7 +125,7 @@ def hint_after_training(home: Home, task: Task) -> None:
 
 
 def _what(fitted: Fitted) -> str:
-    from pfi.device.gate import describe
+    from pfi.device.gate_file import describe
 
     on = f"tried on {fitted.tried} records"
     if fitted.users:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pfi.cli.common import AsJson, Profile, add_command, examples, open_home, print_json
+from pfi.cli.common import AsJson, Profile, add_command, examples, open_profile, print_json
 
 To = Annotated[
     Literal["keyring", "passphrase", "file"],
@@ -32,7 +32,7 @@ def show(profile: Profile = "default", as_json: AsJson = False) -> None:
     """Print what keeps the keys, and what that protects against; nothing secret."""
     from pfi.device.keys import describe_lock, read_keys_file
 
-    path = open_home(profile).path
+    path = open_profile(profile).path
     held = read_keys_file(path)
     where, protects = describe_lock(path)
     if as_json:
@@ -55,7 +55,7 @@ def change(to: To, profile: Profile = "default") -> None:
     from pfi.device.keys import change_lock, describe_lock, unlock
     from pfi.device.unlock import ask_new
 
-    path = open_home(profile).path
+    path = open_profile(profile).path
     unlock(path)  # a wrong passphrase is told before a new one is asked for
     change_lock(path, to, new=ask_new("PFI_NEW_PASSPHRASE") if to == "passphrase" else None)
     where, protects = describe_lock(path)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfi.cli.common import Profile, TaskName, add_command, flags, note, open_home, progress
+from pfi.cli.common import Profile, TaskName, add_command, flags, note, open_profile, progress
 from pfi.cli.gate import hint_after_training
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ def train(
     """Train your personal adapter of one task; it is used from its end on."""
     from pfi.device import parse_options, pick_task
     from pfi.device import train as run
-    from pfi.device.home import nested_settings
+    from pfi.settings import nested_settings
 
-    home = open_home(profile)
-    from pfi.learn import TrainConfig  # after the quick checks: this loads torch
+    home = open_profile(profile)
+    from pfi.learn import TrainConfig
 
     chosen = pick_task(home, task)
     given: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfi.cli.common import AsJson, Profile, add_command, examples, open_home, printable, short
+from pfi.cli.common import AsJson, Profile, add_command, examples, open_profile, printable, short
 
 if TYPE_CHECKING:
     from pfi.trust import Entry, Ledger
@@ -92,7 +92,7 @@ def _ledger(profile: str, path: Path | None) -> Ledger:
     from pfi.trust import Ledger
 
     if path is None:
-        return open_home(profile).open_ledger()
+        return open_profile(profile).open_ledger()
     path = path.expanduser()
     if not path.is_file():
         raise StorageError("there is no ledger", where=str(path), fix="give the file's path")

@@ -14,7 +14,7 @@ from pfi.cli.common import (
     TaskName,
     add_command,
     examples,
-    open_home,
+    open_profile,
     print_json,
     progress,
     size,
@@ -52,7 +52,7 @@ def status(profile: Profile = "default", as_json: AsJson = False) -> None:
     """
     from pfi.device.memory import memory_status
 
-    found = memory_status(open_home(profile))
+    found = memory_status(open_profile(profile))
     if as_json:
         print_json(found)
         return
@@ -76,7 +76,7 @@ def search(
     """Show the records that the memory finds for TEXT, best first."""
     from pfi.device import Runtime, pick_task
 
-    home = open_home(profile)
+    home = open_profile(profile)
     chosen = pick_task(home, task)
     if how is not None:
         home.config.search = {**home.config.search, "how": how}  # for this search only
@@ -97,7 +97,7 @@ def rebuild(profile: Profile = "default") -> None:
     """Build the index anew from your records; it can be interrupted at any time."""
     from pfi.device.memory import memory_status, rebuild_memory
 
-    home = open_home(profile)
+    home = open_profile(profile)
     with indexing() as on_index:
         rebuild_memory(home, on_progress=on_index)
     typer.echo(f"{memory_status(home)['indexed']} records are indexed.")

@@ -12,7 +12,7 @@ from pfi.cli.common import (
     TaskName,
     add_command,
     note,
-    open_home,
+    open_profile,
     progress,
     shown_path,
     size,
@@ -69,7 +69,7 @@ def gguf(
     chosen = next((each for each in placements if each == adapter), None)
     if chosen is None:
         raise ConfigError(f"--adapter is {adapter!r}", fix="give separate or merged")
-    home = open_home(profile)
+    home = open_profile(profile)
     with progress(bar=True) as shown:
         bar = shown.add_task("starting", total=None)
         report = Report(
@@ -98,7 +98,7 @@ def peft(out: Out, task: TaskName = None, profile: Profile = "default") -> None:
     from pfi.device import pick_task
     from pfi.device.exports import export_peft
 
-    home = open_home(profile)
+    home = open_profile(profile)
     _tell(export_peft(home, pick_task(home, task), out))
 
 
@@ -107,7 +107,7 @@ def merged(out: Out, task: TaskName = None, profile: Profile = "default") -> Non
     from pfi.device import pick_task
     from pfi.device.exports import export_merged
 
-    home = open_home(profile)
+    home = open_profile(profile)
     _tell(export_merged(home, pick_task(home, task), out))
 
 

@@ -15,7 +15,7 @@ from pfi.cli.common import (
     add_command,
     flags,
     note,
-    open_home,
+    open_profile,
     print_json,
     progress,
     size,
@@ -76,9 +76,9 @@ def plan(
 ) -> None:
     """Measure this machine, and choose engine, format, context, rank and where to train."""
     from pfi.device import pick_task
-    from pfi.device.home import checked
     from pfi.device.planner import Limits
     from pfi.device.planning import apply_plan, plan_for
+    from pfi.settings import checked
 
     values = {
         "memory": None if memory is None else round(quantity(memory, "bytes", "--memory")),
@@ -88,7 +88,7 @@ def plan(
         "speed": speed,
     }
     limits = checked(Limits, values, "limits")
-    home = open_home(profile)
+    home = open_profile(profile)
     with progress(bar=False) as shown:
         stage = shown.add_task("starting")
         found = plan_for(

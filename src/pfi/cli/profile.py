@@ -13,7 +13,7 @@ from pfi.cli.common import (
     TaskName,
     add_command,
     flags,
-    open_home,
+    open_profile,
     print_json,
     shown_path,
     size,
@@ -46,8 +46,9 @@ def init(
 
     What it holds is encrypted. A passphrase is taken from PFI_PASSPHRASE, else asked for.
     """
-    from pfi.device import Home, HomeConfig
+    from pfi.device import HomeConfig
     from pfi.device.keys import describe_lock
+    from pfi.device.open import create_home
     from pfi.tasks import get_task
 
     if task is not None:
@@ -57,7 +58,7 @@ def init(
     folder = Path(backbone).expanduser()
     if backbone != "embedded" and folder.is_dir():
         backbone = str(folder.resolve())  # the profile is used from other folders too
-    home = Home.create(profile, config=HomeConfig(backbone=backbone, task=task), lock=key)
+    home = create_home(profile, config=HomeConfig(backbone=backbone, task=task), lock=key)
     typer.echo(f"Made profile {profile} in {shown_path(home.path)}.")
     typer.echo("Its keys are {}: {}.".format(*describe_lock(home.path)))
     typer.echo(f"Next: `pfi import KIND PATH{flags(profile)}`; `pfi connectors` lists the kinds.")
@@ -65,7 +66,7 @@ def init(
 
 def status(profile: Profile = "default", as_json: AsJson = False) -> None:
     """Show what a profile holds: records by task, adapters, sizes on disk."""
-    home = open_home(profile)
+    home = open_profile(profile)
     found = _status(home)
     if as_json:
         print_json(found)
@@ -134,7 +135,7 @@ def names(
     """
     from pfi.device.home import NAMES
 
-    with open_home(profile).open_vault() as vault, vault.change_setting(NAMES) as setting:
+    with open_profile(profile).open_vault() as vault, vault.change_setting(NAMES) as setting:
         listed = [n for n in setting.value or [] if not remove or n not in (name or [])]
         listed = list(dict.fromkeys([*listed, *([] if remove else name or [])]))
         setting.value = listed or None

@@ -14,7 +14,7 @@ from pfi.cli.common import (
     add_command,
     flags,
     note,
-    open_home,
+    open_profile,
     print_json,
     printable,
     progress,
@@ -63,7 +63,7 @@ def import_(
     from pfi.data.connectors import get_connector, recognised
     from pfi.device import import_records, parse_options
 
-    home = open_home(profile)
+    home = open_profile(profile)
     if kind == "auto":
         kind = recognised(path.expanduser())
         note(f"This is read as {kind}.")
@@ -134,7 +134,7 @@ def list_(
 
     `pfi memory search` finds the records that a question would be answered with.
     """
-    with open_home(profile).open_vault() as vault:
+    with open_profile(profile).open_vault() as vault:
         found = list(vault.find(task=task, source=source, text=search, limit=limit))
     if as_json:
         print_json([values_of(record) for record in found])

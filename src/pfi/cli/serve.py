@@ -17,7 +17,7 @@ from pfi.cli.common import (
     examples,
     flags,
     note,
-    open_home,
+    open_profile,
     print_json,
 )
 
@@ -70,10 +70,11 @@ def serve(
     ] = False,
 ) -> None:
     """Answer programs that speak the OpenAI API, and show the console in a browser."""
-    from pfi.device.home import DEFAULT_PROFILE, checked, nested_settings
+    from pfi.device.config import DEFAULT_PROFILE
     from pfi.errors import ConfigError
     from pfi.serve import ServeConfig, Service
     from pfi.serve.service import all_profiles
+    from pfi.settings import checked, nested_settings
 
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         what = f"the server needs {missing[0]}, which is not installed"
@@ -123,7 +124,7 @@ def new(
     """Make a token; it is shown this once."""
     from pfi.serve.auth import new_token
 
-    token, text = new_token(open_home(profile), label)
+    token, text = new_token(open_profile(profile), label)
     typer.echo(text)
     note(f"Token {token.id} opens the models of profile {profile}; it is not shown again.")
 
@@ -132,7 +133,7 @@ def list_tokens(profile: Profile = "default", as_json: AsJson = False) -> None:
     """List a profile's tokens, without what is secret."""
     from pfi.serve.auth import tokens_of
 
-    tokens = tokens_of(open_home(profile))
+    tokens = tokens_of(open_profile(profile))
     if as_json:
         print_json([{"id": t.id, "label": t.label, "created": t.created} for t in tokens])
         return
@@ -146,5 +147,5 @@ def revoke(token: Annotated[str, typer.Argument()], profile: Profile = "default"
     """Let the token with this id open nothing any more."""
     from pfi.serve.auth import revoke_token
 
-    found = revoke_token(open_home(profile), token)
+    found = revoke_token(open_profile(profile), token)
     typer.echo(f"Token {found.id} opens nothing any more.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfi.cli.common import Profile, TaskName, add_command, flags, note, open_home, short
+from pfi.cli.common import Profile, TaskName, add_command, flags, note, open_profile, short
 from pfi.cli.memory import indexing
 from pfi.errors import PfiError, StorageError
 
@@ -61,7 +61,7 @@ def ask(
     from pfi.device import Runtime, parse_options, pick_task
     from pfi.device.runtime import question_fields
 
-    home = open_home(profile)
+    home = open_profile(profile)
     question = sys.stdin.read() if text == "-" else text
     with closing(Runtime(home)) as runtime:
         with indexing() as runtime.on_index:
@@ -90,7 +90,7 @@ def chat(
     from pfi.device import Runtime, pick_task
     from pfi.device.runtime import question_fields
 
-    home = open_home(profile)
+    home = open_profile(profile)
     chosen = pick_task(home, task)
     note(f"Task {chosen.name}. {CHAT_HELP}")
     k = 0 if no_memory else k

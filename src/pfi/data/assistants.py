@@ -15,10 +15,11 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from pfi.data.connectors import ImportReport, Options
+from pfi.data.connectors import Options
 from pfi.data.exports import Member, is_zip, members
 from pfi.data.json_tree import OPENED, JsonTree
 from pfi.data.records import Record
+from pfi.data.report import ImportReport
 from pfi.data.values import Unusable
 from pfi.errors import DataError
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from pfi.data.connectors import ImportReport
 from pfi.data.reading import JsonArray, open_file, parse_json, read_object
 from pfi.data.records import History, Question, Record, User
+from pfi.data.report import ImportReport
 from pfi.data.values import Unusable, as_id, as_text, as_time, past_time, record_fields
 from pfi.errors import ConfigError, DataError
 from pfi.files import write_json

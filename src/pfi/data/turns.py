@@ -15,8 +15,9 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator
 
-from pfi.data.connectors import ImportReport, Options
+from pfi.data.connectors import Options
 from pfi.data.records import Record
+from pfi.data.report import ImportReport
 from pfi.errors import ConfigError
 
 TASK = "chat_reply"

@@ -4,7 +4,8 @@ Importing this loads no model library; training and asking load it when they sta
 """
 
 from pfi.device.adapters import AdapterInfo, AdapterStore, Manifest
-from pfi.device.home import Home, HomeConfig, home_path
+from pfi.device.config import HomeConfig
+from pfi.device.home import Home, home_path
 from pfi.device.imports import Imported, import_records, parse_options
 from pfi.device.runtime import Answer, Prepared, Runtime, ask, pick_task
 from pfi.device.training import Trained, train

@@ -24,12 +24,15 @@ import pfi
 from pfi.device import archive_format as form
 from pfi.device import statement
 from pfi.device.archive_format import Head, Reading, TarReader
-from pfi.device.home import TOKENS, Home, HomeConfig, home_path, one_line
+from pfi.device.config import HomeConfig
+from pfi.device.home import TOKENS, Home, home_path
 from pfi.device.keys import KEYS, drop_keys, make_keys
 from pfi.device.manifests import Manifest
+from pfi.device.open import open_home
 from pfi.device.vault import Vault
 from pfi.errors import DataError, PfiError, StorageError
 from pfi.files import locked, sync_folder
+from pfi.settings import one_line
 from pfi.sqlite import connect, copy_to_attached, key_text, sqlite3, user_errors
 from pfi.trust.signing import with_signature
 
@@ -247,7 +250,7 @@ def read_archive(
             raise StorageError(what, where=str(base)) from error
         finally:
             _remove(place)
-    return Home.open(target.name, root=root), archived
+    return open_home(target.name, root=root), archived
 
 
 def _fill(home: Home, reading: Reading) -> Archived:

@@ -22,8 +22,9 @@ from pfi.augment.forms import write_answer, write_records
 from pfi.augment.store import TeacherStore
 from pfi.augment.teacher import Call, Reply, Teacher
 from pfi.data.records import Record
-from pfi.device.home import NAMES, Home, checked
+from pfi.device.home import NAMES, Home
 from pfi.errors import ConfigError, DataError
+from pfi.settings import checked
 from pfi.tasks import Task
 from pfi.trust.ledger import Ledger
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pfi.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pfi.device.home import HomeConfig
+    from pfi.device.config import HomeConfig
     from pfi.models.engine import Engine
 
 EngineName = Literal["torch", "llama.cpp"]

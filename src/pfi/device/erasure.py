@@ -19,17 +19,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pfi.data.records import Record
 from pfi.device import statement
+from pfi.device.erased import ERASED
+from pfi.device.gate_file import forget, read_gate
 from pfi.device.home import ERASING, NAMES, Home
 from pfi.device.keys import KEYS, drop_keys
-from pfi.device.retraining import note_retraining, settings_of
+from pfi.device.retrain_settings import note_retraining, settings_of
 from pfi.device.vault import Vault
 from pfi.errors import StorageError
 from pfi.files import locked, write_atomic, write_json
 from pfi.trust.entries import fingerprint
 
 Adapters = Literal["drop", "retrain", "keep"]
-#: The vault's setting that says by task when records were last erased.
-ERASED = "erased"
 _REMOVING = "removing"  # there once a profile is to go, whatever is left of it
 _KEPT = Path("federate") / "kept"  # what a client keeps from round to round
 
@@ -307,19 +307,6 @@ def _carry_out(home: Home, intent: _Intent, name: str) -> dict[str, Any]:
     return statement.write(home, name, told)
 
 
-def refuse_erased(home: Home, task: str, read: datetime) -> None:
-    """Refuse what was learnt from records that were read before some were erased.
-
-    Raises:
-        StorageError: records of the task were erased since.
-    """
-    with home.open_vault() as vault:
-        found = (vault.setting(ERASED) or {}).get(task)
-    if found is not None and datetime.fromisoformat(found) > read:
-        what = "records were erased during the training, and it may have learnt from them"
-        raise StorageError(what, where=f"task {task}", fix="run it again")
-
-
 def _tells(intent: _Intent) -> Callable[[Collection[str] | None], bool]:
     """Whether what shows the records of some fingerprints tells of an erased one."""
     gone = {fingerprint(id_) for id_ in intent.ids}
@@ -366,8 +353,6 @@ def _gates(
     home: Home, records: Collection[Record], added: dict[str, datetime], dropped: Collection[str]
 ) -> list[str]:
     """The tasks whose gate was fitted when one of these records was there, or with an adapter."""
-    from pfi.device.gate import read_gate
-
     try:
         known = read_gate(home)
     except StorageError:
@@ -381,8 +366,6 @@ def _gates(
 
 
 def _forget_gates(home: Home, tasks: Collection[str]) -> None:
-    from pfi.device.gate import forget
-
     for task in tasks:
         forget(home, task)
 

@@ -105,7 +105,7 @@ def learnt(home: Home, task: Task) -> Learnt:
         BackboneError: the personal adapter was trained on another backbone.
         StorageError: an adapter is damaged.
     """
-    from pfi.device.gate import read_gate
+    from pfi.device.gate_file import read_gate
 
     personal, shared = Runtime(home).versions(task)
     weight = 1.0 if personal else 0.0

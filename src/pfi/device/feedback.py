@@ -18,10 +18,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from pfi.data.records import Record, parse_time
-from pfi.device.home import Home, one_line
+from pfi.device.home import Home
 from pfi.device.runtime import question_fields
 from pfi.device.vault_feedback import Batch, Feedback, Rating, Shown
 from pfi.errors import ConfigError, DataError, PfiError
+from pfi.settings import one_line
 from pfi.tasks import Task, get_task
 
 SOURCE = "feedback:"
@@ -348,7 +349,7 @@ def undo(home: Home, batch: str) -> Undone:
         ConfigError: there is no such batch.
         StorageError: the vault cannot be written.
     """
-    from pfi.device.memory import erase
+    from pfi.device.erasure import erase
 
     found = _find(home, batch)
     with home.open_vault() as vault:

@@ -13,86 +13,25 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pfi.data.records import History, Record
+from pfi.device.config import search_config
+from pfi.device.gate_file import Fitted, read_gate, write_gate
 from pfi.device.gate_prior import LEAST_TRIED, came_with, home_prior
-from pfi.device.home import Home, checked, search_config
+from pfi.device.home import Home
 from pfi.device.runtime import Runtime, with_records
 from pfi.device.training import Division, mix_config, train_candidate, train_config
-from pfi.errors import DataError, StorageError
-from pfi.files import write_json
+from pfi.errors import DataError
 from pfi.memory import Memory, Retrieval
-from pfi.memory.gate import Choice, GateConfig, Prior, Tried, choices, choose
+from pfi.memory.gate import GateConfig, Prior, Tried, choices, choose
 from pfi.memory.mixing import innocent
+from pfi.settings import checked
 from pfi.tasks import Task
 
 if TYPE_CHECKING:
     from pfi.learn import Adapter, AdapterConfig
     from pfi.memory.trials import Trial
     from pfi.models import Backbone
-
-
-class Fitted(BaseModel):
-    """What the gate chose for a task, and what that rests on.
-
-    Attributes:
-        task: the name of the task.
-        choice: what answers use.
-        sure: confidence from which on the shared adapter's answer stands, where the choice
-            says so.
-        gain: the choice's gain over the shared adapter alone, less caution; 0 for nothing.
-            In probability of the right label, in steps of a scale, or in the main metric.
-        tried: how many of the user's records it was tried on.
-        users: how many other users the prior rests on; 0: the built-in one.
-        backbone, personal, shared: what it was fitted with.
-        settings: of the gate.
-        date: when, in UTC.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    task: str
-    choice: Choice
-    sure: float
-    gain: float
-    tried: int = Field(ge=0)
-    users: int = Field(ge=0)
-    backbone: str
-    personal: str | None
-    shared: str | None
-    settings: GateConfig
-    date: datetime
-
-    def counts(self, home: Home, personal: str | None, shared: str | None) -> bool:
-        """Whether it was fitted with what is in use now."""
-        now = (home.config.backbone, personal, shared)
-        return (self.backbone, self.personal, self.shared) == now
-
-    @property
-    def made_with(self) -> str:
-        """What it was fitted with, in words."""
-        return (
-            f"personal adapter {self.personal or 'none'} and shared adapter "
-            f"{self.shared or 'none'} over {self.backbone}"
-        )
-
-
-_FILE = TypeAdapter(dict[str, Fitted])
-
-
-def describe(choice: Choice) -> str:
-    """A choice in words."""
-    parts = []
-    if choice.by_likeness:
-        parts.append(f"personal adapter by likeness, at most at weight {choice.weight:g}")
-    elif choice.weight:
-        parts.append(f"personal adapter at weight {choice.weight:g}")
-    if choice.k:
-        parts.append(f"{choice.k} record{'s' if choice.k > 1 else ''}")
-    if not parts:
-        return "neither personal adapter nor records"
-    return ", ".join(parts) + (", where unsure" if choice.if_unsure else "")
 
 
 def gate_config(home: Home, settings: Mapping[str, Any] | None = None) -> GateConfig:
@@ -102,65 +41,6 @@ def gate_config(home: Home, settings: Mapping[str, Any] | None = None) -> GateCo
         ConfigError: one of them makes no sense.
     """
     return checked(GateConfig, {**home.config.gate, **(settings or {})}, "gate settings")
-
-
-# What was chosen ----------------------------------------------------------------------
-
-
-def read_gate(home: Home) -> dict[str, Fitted]:
-    """What was chosen, by the name of the task.
-
-    Raises:
-        StorageError: the file is damaged.
-    """
-    try:
-        return _FILE.validate_json(home.gate_file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValidationError) as error:
-        fix = "forget it with `pfi gate off`, then run `pfi gate fit`"
-        raise StorageError("the file is damaged", where=str(home.gate_file), fix=fix) from error
-
-
-def gate_status(home: Home) -> list[tuple[Fitted, bool]]:
-    """What was chosen, by the name of the task, and whether it counts.
-
-    Raises:
-        StorageError: the file, or the manifest of an adapter in use, is damaged.
-    """
-    found = []
-    for name, fitted in sorted(read_gate(home).items()):
-        personal, shared = (
-            store.active(name) for store in (home.personal_adapters, home.shared_adapters)
-        )
-        if personal is not None:
-            shared = home.personal_adapters.manifest(personal).shared
-        found.append((fitted, fitted.counts(home, personal, shared)))
-    return found
-
-
-def forget(home: Home, task: str | None = None) -> list[str]:
-    """Forget what was chosen for a task, or for all; the names of those that were known.
-
-    Raises:
-        StorageError: the file is damaged, and only a task's part is to be forgotten.
-    """
-    if task is not None:
-        found = read_gate(home)
-        if found.pop(task, None) is None:
-            return []
-        _write(home, found)
-        return [task]
-    try:
-        known = sorted(read_gate(home))
-    except StorageError:
-        known = []
-    home.gate_file.unlink(missing_ok=True)
-    return known
-
-
-def _write(home: Home, found: Mapping[str, Fitted]) -> None:
-    write_json(home.gate_file, _FILE.dump_python(dict(found), mode="json"))
 
 
 # Fitting ------------------------------------------------------------------------------
@@ -227,7 +107,7 @@ def fit_gate(
         on_stage("loading the backbone")
         tried = run.try_choices(backbone or load_backbone(home.config.backbone))
     fitted = run.choose(tried)
-    _write(home, {**read_gate(home), task.name: fitted})
+    write_gate(home, {**read_gate(home), task.name: fitted})
     return fitted
 
 
@@ -359,7 +239,7 @@ def home_trials(
     found: list[Trial] = []
     if not newest:
         return found
-    search, most, start = search_config(home), max(config.ks), len(real) - len(newest)
+    search, most, start = search_config(home.config), max(config.ks), len(real) - len(newest)
     with open_memory(home) as store:
         for place, record in enumerate(newest, start):
             known = real.before(record.time) if real.dated else real[:place]

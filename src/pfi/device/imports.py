@@ -12,11 +12,12 @@ import yaml
 from pydantic import BaseModel
 
 from pfi.data.records import Record
-from pfi.device.home import Home, one_line
+from pfi.device.home import Home
 from pfi.errors import ConfigError, DataError
+from pfi.settings import one_line
 
 if TYPE_CHECKING:
-    from pfi.data.connectors import ImportReport
+    from pfi.data.report import ImportReport
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def import_records(
         DataError: the source cannot be read.
         StorageError: the vault cannot be written.
     """
-    from pfi.data.connectors import ImportReport, get_connector
+    from pfi.data.connectors import get_connector
+    from pfi.data.report import ImportReport
 
     connector = get_connector(kind)
     settings = connector.configure(options or {})

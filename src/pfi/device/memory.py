@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pfi.device.erasure import Erased, erase, finish_erasures
-from pfi.device.home import Home, search_config
+from pfi.device.config import search_config
+from pfi.device.home import Home
 from pfi.errors import ConfigError
 from pfi.files import locked
 from pfi.tasks import tasks
@@ -18,17 +18,6 @@ from pfi.tasks import tasks
 if TYPE_CHECKING:
     from pfi.memory import MemoryStore
     from pfi.memory.embedders import Embedder
-
-__all__ = [
-    "Erased",
-    "erase",
-    "finish_erasures",
-    "home_embedder",
-    "memory_status",
-    "open_memory",
-    "rebuild_memory",
-    "sync_memory",
-]
 
 #: Told how many records are indexed, and how many there are to index.
 Progress = Callable[[int, int], None]
@@ -107,7 +96,7 @@ def memory_status(home: Home) -> dict[str, Any]:
         sizes = store.sizes()
         vectors = sum(len(store.vectors(task)[0]) for task in sizes) if embedder else 0
     return {
-        "how": search_config(home).how,
+        "how": search_config(home.config).how,
         "embedder": embedder.name if embedder else None,
         "records": records,
         "indexed": sum(sizes.values()),
@@ -124,7 +113,7 @@ def home_embedder(home: Home) -> Embedder | None:
         ConfigError: the settings ask for a sentence model that is not there.
     """
     name = home.config.embedder
-    if name == "none" or search_config(home).how in ("recent", "bm25"):
+    if name == "none" or search_config(home.config).how in ("recent", "bm25"):
         return None
     from pfi.memory.embedders import MINILM, find_embedder
 

@@ -14,13 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.device.engines import Bits, EngineName
 from pfi.device.machine import Machine
-from pfi.device.predict import (
-    Figures,
-    Model,
-    TrainingFigures,
-    answering,
-    training,
-)
+from pfi.device.predict import Figures, Model, TrainingFigures, answering, training
 from pfi.errors import ConfigError
 
 #: Ways to answer, and how near their weights are to the backbone's own: 2 as good as the same.

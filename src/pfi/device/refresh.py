@@ -16,8 +16,8 @@ from pfi.data.records import History, Record
 from pfi.device.adapters import Manifest
 from pfi.device.candidates import HeldBack, Material, RefreshConfig, Trial, Trials, hold_back
 from pfi.device.drift import UNSEEN, WINDOWS, Check, Drift, drifted, unseen
-from pfi.device.erasure import refuse_erased
-from pfi.device.home import Home, checked
+from pfi.device.erased import refuse_erased
+from pfi.device.home import Home
 from pfi.device.pairs import preferences
 from pfi.device.runtime import Runtime
 from pfi.device.training import (
@@ -28,6 +28,7 @@ from pfi.device.training import (
     train_config,
 )
 from pfi.errors import StorageError
+from pfi.settings import checked
 from pfi.tasks import Task
 from pfi.trust.entries import fingerprint
 

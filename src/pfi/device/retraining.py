@@ -6,45 +6,17 @@ on; meanwhile answers use the version that the erasure fell back to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pfi.device import statement
 from pfi.device.home import Home
-from pfi.device.manifests import Manifest
-from pfi.device.vault import Vault
+from pfi.device.retrain_settings import SETTING
 from pfi.errors import DataError
 from pfi.tasks import get_task
 
 if TYPE_CHECKING:
     from pfi.models import Backbone
-
-#: The vault's setting that says by erasure and task how to train.
-SETTING = "retrain"
-
-
-def settings_of(manifest: Manifest) -> dict[str, Any]:
-    """How a version was trained, as far as it can be done again.
-
-    A version of a refresh rests on others; it is trained like one that learnt all at once.
-    """
-    from pfi.learn import TrainConfig
-
-    told = manifest.config
-    held_back = len(manifest.held_back)
-    return {
-        "settings": {k: told[k] for k in TrainConfig.model_fields if k in told},
-        "mix": told.get("mix", {}),
-        "real_only": not told.get("synthetic"),
-        "holdout": held_back / (held_back + manifest.records) if manifest.records else 0.0,
-        "seed": told.get("seed", 0),
-    }
-
-
-def note_retraining(vault: Vault, name: str, tasks: Mapping[str, dict[str, Any]]) -> None:
-    """Note what is to be trained after the erasure of a name."""
-    with vault.change_setting(SETTING) as setting:
-        setting.value = {**(setting.value or {}), name: dict(tasks)}
 
 
 def retrain(

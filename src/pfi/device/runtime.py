@@ -15,7 +15,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pfi.data.records import Record
-from pfi.device.home import Home, search_config
+from pfi.device.config import search_config
+from pfi.device.home import Home
 from pfi.errors import BackboneError, ConfigError
 from pfi.models.engine import AdapterRef, OnePiece, Request, Sampling, text_of
 from pfi.tasks import Task, get_task
@@ -187,7 +188,7 @@ class Runtime:
             if task.name not in self._memories:
                 with self.home.open_vault() as vault:
                     history = vault.history(task.name, origin="real")
-                config = search_config(self.home)
+                config = search_config(self.home.config)
                 self._memories[task.name] = self._store.memory(task, history, config)
             return self._memories[task.name]
 
@@ -294,7 +295,7 @@ class Runtime:
         self, task: Task, prompt: str, query: str, before: datetime | None
     ) -> tuple[float, int, str]:
         """The personal adapter's weight, the number of records, and what the gate said."""
-        from pfi.device.gate import describe, read_gate
+        from pfi.device.gate_file import describe, read_gate
 
         personal, shared = self.versions(task)
         whole = (1.0 if personal else 0.0), self.home.config.records

@@ -16,6 +16,7 @@ from pfi.device.home import Home
 from pfi.device.keys import Keys
 from pfi.errors import DataError, StorageError
 from pfi.files import write_json
+from pfi.trust.entries import Updates
 from pfi.trust.signing import SIGNATURE, with_signature, without_signature
 
 FOLDER = "erasures"  # of a home, where its statements are
@@ -58,10 +59,11 @@ def sent(
     """
     texts: Counter[str] = Counter()
     updates: Counter[str] = Counter()
+    known = Updates()
     for entry in home.open_ledger().entries():
         if entry.kind == "teacher" and tells(entry.shows):
             texts[entry.to] += 1
-        elif entry.kind == "update" and since and datetime.fromisoformat(entry.time) >= since:
+        elif known.carried(entry) and since and datetime.fromisoformat(entry.time) >= since:
             updates[entry.to] += 1
     return {"texts to teachers": dict(texts), "updates": dict(updates), "beyond": _BEYOND}
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pfi.data.records import History, Record
 from pfi.device.adapters import AdapterInfo, Manifest
-from pfi.device.erasure import refuse_erased
-from pfi.device.home import Home, checked
+from pfi.device.erased import refuse_erased
+from pfi.device.home import Home
 from pfi.errors import ConfigError, DataError
 from pfi.memory.mixing import innocent
+from pfi.settings import checked
 from pfi.tasks import Example, Task
 from pfi.trust.entries import fingerprint
 

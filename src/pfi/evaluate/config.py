@@ -11,14 +11,15 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from pfi.augment.config import AugmentConfig
+from pfi.errors import ConfigError
 from pfi.evaluate.arms import DEFAULT_ARMS, FEDERATED, Kind, get_arm
 from pfi.evaluate.stream_config import StreamConfig
+from pfi.federate.check import check
 from pfi.federate.config import FederateConfig, LocalConfig
 from pfi.learn import TrainConfig
 from pfi.memory.config import SearchConfig
@@ -136,6 +137,11 @@ class StudyConfig(BaseModel):
             return given
         return {**given, "local": {"rank": _LOCAL.rank, "alpha": _LOCAL.alpha, **local}}
 
+    @field_validator("federation")
+    @classmethod
+    def _fits_its_strategy(cls, federation: FederateConfig) -> FederateConfig:
+        return check(federation, "federation", "see docs/studies.md")
+
     @field_validator("shared_how")
     @classmethod
     def _known_strategy(cls, how: str) -> str:
@@ -159,10 +165,9 @@ class StudyConfig(BaseModel):
             raise ValueError("federation.secure: a study's clients are simulated and have no keys")
         for name in sorted(names):
             try:
-                FederateConfig.model_validate({**self.federation.model_dump(), "strategy": name})
-            except ValidationError as error:
-                what = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise ValueError(f"federation: {what}") from error
+                check(self.federation.model_copy(update={"strategy": name}))
+            except ConfigError as error:
+                raise ValueError(f"federation: {error.what}") from error
         return self
 
     @property

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from pfi.evaluate.arms import FEDERATED
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import Event, new_event, read_events
+from pfi.evaluate.run import Run
 from pfi.federate.config import FederateConfig
 from pfi.learn import Adapter
 from pfi.models import Backbone
 from pfi.tasks import Example, Task
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pfi.evaluate.study import Study
 
 #: What a ``round`` event says of a round, beside the task, the arm and the number.
 _SAID = ("asked", "clients", "bytes_down", "bytes_up", "loss", "epsilon", "seconds", "kept")
@@ -44,7 +40,7 @@ class TrainUsers:
 
 
 def federate(
-    study: Study,
+    run: Run,
     task: Task,
     backbone: Backbone,
     strategy: str,
@@ -55,7 +51,7 @@ def federate(
     What a new user answers with becomes one plain adapter, which is kept with the events.
 
     Args:
-        study: whose settings, checkpoints and event log are used.
+        run: whose settings, checkpoints and event log are used.
         task: the task.
         backbone: the frozen model.
         strategy: the rule of aggregation.
@@ -69,14 +65,14 @@ def federate(
     from pfi.federate.simulate import SimulatedFleet
 
     kind, name = FEDERATED + strategy, task.name
-    checkpoints = Checkpoints(study.out)
-    settings = _settings(study.config, strategy, name)
+    checkpoints = Checkpoints(run.out)
+    settings = _settings(run.config, strategy, name)
     users = TrainUsers(dict(examples))
     folder = checkpoints.state(kind, name)
 
     def told(text: str, done: int, rounds: int) -> None:
-        _log(study, kind, name, folder)
-        study.progress(f"{name} {kind} {done}/{rounds}, {text}")
+        _log(run, kind, name, folder)
+        run.progress(f"{name} {kind} {done}/{rounds}, {text}")
 
     fleet = SimulatedFleet(backbone, users, settings, folder / "clients")
     try:
@@ -84,7 +80,7 @@ def federate(
         adapter = fleet.adapter(federation.run())
     finally:
         fleet.close()
-    _log(study, kind, name, folder)
+    _log(run, kind, name, folder)
     rounds = list(read_events(folder / "events.jsonl"))
     event = new_event(
         "trained",
@@ -99,7 +95,7 @@ def federate(
     if federation.stopped is not None:
         event["stopped"] = federation.stopped
     checkpoints.put(adapter, event)
-    study.log.append(event)
+    run.log.append(event)
     checkpoints.drop_state(kind, name)
     return adapter
 
@@ -114,13 +110,13 @@ def _settings(config: StudyConfig, strategy: str, task: str) -> FederateConfig:
     return given.model_copy(update={"strategy": strategy, "seed": seed, "simulate": simulate})
 
 
-def _log(study: Study, kind: str, task: str, folder: Path) -> None:
+def _log(run: Run, kind: str, task: str, folder: Path) -> None:
     """Log the rounds that a federation has ended and the study has not logged."""
-    known = study.log.rounds(kind, task)
+    known = run.log.rounds(kind, task)
     for found in list(read_events(folder / "events.jsonl")):
         number = found["number"] + 1
         if number not in known:
             event: Event = {"task": task, "arm": kind, "round": number}
             event |= {name: found[name] for name in _SAID if found.get(name) is not None}
             lost = {**found["failed"], **found["refused"]}
-            study.log.append(new_event("round", **event, failed=len(lost)))
+            run.log.append(new_event("round", **event, failed=len(lost)))

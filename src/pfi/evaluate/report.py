@@ -37,12 +37,7 @@ from pfi.evaluate.report_data import (
     task_view,
     verdict,
 )
-from pfi.evaluate.report_federated import (
-    Rounds,
-    federated_plots,
-    federated_views,
-    read_rounds,
-)
+from pfi.evaluate.report_federated import Rounds, federated_plots, federated_views, read_rounds
 from pfi.evaluate.report_gate import GateSums, gate_views, read_gated
 from pfi.evaluate.report_text import (
     arm_lines,

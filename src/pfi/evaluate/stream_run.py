@@ -79,7 +79,7 @@ class StreamStudy(Study):
         self.progress(task.name, len(done))
         if done >= set(users.ids):
             return
-        shared = TaskRun(self, task, backbone, users).shared_adapter()
+        shared = TaskRun(self._context(), task, backbone, users).shared_adapter()
         setup = TaskSetup(self.config, self.out, task, backbone, shared)
         size = self.config.working_set
         for start in range(0, len(users), size):

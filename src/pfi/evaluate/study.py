@@ -25,6 +25,7 @@ from pfi.errors import DataError, StorageError
 from pfi.evaluate.arms import central, get_arm
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import EventLog, new_event
+from pfi.evaluate.run import Run
 from pfi.evaluate.statistics import UserAnswers, summarise
 from pfi.evaluate.task_run import TaskRun
 from pfi.files import write_atomic, write_json
@@ -128,7 +129,11 @@ class Study:
 
     def _run_task(self, task: Task, backbone: Backbone, users: LampUsers) -> None:
         """Run what is not yet done of a task."""
-        TaskRun(self, task, backbone, users).run()
+        TaskRun(self._context(), task, backbone, users).run()
+
+    def _context(self) -> Run:
+        """What the parts of the run are given."""
+        return Run(self.config, self.out, self.arms, self.log, self.trainer, self.progress)
 
     def progress(self, text: str, units: int = 0) -> None:
         """Tell the caller how far the run is."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pfi.data.lamp import LampUsers
 from pfi.data.records import User
@@ -15,6 +14,7 @@ from pfi.evaluate.events import Event, new_event, read_events
 from pfi.evaluate.federation import federate
 from pfi.evaluate.group_run import run_group
 from pfi.evaluate.population import make_prior
+from pfi.evaluate.run import Run
 from pfi.evaluate.task_setup import Group, TaskSetup
 from pfi.evaluate.workers import run_in_workers
 from pfi.learn import Adapter, train_one
@@ -22,24 +22,21 @@ from pfi.memory import Memory
 from pfi.models import Backbone
 from pfi.tasks import Example, Task
 
-if TYPE_CHECKING:
-    from pfi.evaluate.study import Study
-
 
 class TaskRun:
     """One task of a study: the shared adapter, then every arm over the users."""
 
-    def __init__(self, study: Study, task: Task, backbone: Backbone, users: LampUsers) -> None:
-        self.study, self.task, self.backbone, self.users = study, task, backbone, users
-        self.checkpoints = Checkpoints(study.out)
+    def __init__(self, run: Run, task: Task, backbone: Backbone, users: LampUsers) -> None:
+        self._run, self.task, self.backbone, self.users = run, task, backbone, users
+        self.checkpoints = Checkpoints(run.out)
 
     def run(self) -> None:
         """Answer every question under every arm, skipping what the events say is done."""
-        study, name = self.study, self.task.name
+        run, name = self._run, self.task.name
         ids = set(self.users.ids)
-        done = {arm.name: len(ids & study.log.answered(arm.name, name)) for arm in study.arms}
-        study.progress(name, sum(done.values()))
-        arms = [arm for arm in study.arms if done[arm.name] < len(ids)]
+        done = {arm.name: len(ids & run.log.answered(arm.name, name)) for arm in run.arms}
+        run.progress(name, sum(done.values()))
+        arms = [arm for arm in run.arms if done[arm.name] < len(ids)]
         if not arms:
             return
         needed = any((arm.shared and not arm.federated) or arm.asks_teacher for arm in arms)
@@ -50,19 +47,19 @@ class TaskRun:
             if arm.gate:
                 self._prior(arm, shared)
         for event in self._events(shared):
-            study.log.append(event)
+            run.log.append(event)
             if event["event"] == "answered":
-                study.progress(f"{name} {event['arm']}", 1)
+                run.progress(f"{name} {event['arm']}", 1)
             elif event["event"] == "augmented":
-                study.progress(f"{name} augmenting, user {event['user']}")
+                run.progress(f"{name} augmenting, user {event['user']}")
             elif event["event"] == "gated":
-                study.progress(f"{name} {event['arm']}, gate of user {event['user']}")
+                run.progress(f"{name} {event['arm']}, gate of user {event['user']}")
             else:
-                study.progress(f"{name} personal, user {event['user']}")
+                run.progress(f"{name} personal, user {event['user']}")
 
     def _events(self, shared: Adapter | None) -> Iterator[Event]:
         """What is left to do, done here or in workers."""
-        config, out = self.study.config, self.study.out
+        config, out = self._run.config, self._run.out
         if config.workers > 1:
             given = shared is not None
             yield from run_in_workers(config, out, self.task, self.groups(), shared=given)
@@ -76,51 +73,51 @@ class TaskRun:
 
         They are cut from the list of all users, so that a resumed run has the same groups.
         """
-        log, name, size = self.study.log, self.task.name, self.study.config.working_set
+        log, name, size = self._run.log, self.task.name, self._run.config.working_set
         for index, start in enumerate(range(0, len(self.users), size)):
             users = self.users[start : start + size]
             ids = frozenset(users.ids)
-            todo = {arm.name: ids - log.answered(arm.name, name) for arm in self.study.arms}
+            todo = {arm.name: ids - log.answered(arm.name, name) for arm in self._run.arms}
             if any(todo.values()):
                 trained = {kind: ids & log.trained(kind, name) for kind in KINDS}
                 yield Group(index, users, todo, trained, ids & log.augmented(name))
 
     def _prior(self, arm: Arm, shared: Adapter | None) -> None:
         """Have the gate's prior made."""
-        study, name = self.study, self.task.name
+        run, name = self._run, self.task.name
 
         def told(done: int, users: int) -> None:
-            study.progress(f"{name} {arm.name}, gate's prior, {done} of {users} other users")
+            run.progress(f"{name} {arm.name}, gate's prior, {done} of {users} other users")
 
-        make_prior(study.config, study.out, self.task, self.backbone, shared, arm, told)
+        make_prior(run.config, run.out, self.task, self.backbone, shared, arm, told)
 
     # The shared adapter -------------------------------------------------------------
 
     def shared_adapter(self) -> Adapter:
         """The shared adapter of all arms that do not say how it is learnt."""
-        strategy = self.study.config.strategy
+        strategy = self._run.config.strategy
         return self.federated_adapter(strategy) if strategy else self._central_adapter()
 
     def _central_adapter(self) -> Adapter:
         """Train the shared adapter over all train users, or load the one already trained."""
-        study, name = self.study, self.task.name
+        run, name = self._run, self.task.name
         found = self._trained("shared")
         if found is not None:
             return found
 
         def on_step(step: int, steps: int, loss: float) -> None:
-            study.progress(f"{name} shared adapter {step}/{steps} loss {loss:.3f}")
+            run.progress(f"{name} shared adapter {step}/{steps} loss {loss:.3f}")
 
         result = train_one(
-            study.trainer,
+            run.trainer,
             self.backbone,
             [example for _, examples in self._train_examples() for example in examples],
-            study.config.shared,
-            seed=study.config.seed_of("shared", name),
+            run.config.shared,
+            seed=run.config.seed_of("shared", name),
             on_step=on_step,
             state=self.checkpoints.state("shared", name),
         )
-        study.log.append(self.checkpoints.save(result, "shared", name))
+        run.log.append(self.checkpoints.save(result, "shared", name))
         self.checkpoints.drop_state("shared", name)
         return result.adapter
 
@@ -130,24 +127,24 @@ class TaskRun:
         found = self._trained(kind)
         if found is not None:
             return found
-        return federate(self.study, self.task, self.backbone, strategy, self._train_examples())
+        return federate(self._run, self.task, self.backbone, strategy, self._train_examples())
 
     def _trained(self, kind: str) -> Adapter | None:
         """A shared adapter of this run, or of the one whose adapters are to be used."""
-        study, name = self.study, self.task.name
-        if study.config.shared_from is not None:
-            self._copy_shared(study.config.shared_from, kind)
+        run, name = self._run, self.task.name
+        if run.config.shared_from is not None:
+            self._copy_shared(run.config.shared_from, kind)
         found = self.checkpoints.load(kind, name)
-        if found is not None and None not in study.log.trained(kind, name):
+        if found is not None and None not in run.log.trained(kind, name):
             event = self.checkpoints.event(kind, name)
             if event is not None:
-                study.log.append(event)
+                run.log.append(event)
         return found
 
     def _train_examples(self) -> Iterator[tuple[str, list[Example]]]:
         """What the shared adapter is learnt from, user by user; ``train_users`` limits them."""
-        setup = TaskSetup(self.study.config, self.study.out, self.task, self.backbone, None)
-        rng = random.Random(self.study.config.seed_of("examples", self.task.name))
+        setup = TaskSetup(self._run.config, self._run.out, self.task, self.backbone, None)
+        rng = random.Random(self._run.config.seed_of("examples", self.task.name))
         for user in setup.train_users():
             made = list(setup.retrieval.examples(self.task, user.history, rng, setup.pool))
             yield user.id, [*made, *self._question_examples(setup, user, rng)]
@@ -181,7 +178,7 @@ class TaskRun:
         adapter = Adapter.load(folder)
         # Of an adapter that came without an event we know no more than this.
         event = new_event("trained", task=name, adapter=kind, user=None)
-        known = self.study.log.rounds(kind, name)
+        known = self._run.log.rounds(kind, name)
         for found in read_events(run / "events.jsonl"):
             found.pop("time", None)
             if found.get("task") != name:
@@ -189,5 +186,5 @@ class TaskRun:
             if (found["event"], found.get("adapter")) == ("trained", kind):
                 event = found
             elif found["event"] == "round" and found["arm"] == kind and found["round"] not in known:
-                self.study.log.append({**found, "copied_from": run.name})
+                self._run.log.append({**found, "copied_from": run.name})
         self.checkpoints.put(adapter, {**event, "copied_from": run.name})

@@ -5,41 +5,25 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from pfi.errors import FederationError, StorageError
+from pfi.federate.check import check
 from pfi.federate.config import FederateConfig
 from pfi.federate.engine import Engine
-from pfi.federate.fleet import Failure
-from pfi.federate.message import Message
-from pfi.federate.parties import Parties
+from pfi.federate.message import Failure, Message
 from pfi.federate.secure.client import SecureClient
+from pfi.federate.secure.parties import Parties
 from pfi.federate.seeds import seed_of
 from pfi.federate.strategies import get_strategy
-from pfi.federate.strategy import Client, Memory, Strategy, Update, Work
+from pfi.federate.strategy import Strategy
 from pfi.federate.upload import bounded, pack
+from pfi.federate.users import Population
+from pfi.federate.work import Client, Memory, Update, Work
 from pfi.files import write_atomic
 from pfi.models.backbone import Backbone
 from pfi.models.packing import Piece
-from pfi.tasks import Example
 from pfi.trust.entries import fingerprint
 from pfi.trust.sealing import SealError, seal, unseal
-
-
-class Population(Protocol):
-    """The clients' data, read when its turn comes."""
-
-    def clients(self) -> Sequence[str]:
-        """All clients, in an order that stays."""
-        ...
-
-    def examples(self, client: str) -> Sequence[Example]:
-        """What a client learns from."""
-        ...
-
-    def rank(self, client: str) -> int | None:
-        """The largest rank that a client can train; None if it has no limit."""
-        ...
 
 
 class Memories:
@@ -127,7 +111,7 @@ class Clients:
         *,
         kept_tokens: int = 1 << 20,
     ) -> None:
-        kind = get_strategy(config.strategy)
+        kind = get_strategy(check(config).strategy)
         self.config, self.population, self.memories = config, population, memories
         self.engine = Engine(backbone, config.local, kind.rank(config), working_set)
         self.strategy: Strategy = kind(self.engine.layout, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pfi.federate.accept import AcceptConfig
 from pfi.federate.compress import CompressConfig
@@ -12,12 +12,6 @@ from pfi.federate.optimizers import ServerConfig
 from pfi.federate.privacy import PrivacyConfig
 from pfi.federate.robust import RobustConfig, bad_groups
 from pfi.federate.secure.policy import SecureConfig
-from pfi.federate.strategies.clusters import ClusterConfig
-from pfi.federate.strategies.dual import DittoConfig, DualConfig
-from pfi.federate.strategies.hetero import HetConfig
-from pfi.federate.strategies.kseed import KSeedConfig
-from pfi.federate.strategies.scaffold import ScaffoldConfig
-from pfi.federate.strategies.svd import FlexConfig
 from pfi.learn.training import TrainConfig
 
 
@@ -40,6 +34,93 @@ class SimulateConfig(BaseModel):
     working_set: int = Field(16, ge=1, description="clients trained together in one pass")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of clients that never reply")
     late: float = Field(0.0, ge=0, lt=1, description="share of clients whose reply comes too late")
+
+
+class ClusterConfig(BaseModel):
+    """Of `ifca` and `similarity`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int = Field(2, ge=2, description="clusters")
+    together: int = Field(
+        3, ge=1, description="rounds that all clients learn together first; not of ifca"
+    )
+    sketch: int = Field(
+        1024, ge=16, description="numbers kept of a client's updates to compare it; not of ifca"
+    )
+
+
+class DittoConfig(BaseModel):
+    """Of Ditto."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strength: float = Field(
+        0.1, ge=0, description="lambda: how strongly the personal row is pulled to the shared one"
+    )
+
+
+class DualConfig(BaseModel):
+    """Of FedDPA."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(4, ge=1, description="of the personal half, on top of local.rank")
+    when: Literal["T", "F"] = Field(
+        "T", description="the personal half is trained in every round (T) or after the last (F)"
+    )
+
+
+class KSeedConfig(BaseModel):
+    """Of FedKSeed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seeds: int = Field(4096, ge=1, le=1 << 20, description="candidate seeds, each one direction")
+    epsilon: float = Field(1e-3, gt=0, description="how far losses are measured from the row")
+    learning_rate: float = Field(
+        50.0,
+        gt=0,
+        description="along a direction of length one: the paper's, times the numbers of a row",
+    )
+
+
+class ScaffoldConfig(BaseModel):
+    """Of SCAFFOLD."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clients: int = Field(
+        0, ge=0, description="clients in the whole federation, not only in a cohort; must be set"
+    )
+
+
+class FlexConfig(BaseModel):
+    """FlexLoRA's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keep: bool = Field(
+        False,
+        description="average changes, not products: what was cut off for a client of a small "
+        "rank stays in the mean",
+    )
+
+
+class HetConfig(BaseModel):
+    """HetLoRA's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights: Literal["norm", "examples"] = Field(
+        "norm", description="of the mean: the Frobenius norm of a client's BA, or its examples"
+    )
+    keep: float = Field(
+        1.0, gt=0, le=1, description="share of its ranks that a client keeps on pruning; 1: never"
+    )
+    penalty: float = Field(
+        0.01, ge=0, description="of the norms of the ranks that pruning would take"
+    )
 
 
 class FederateConfig(BaseModel):
@@ -85,29 +166,9 @@ class FederateConfig(BaseModel):
     )
     simulate: SimulateConfig = Field(SimulateConfig(), description="clients on one machine")
 
-    @field_validator("strategy")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        from pfi.federate.strategies import get_strategy
-
-        return get_strategy(name).name
-
     @model_validator(mode="after")
     def _combines(self) -> FederateConfig:
-        from pfi.federate.strategies import get_strategy
-        from pfi.federate.strategy import LinearStrategy
-
         private = self.privacy.mechanism != "none"
-        given = {
-            "robust": self.robust is not None,
-            "privacy": private,
-            "secure": self.secure is not None,
-            "compress": self.compress.active,
-        }
-        if any(given.values()) and not issubclass(get_strategy(self.strategy), LinearStrategy):
-            name = next(name for name, set_ in given.items() if set_)
-            what = f"`{name}` needs a strategy whose update is one vector; {self.strategy} sends"
-            raise ValueError(f"{what} factors that the server has to see")
         if private and self.robust is not None:
             raise ValueError("`robust` and `privacy`: noise is accounted for the mean only")
         if private and self.spare:

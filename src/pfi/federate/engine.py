@@ -21,8 +21,8 @@ from pfi.federate.config import LocalConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
 from pfi.federate.seeds import seed_of
-from pfi.federate.strategy import Client, Losses, Request, Train, Trained, Update, Work
-from pfi.learn.bank_trainer import BankRun, Member
+from pfi.federate.work import Client, Losses, Request, Train, Trained, Update, Work
+from pfi.learn.bank_trainer import ActiveJob, BankRun
 from pfi.learn.slots import SlotSGD
 from pfi.learn.training import Job, as_piece, batches
 from pfi.models.backbone import Backbone
@@ -229,9 +229,9 @@ class _RowRun(BankRun):
             for job, trained in self.results():
                 yield tasks[int(job.id)], trained or FederationError("a client has no examples")
         finally:  # who draws may have stopped
-            for member in self.members:
-                self.bank.remove(member.slot)
-            self.members.clear()
+            for active in self.active_jobs:
+                self.bank.remove(active.slot)
+            self.active_jobs.clear()
 
     def put(self, row: Row) -> int:
         """A free slot with these factors."""
@@ -251,38 +251,38 @@ class _RowRun(BankRun):
         """See ``BankRun``."""
         return self.put(_request(job)[1].row)
 
-    def rate(self, member: Member) -> float:
+    def rate(self, active: ActiveJob) -> float:
         """Constant: the server's steps decide what is learnt in the end."""
         return self.config.learning_rate
 
     @torch.no_grad()
-    def adjust(self, members: Sequence[Member], gradients: torch.Tensor) -> None:
+    def adjust(self, jobs: Sequence[ActiveJob], gradients: torch.Tensor) -> None:
         """Add pulls and corrections; numbers that are not trained get no gradient."""
-        for member, gradient in zip(members, gradients, strict=True):
-            _, request = _request(member.job)
+        for active, gradient in zip(jobs, gradients, strict=True):
+            _, request = _request(active.job)
             if request.mu and request.pull is not None:
                 pull = torch.from_numpy(request.pull).to(gradient)
-                gradient.add_(self.bank.weights[member.slot] - pull, alpha=request.mu)
+                gradient.add_(self.bank.weights[active.slot] - pull, alpha=request.mu)
             if request.correction is not None:
                 gradient.add_(torch.from_numpy(request.correction).to(gradient))
             if request.mask is not None:
                 gradient.mul_(torch.from_numpy(request.mask).to(gradient.device))
 
-    def stepped(self, members: Sequence[Member]) -> None:
+    def stepped(self, jobs: Sequence[ActiveJob]) -> None:
         """Put back what is not trained, which weight decay reaches nevertheless."""
-        for member in members:
-            _, request = _request(member.job)
+        for active in jobs:
+            _, request = _request(active.job)
             if request.mask is not None:
-                row = self.bank.weights[member.slot]
+                row = self.bank.weights[active.slot]
                 mask, start = torch.from_numpy(request.mask), torch.from_numpy(request.row)
                 torch.where(mask.to(row.device), row, start.to(row), out=row)
 
-    def result(self, member: Member) -> Trained | FederationError:
+    def result(self, active: ActiveJob) -> Trained | FederationError:
         """See ``BankRun``."""
-        if member.stopped is not None:
-            return FederationError(f"a client's training stopped: {member.stopped}")
-        row = self.bank.weights[member.slot].cpu().numpy().copy()
-        return Trained(row, len(member.pieces), member.step, float(np.mean(member.losses)))
+        if active.stopped is not None:
+            return FederationError(f"a client's training stopped: {active.stopped}")
+        row = self.bank.weights[active.slot].cpu().numpy().copy()
+        return Trained(row, len(active.pieces), active.step, float(np.mean(active.losses)))
 
 
 def _request(job: Job) -> tuple[Sequence[Piece], Train]:

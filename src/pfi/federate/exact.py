@@ -7,17 +7,16 @@ of no more than the ranks that were added up in it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pfi.errors import FederationError
 from pfi.federate.layout import Layout, Row
-from pfi.federate.strategy import Model
-
-if TYPE_CHECKING:
-    from pfi.models.adapters import Adapter
+from pfi.federate.work import Model
+from pfi.models.adapters import Adapter
 
 #: What is left out of a layer's product when it is made exact, relative to its norm: rounding.
 _ROUNDING = 3e-7
@@ -72,10 +71,6 @@ def as_adapter(model: Model, settings: Mapping[str, Any]) -> Adapter:
     Raises:
         FederationError: the model is not finite.
     """
-    import torch
-
-    from pfi.models.adapters import Adapter
-
     plain = exact(model)
     layout, weights = plain.layout, {}
     for i, layer in enumerate(layout.layers):

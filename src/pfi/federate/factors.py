@@ -12,7 +12,7 @@ from pfi.errors import FederationError
 from pfi.federate.combine import Combined
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
-from pfi.federate.strategy import Aggregate, State
+from pfi.federate.work import Aggregate, State
 
 #: More examples than this are no honest number; it keeps all sums finite.
 _MOST_EXAMPLES = 1e9

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from pfi.models.bank import AdapterBank
+from pfi.models.bank import AdapterBank
 
 Row = NDArray[np.float32]
 Part = Literal["both", "A", "B"]

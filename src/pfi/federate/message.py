@@ -1,4 +1,5 @@
-"""Messages between server and clients: named arrays and plain values, as safetensors bytes.
+"""Messages between server and clients, named arrays and plain values as safetensors bytes; and the
+fleet of clients that they go to, simulated ones or real devices, which the rounds cannot tell.
 
 Nothing in a message is ever executed, and its size is what is counted as sent.
 """
@@ -7,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -120,3 +121,33 @@ class Message:
         if isinstance(value, bool | str) or value is None or not np.isfinite(value):
             raise FederationError(f"a message lacks the number {name!r}")
         return value
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that gave no reply, and why: it dropped out, was late, or met an error."""
+
+    why: str
+
+
+class Fleet(Protocol):
+    """The clients of a federation."""
+
+    def clients(self) -> Sequence[str]:
+        """All that may be asked, in an order that stays."""
+        ...
+
+    def ask(
+        self, round: int, messages: Mapping[str, bytes], seconds: float | None = None
+    ) -> Iterator[tuple[str, bytes | Failure]]:
+        """Send each client its message.
+
+        Args:
+            round: its number.
+            messages: by client.
+            seconds: how long is waited; later replies are failures.
+
+        Yields:
+            each client's reply as it comes.
+        """
+        ...

@@ -18,17 +18,18 @@ import numpy as np
 
 from pfi.errors import ConfigError, FederationError
 from pfi.federate.accept import Acceptance
+from pfi.federate.check import check
 from pfi.federate.combine import Combined
 from pfi.federate.combining import Combining
 from pfi.federate.config import FederateConfig
 from pfi.federate.events import headline
-from pfi.federate.fleet import Failure, Fleet
-from pfi.federate.message import Message, Value
-from pfi.federate.parties import Parties, secure_sums
-from pfi.federate.secure.drive import run_groups
+from pfi.federate.message import Failure, Fleet, Message, Value
+from pfi.federate.secure.groups import run_groups
+from pfi.federate.secure.parties import Parties, secure_sums
 from pfi.federate.seeds import generator
 from pfi.federate.store import RunStore
-from pfi.federate.strategy import Aggregate, LinearStrategy, State, Strategy
+from pfi.federate.strategy import LinearStrategy, Strategy
+from pfi.federate.work import Aggregate, State
 
 #: Called with a line for people, the rounds done and the rounds planned.
 OnRound = Callable[[str, int, int], None]
@@ -129,7 +130,7 @@ class Federation:
         simulated: bool = True,
         parties: Parties | None = None,
     ) -> None:
-        self.config, self.strategy, self.fleet, self.out = config, strategy, fleet, out
+        self.config, self.strategy, self.fleet, self.out = check(config), strategy, fleet, out
         self._on_round = on_round or (lambda *_: None)
         self.train, self.held_out = divide(fleet.clients(), config)
         width = strategy.size if isinstance(strategy, LinearStrategy) else 0

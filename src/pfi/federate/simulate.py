@@ -12,24 +12,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from pfi.errors import ConfigError, PfiError
+from pfi.federate.client import Clients, Memories
 from pfi.federate.config import FederateConfig
-from pfi.federate.fleet import Failure
-from pfi.federate.message import Message
-from pfi.federate.parties import Parties
+from pfi.federate.exact import as_adapter
+from pfi.federate.message import Failure, Message
+from pfi.federate.secure.parties import Parties
 from pfi.federate.seeds import generator
-from pfi.federate.strategy import LinearStrategy
-
-if TYPE_CHECKING:
-    from pfi.federate.client import Clients, Population
-    from pfi.federate.strategy import State, Strategy
-    from pfi.models.adapters import Adapter
-    from pfi.models.backbone import Backbone
+from pfi.federate.strategy import LinearStrategy, Strategy
+from pfi.federate.users import Population
+from pfi.federate.work import State
+from pfi.learn.workers import cores, obey_parent, portable
+from pfi.models.adapters import Adapter
+from pfi.models.backbone import Backbone, load_backbone
 
 Chunk = list[tuple[str, bytes]]
-Replies = dict[str, "bytes | Failure"]
+Replies = dict[str, bytes | Failure]
 
 
 class SimulatedFleet:
@@ -72,8 +74,6 @@ class SimulatedFleet:
 
     def adapter(self, state: State) -> Adapter:
         """What a client that never took part answers with, as a plain adapter."""
-        from pfi.federate.exact import as_adapter
-
         return as_adapter(self.strategy.model(state), self._clients.engine.bank.settings)
 
     def clients(self) -> Sequence[str]:
@@ -154,8 +154,6 @@ def make_clients(
     backbone: Backbone, population: Population, config: FederateConfig, folder: Path
 ) -> Clients:
     """The clients of a population, as one process has them."""
-    from pfi.federate.client import Clients, Memories
-
     working_set = config.simulate.working_set
     return Clients(backbone, population, config, Memories(folder), working_set)
 
@@ -197,11 +195,6 @@ class _Process:
 
 def _serve(pipe: Connection, given: Any) -> None:
     """What a process runs: chunks in, replies out."""
-    import torch
-
-    from pfi.learn.workers import cores, obey_parent, portable
-    from pfi.models.backbone import load_backbone
-
     name, population, config, folder = given
     obey_parent()
     torch.set_num_threads(max(1, cores() // config.simulate.workers))

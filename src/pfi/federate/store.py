@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import yaml
 
 from pfi.errors import ConfigError, FederationError, StorageError
 from pfi.federate.config import FederateConfig
 from pfi.federate.events import FILE, Events, read_rounds
 from pfi.federate.message import Message
+from pfi.federate.strategy import Strategy
 from pfi.files import write_atomic, write_json
-
-if TYPE_CHECKING:
-    from pfi.federate.strategy import Strategy
-    from pfi.trust.accounting import Spent
+from pfi.trust.accounting import Spent
 
 #: Settings with which a run may go on otherwise than it began.
 _FREE = ("rounds", "simulate", "seconds")
@@ -36,8 +37,6 @@ class RunStore:
     """
 
     def __init__(self, out: Path, config: FederateConfig, *, resume: bool) -> None:
-        import yaml
-
         self.out, self.config = out, config
         self.events = out / FILE
         self._checkpoints = out / "checkpoints"
@@ -100,8 +99,6 @@ class RunStore:
         self, strategy: Strategy, spent: Spent | None = None, stopped: str | None = None
     ) -> dict[str, Any]:
         """Write ``metrics.json``: what the rounds came to."""
-        import numpy as np
-
         rounds = self.rounds()
         asked = sum(event["asked"] for event in rounds)
         measured = [event for event in rounds if event["losses"]]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from pfi.errors import FederationError
 from pfi.federate.combine import Vector
 from pfi.federate.compress import RESIDUAL, compress, decompress
+from pfi.federate.config import FederateConfig
 from pfi.federate.message import Message
 from pfi.federate.private_mean import clipped
 from pfi.federate.seeds import generator
-from pfi.federate.strategy import Client, Memory, Update
-
-if TYPE_CHECKING:
-    from pfi.federate.config import FederateConfig
+from pfi.federate.work import Client, Memory, Update
 
 #: Names of a message's arrays that are the update begin with it.
 _UPDATE = "update."

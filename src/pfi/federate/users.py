@@ -1,10 +1,11 @@
-"""Users' histories as clients: what a device learns from, and a file of users as a population."""
+"""Clients' data: what a population is, what a device learns from, a file of users as one."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from pfi.data.lamp import LampUsers, open_users
 from pfi.data.records import History
@@ -21,6 +22,22 @@ def local_examples(task: Task, history: History, seed: int) -> list[Example]:
         seed: of the choices that some tasks need.
     """
     return task.examples(history, random.Random(seed_of(seed, "examples")))
+
+
+class Population(Protocol):
+    """The clients' data, read when its turn comes."""
+
+    def clients(self) -> Sequence[str]:
+        """All clients, in an order that stays."""
+        ...
+
+    def examples(self, client: str) -> Sequence[Example]:
+        """What a client learns from."""
+        ...
+
+    def rank(self, client: str) -> int | None:
+        """The largest rank that a client can train; None if it has no limit."""
+        ...
 
 
 class Users:

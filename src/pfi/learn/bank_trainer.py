@@ -1,9 +1,9 @@
-"""Training many adapters in one pass: users are a batch dimension of a bank.
+"""The training loop: many adapters at a time, users are a batch dimension of a bank.
 
-Each round takes every member one step further.  A member's step equals a step of the same
-adapter trained alone: its own mean loss, clipping, rate and AdamW state.  Only targets get
-logits, beginnings that the examples of a step share are computed once, and blocks below the
-lowest adapted one run once per example.
+Each round takes every active job one step further.  A job's step equals a step of the same
+adapter trained alone: its own loss, clipping, rate and AdamW state.  What is minimised is an
+objective that is passed in.  Only targets get logits, beginnings that the examples of a step
+share are computed once, and blocks below the lowest adapted one run once per example.
 """
 
 from __future__ import annotations
@@ -12,57 +12,55 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pfi.errors import StorageError
 from pfi.learn import bank_state
+from pfi.learn.bank_state import JobState, RunState
+from pfi.learn.objectives import CrossEntropy, Objective, Part, part_losses
 from pfi.learn.slots import SlotAdamW, clip
-from pfi.learn.training import (
-    Job,
-    OnStep,
-    TrainConfig,
-    TrainResult,
-    as_piece,
-    batches,
-    hold_back,
-    rate_at,
-)
+from pfi.learn.training import Job, OnStep, TrainConfig, TrainResult, batches, hold_back, rate_at
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.models.bank import AdapterBank
 from pfi.models.bank_layers import Dropout
-from pfi.models.packing import Piece, Row, batch, pack, passes, target_losses
+from pfi.models.packing import Piece, Row, batch, passes, target_losses
 from pfi.models.padding import takes_masks
 from pfi.models.partial import split
 
-#: Tokens of one pass by device, see ``pass_tokens``.
+#: Tokens of one micro-batch by device, see ``token_budget``.
 _TOKENS = {"cpu": 512, "cuda": 16384}
-#: Numbers of a CPU's pass, tokens by hidden size, below which calls cost more than their work.
-_SMALLEST_PASS = 1 << 17
-#: Cached hidden states of one member, in bytes; beyond, its lower blocks run at every step.
+#: Numbers of a CPU's micro-batch, tokens by hidden size, below which calls cost more than work.
+_SMALLEST_MICRO_BATCH = 1 << 17
+#: Cached hidden states of one job, in bytes; beyond, its frozen layers run at every step.
 _CACHE = 1 << 28
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass
-class Member:
+class ActiveJob:
     """A job that is being trained, in a slot of the bank.
 
     Attributes:
         job: whose it is.
         slot: where.
-        pieces: its examples as tokens.
-        held_back: those that are measured instead.
+        pieces: its examples as tokens; ``Objective.pieces`` of them an example.
+        held_back: those of the examples that are measured instead.
         plan: positions of the examples of every step.
         epoch: steps of an epoch.
+        reference: target losses of every example before training, where the objective needs
+            them, or None.
+        held_back_reference: the same of the held-back examples.
         step: steps done.
-        losses: mean loss of each.
+        losses: the loss of each.
         seconds: its share of the time.
         best_loss: the lowest held-back loss.
         best: the factors that gave it, or None.
-        waited: epochs since.
+        without_improvement: epochs since.
         stopped: why it ended early, or None.
     """
 
@@ -72,12 +70,14 @@ class Member:
     held_back: Sequence[Piece]
     plan: list[list[int]]
     epoch: int
+    reference: Sequence[torch.Tensor] | None = None
+    held_back_reference: Sequence[torch.Tensor] | None = None
     step: int = 0
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     best_loss: float = float("inf")
     best: torch.Tensor | None = None
-    waited: int = 0
+    without_improvement: int = 0
     stopped: str | None = None
 
     @property
@@ -90,25 +90,39 @@ class Member:
 
 
 @dataclass
-class Unit:
-    """One member's next step: the rows it needs."""
+class Step:
+    """The next step of one active job: what it computes."""
 
-    member: Member
-    rows: list[Row]
+    active: ActiveJob
+    parts: list[Part]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for part in self.parts for row in part.rows]
 
     @property
     def length(self) -> int:
         return max(len(row) for row in self.rows)
 
     @property
-    def targets(self) -> int:
-        return sum(piece.targets for row in self.rows for piece in row.pieces)
+    def size(self) -> int:
+        """Tokens, padding included."""
+        return len(self.rows) * self.length
+
+    @property
+    def pieces(self) -> list[Piece]:
+        return [piece for part in self.parts for piece in part.pieces]
+
+    @property
+    def cached(self) -> bool:
+        """Whether its pieces come with hidden states of the frozen layers."""
+        return self.parts[0].rows[0].pieces[0].hidden is not None
 
 
-def pass_tokens(backbone: Backbone) -> int:
-    """Tokens of one pass: enough to keep the device busy, few enough for little memory."""
+def token_budget(backbone: Backbone) -> int:
+    """Tokens of one micro-batch: enough to keep the device busy, few enough for little memory."""
     tokens = _TOKENS.get(backbone.device.type, 512)
-    return max(tokens, _SMALLEST_PASS // int(backbone.model.config.hidden_size))
+    return max(tokens, _SMALLEST_MICRO_BATCH // int(backbone.model.config.hidden_size))
 
 
 class BankTrainer:
@@ -116,16 +130,22 @@ class BankTrainer:
 
     Args:
         working_set: jobs in memory at a time.
-        tokens: tokens of one pass; halved by itself when memory runs out.
+        tokens: of one micro-batch; halved by itself when memory runs out.
         save_seconds: how often unfinished jobs are saved, where a state folder is given.
+        objective: what is minimised; the cross-entropy of target tokens by default.
     """
 
     together = True
 
     def __init__(
-        self, working_set: int = 16, tokens: int | None = None, save_seconds: float = 60.0
+        self,
+        working_set: int = 16,
+        tokens: int | None = None,
+        save_seconds: float = 60.0,
+        objective: Objective | None = None,
     ) -> None:
         self.working_set, self.tokens, self.save_seconds = working_set, tokens, save_seconds
+        self.objective = objective
 
     def train_many(
         self,
@@ -140,7 +160,7 @@ class BankTrainer:
         size = self.working_set
         if isinstance(jobs, Sequence):
             size = min(size, max(1, len(jobs)))
-        run = BankRun(backbone, iter(jobs), config, on_step, size, self.tokens)
+        run = BankRun(backbone, iter(jobs), config, on_step, size, self.tokens, self.objective)
         yield from run.results(state, self.save_seconds)
 
 
@@ -151,9 +171,10 @@ class BankRun:
         backbone: beneath the adapters.
         jobs: drawn from as room becomes free.
         config: the same for all.
-        on_step: told of every step.
+        on_step: called after every step.
         size: jobs in memory at a time.
-        tokens: of one pass; see ``pass_tokens`` when None.
+        tokens: of one micro-batch; see ``token_budget`` when None.
+        objective: what is minimised; the cross-entropy of target tokens by default.
     """
 
     def __init__(
@@ -164,45 +185,53 @@ class BankRun:
         on_step: OnStep | None,
         size: int,
         tokens: int | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.jobs, self.config, self.on_step = jobs, config, on_step
-        self.tokens = tokens or pass_tokens(backbone)
+        self.objective: Objective = objective or CrossEntropy()
+        self.tokens = tokens or token_budget(backbone)
         self.bank = AdapterBank(backbone, config, size, precision=config.precision)
         self.backbone: Backbone = self.bank.backbone
-        self.width = int(backbone.model.config.hidden_size)
         self.optimizer = SlotAdamW(self.bank, config.weight_decay)
-        self.members: list[Member] = []
+        self.active_jobs: list[ActiveJob] = []
         self.drawn = 0
-        self.lower: Any = None
+        #: The layers below the lowest adapter, and the model without them; None for a whole model.
+        self._frozen_layers: Any = None
+        self._adapted_layers: Backbone | None = None
         if config.layers != "all" and takes_masks(backbone, 1):
             last = int(config.layers.partition(":")[2])
             model = self.bank.backbone.model
-            parts = split(model, model.config.num_hidden_layers - last)
-            if parts is not None:
-                self.lower, self.backbone = parts.lower, self.bank.at(parts.upper)
+            halves = split(model, model.config.num_hidden_layers - last)
+            if halves is not None:
+                self._frozen_layers = halves.lower
+                self._adapted_layers = self.bank.at(halves.upper)
 
     def results(
         self, state: Path | None = None, save_seconds: float = 60.0
     ) -> Iterator[tuple[Job, Any]]:
-        """Rounds until all jobs have ended."""
+        """Rounds until all jobs have ended.
+
+        Raises:
+            StorageError: the state is damaged or belongs to other jobs.
+        """
         if state is not None:
-            bank_state.restore(self, state)
+            self.restore(state)
         saved = time.monotonic()
         while True:
             yield from self._admit()
-            if not self.members:
+            if not self.active_jobs:
                 break
             for group in self._groups():
                 self._advance(group)
-            for member in [member for member in self.members if member.ended]:
-                yield member.job, self._leave(member)
+            for active in [active for active in self.active_jobs if active.ended]:
+                yield active.job, self._leave(active)
             if state is not None and time.monotonic() - saved >= save_seconds:
-                bank_state.save(self, state)
+                self.save(state)
                 saved = time.monotonic()
         if state is not None:
             bank_state.remove(state)
 
-    # Members ------------------------------------------------------------------------
+    # Jobs ---------------------------------------------------------------------------
 
     def _admit(self) -> Iterator[tuple[Job, None]]:
         """Fill the free slots; jobs without examples are given back at once."""
@@ -214,220 +243,326 @@ class BankRun:
             if self.enter(job) is None:
                 yield job, None
 
-    def enter(self, job: Job) -> Member | None:
+    def enter(self, job: Job) -> ActiveJob | None:
         """Put a job in a free slot; None when it has no examples."""
         pieces = self.encode(job)
         if not pieces:
             return None
-        kept, held_back = hold_back(pieces, self.config.held_back)
-        plan = self.plan(job, kept)
+        trained, held_back = (
+            self._cached([*chain.from_iterable(examples)])
+            for examples in hold_back(self._examples(pieces), self.config.held_back)
+        )
+        plan = self.plan(job, trained)
         slot = self.open(job)
         self.optimizer.reset(slot)
-        epoch = -(-len(kept) // self.config.batch_size)
-        member = Member(job, slot, self._lowered(kept), self._lowered(held_back), plan, epoch)
-        self.members.append(member)
-        return member
+        epoch = -(-len(self._examples(trained)) // self.config.batch_size)
+        active = ActiveJob(job, slot, trained, held_back, plan, epoch)
+        if self.objective.needs_reference:
+            active.reference = self._token_losses(slot, trained)
+            active.held_back_reference = self._token_losses(slot, held_back)
+        self.active_jobs.append(active)
+        return active
 
     def encode(self, job: Job) -> Sequence[Piece]:
-        """A job's examples as tokens."""
+        """A job's examples as tokens, ``Objective.pieces`` pieces each."""
         backbone, longest = self.bank.backbone, self.config.max_length
-        return [as_piece(backbone, example, longest) for example in job.load()]
+        examples = [self.objective.encode(backbone, example, longest) for example in job.load()]
+        return [*chain.from_iterable(examples)]
 
     def plan(self, job: Job, pieces: Sequence[Piece]) -> list[list[int]]:
         """The positions of the examples of every step of a job."""
-        lengths, config = [len(piece) for piece in pieces], self.config
+        lengths = [part.length for part in self._parts(pieces)]
+        config = self.config
         return batches(lengths, config.batch_size, config.epochs, random.Random(job.seed))
 
     def open(self, job: Job) -> int:
         """A slot with the factors that a job begins with."""
         return self.bank.new(job.seed) if job.start is None else self.bank.add(job.start)
 
-    def result(self, member: Member) -> Any:
-        """What is told of a member that has ended."""
-        adapter: Adapter = self.bank.adapter(member.slot)
-        return TrainResult(
-            adapter, member.losses, member.seconds, member.stopped, len(member.pieces)
-        )
+    def result(self, active: ActiveJob) -> Any:
+        """What is yielded with a job that has ended."""
+        adapter: Adapter = self.bank.adapter(active.slot)
+        examples = len(self._examples(active.pieces))
+        return TrainResult(adapter, active.losses, active.seconds, active.stopped, examples)
 
-    def _leave(self, member: Member) -> Any:
-        """Take a member out of the bank."""
-        if member.best is not None:
-            self.bank.weights[member.slot] = member.best
-        result = self.result(member)
-        self.bank.remove(member.slot)
-        self.members.remove(member)
+    def _leave(self, active: ActiveJob) -> Any:
+        """Take a job out of the bank."""
+        if active.best is not None:
+            self.bank.weights[active.slot] = active.best
+        result = self.result(active)
+        self.bank.remove(active.slot)
+        self.active_jobs.remove(active)
         return result
 
+    def _examples(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+        """The pieces of each example."""
+        each = self.objective.pieces
+        return [pieces[i : i + each] for i in range(0, len(pieces), each)]
+
+    def _parts(self, pieces: Sequence[Piece]) -> list[Part]:
+        """Examples as rows of their own."""
+        layout = self.objective.parts
+        return [p for example in self._examples(pieces) for p in layout(self.backbone, example)]
+
     @torch.no_grad()
-    def _lowered(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
-        """Pieces with the hidden states that the lower blocks give them."""
-        each = self.width * (2 if self.bank.dtype == torch.bfloat16 else 4)
-        if self.lower is None or sum(len(piece) for piece in pieces) * each > _CACHE:
+    def _cached(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """Pieces with the hidden states that the frozen layers give them, if these are few."""
+        width = int(self.backbone.model.config.hidden_size)
+        each = width * (2 if self.bank.dtype == torch.bfloat16 else 4)
+        if self._frozen_layers is None or sum(len(piece) for piece in pieces) * each > _CACHE:
             return pieces
-        lowered: list[Piece] = list(pieces)
-        for part in passes([len(piece) for piece in pieces], self.tokens):
-            packed = batch([Row([pieces[i]]) for i in part], self.bank.weights.device)
-            states = self.lower(input_ids=packed.ids, use_cache=False)[0]
-            for i, row in zip(part, states, strict=True):
+        cached: list[Piece] = list(pieces)
+        for picked in passes([len(piece) for piece in pieces], self.tokens):
+            packed = batch([Row([pieces[i]]) for i in picked], self.bank.weights.device)
+            states = self._frozen_layers(input_ids=packed.ids, use_cache=False)[0]
+            for i, row in zip(picked, states, strict=True):
                 piece = pieces[i]
-                lowered[i] = replace(piece, hidden=row[: len(piece)].clone())
-        return lowered
+                cached[i] = replace(piece, hidden=row[: len(piece)].clone())
+        return cached
+
+    def _model(self, cached: bool) -> Backbone:
+        """The model that reads pieces with or without hidden states of the frozen layers."""
+        if not cached:
+            return self.backbone
+        assert self._adapted_layers is not None
+        return self._adapted_layers
 
     # Steps --------------------------------------------------------------------------
 
-    def _groups(self) -> Iterator[list[Unit]]:
-        """Every member's next step, in groups of like size that fill a pass."""
-        units = [self._unit(member) for member in self.members]
-        units.sort(key=lambda unit: (self._cached(unit), len(unit.rows), unit.length))
-        group: list[Unit] = []
-        for unit in units:
+    def _groups(self) -> Iterator[list[Step]]:
+        """Every job's next step, in groups of like size that fill a micro-batch."""
+        steps = [self.next_step(active) for active in self.active_jobs]
+        steps.sort(key=lambda step: (step.cached, len(step.rows), step.length))
+        group: list[Step] = []
+        for step in steps:
             alike = group and (
-                len(unit.rows) == len(group[0].rows)
-                and self._cached(unit) == self._cached(group[0])
-                and (len(group) + 1) * len(unit.rows) * unit.length <= self.tokens
+                len(step.rows) == len(group[0].rows)
+                and step.cached == group[0].cached
+                and (len(group) + 1) * step.size <= self.tokens
             )
             if group and not alike:
                 yield group
                 group = []
-            group.append(unit)
+            group.append(step)
         yield group
 
-    def _unit(self, member: Member) -> Unit:
-        picked = [member.pieces[i] for i in member.plan[member.step]]
-        together = sum(len(piece) for piece in picked)
-        if self.backbone.seq2seq or not takes_masks(self.backbone, together):
-            return Unit(member, [Row([piece]) for piece in picked])
-        return Unit(member, pack(picked, self.width))
+    def next_step(self, active: ActiveJob) -> Step:
+        """The rows of a job's next step, with the reference losses of their targets."""
+        picked, each = active.plan[active.step], self.objective.pieces
+        pieces = [piece for i in picked for piece in active.pieces[i * each : (i + 1) * each]]
+        parts = self.objective.parts(self.backbone, pieces)
+        if active.reference is None:
+            return Step(active, parts)
+        references = iter([active.reference[i] for i in picked])
+        for n, part in enumerate(parts):
+            own = [next(references) for _ in self._examples(part.pieces)]
+            parts[n] = replace(part, reference=torch.cat(own))
+        return Step(active, parts)
 
-    @staticmethod
-    def _cached(unit: Unit) -> bool:
-        return unit.rows[0].pieces[0].hidden is not None
-
-    def _advance(self, group: list[Unit]) -> None:
-        """One step of every member of a group; less at once when memory runs out."""
+    def _advance(self, group: list[Step]) -> None:
+        """One step of every job of a group; less at once when memory runs out."""
         started = time.perf_counter()
         try:
-            losses, gradients = self._gradients(group)
+            losses, gradients = self.gradients(group)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not any(text in str(error).lower() for text in _OUT_OF_MEMORY):
                 raise
-            size = sum(len(unit.rows) * unit.length for unit in group)
-            if len(group) == 1 and size == group[0].length:
-                raise  # a single row cannot be made smaller
+            if len(group) == 1 and all(len(part) == 1 for part in self._micro_batches(group)):
+                raise  # a single part cannot be made smaller
+            size = sum(step.size for step in group)
             self.tokens = max(1, min(self.tokens, size) // 2)
         else:
-            self._step(group, losses, gradients)
+            self._update(group, losses, gradients)
             seconds = (time.perf_counter() - started) / len(group)
-            for unit in group:
-                self._account(unit.member, seconds)
+            for step in group:
+                self._account(step.active, seconds)
             return
-        # Outside of the handler, whose exception keeps the failed pass's tensors alive.
+        # Outside of the handler, whose exception keeps the failed micro-batch's tensors alive.
         middle = (len(group) + 1) // 2
-        for part in (group[:middle], group[middle:]):
-            if part:
-                self._advance(part)
+        for half in (group[:middle], group[middle:]):
+            if half:
+                self._advance(half)
 
-    def _gradients(self, group: list[Unit]) -> tuple[list[float], torch.Tensor]:
-        """Weighted mean losses and their gradients ``(units, width)`` of a group of like units."""
-        slots = [unit.member.slot for unit in group]
+    def gradients(self, group: list[Step]) -> tuple[list[float], torch.Tensor]:
+        """The losses of like steps, and their gradients ``(steps, width)``."""
+        slots = [step.active.slot for step in group]
+        divisors = [self.objective.divisor(step.pieces) for step in group]
         total = torch.zeros(len(group))
         gradients: torch.Tensor | None = None
-        for rows in self._chunks(group):
-            # A chunk has the same number of rows of every unit.
-            each = len(rows) // len(group)
-            owners = [slot for slot in slots for _ in range(each)]
-            with self.bank.recording(owners, dropout=self._dropout(group, rows)) as found:
-                losses = target_losses(self.backbone, rows)
-                unit_of, weights = [], []
-                for i, row in enumerate(rows):
-                    for piece in row.pieces:
-                        unit_of += [i // each] * piece.targets
-                        weights += [piece.weight / group[i // each].targets] * piece.targets
-                index = torch.tensor(unit_of, device=losses.device)
-                weighted = losses * torch.tensor(weights).to(losses)
-                means = losses.new_zeros(len(group)).index_add(0, index, weighted)
-                means.sum().backward()
-            total += means.detach().cpu()
-            gradients = found if gradients is None else gradients.add_(found)
+        for micro_batch in self._micro_batches(group):
+            rows = [row for _, part in micro_batch for row in part.rows]
+            owners = [number for number, part in micro_batch for _ in part.rows]
+            dropout = self._dropout([group[number].active for number in owners], rows)
+            with self.bank.recording([slots[i] for i in owners], dropout=dropout) as recorded:
+                token_losses = target_losses(self._model(group[0].cached), rows)
+                losses = self._losses([part for _, part in micro_batch], token_losses)
+                step_of, scales = [], []
+                for number, part in micro_batch:
+                    for example in self._examples(part.pieces):
+                        step_of.append(number)
+                        scales.append(example[0].weight / divisors[number])
+                index = torch.tensor(step_of, device=losses.device)
+                scaled = losses * torch.tensor(scales).to(losses)
+                sums = losses.new_zeros(len(group)).index_add(0, index, scaled)
+                sums.sum().backward()
+            total += sums.detach().cpu()
+            gradients = recorded if gradients is None else gradients.add_(recorded)
         assert gradients is not None
         return total.tolist(), gradients
 
-    def _chunks(self, group: list[Unit]) -> Iterator[list[Row]]:
-        """The rows of a group as passes; only a unit on its own is ever divided."""
-        rows = [row for unit in group for row in unit.rows]
-        if len(group) > 1:
-            yield rows
-            return
-        for picked in passes([len(row) for row in rows], self.tokens):
-            yield [rows[i] for i in picked]
+    def _losses(self, parts: Sequence[Part], token_losses: torch.Tensor) -> torch.Tensor:
+        """The objective's losses ``(examples,)`` of some parts."""
+        pieces = [piece for part in parts for piece in part.pieces]
+        references = [part.reference for part in parts if part.reference is not None]
+        reference = torch.cat(references) if references else None
+        return self.objective.losses(pieces, token_losses, reference)
 
-    def _dropout(self, group: list[Unit], rows: Sequence[Row]) -> Dropout | None:
+    def _micro_batches(self, group: list[Step]) -> Iterator[list[tuple[int, Part]]]:
+        """The parts of a group, each with its step's number; only a lone step is ever divided."""
+        parts = [(number, part) for number, step in enumerate(group) for part in step.parts]
+        if len(group) > 1:
+            yield parts
+            return
+        for picked in passes([part.length for _, part in parts], self.tokens):
+            yield [parts[i] for i in picked]
+
+    def _dropout(self, owners: Sequence[ActiveJob], rows: Sequence[Row]) -> Dropout | None:
         if not self.config.dropout:
             return None
-        owner = {id(row): unit.member for unit in group for row in unit.rows}
         seeds = []
-        for row in rows:
-            member = owner[id(row)]
-            key = f"{member.job.seed} {member.step} {row.pieces[0].ids}"
+        for active, row in zip(owners, rows, strict=True):
+            key = f"{active.job.seed} {active.step} {row.pieces[0].ids}"
             seeds.append(random.Random(key).getrandbits(63))
         return Dropout(self.config.dropout, seeds, [len(row) for row in rows])
 
-    def _step(self, group: list[Unit], losses: list[float], gradients: torch.Tensor) -> None:
-        """Clip and step every slot whose loss and gradient are finite; stop the others."""
-        self.adjust([unit.member for unit in group], gradients)
+    def _update(self, group: list[Step], losses: list[float], gradients: torch.Tensor) -> None:
+        """Clip and update every slot whose loss and gradient are finite; stop the others."""
+        self.adjust([step.active for step in group], gradients)
         norms = clip(gradients, self.config.clip).tolist()
-        slots, kept, rates = [], [], []
-        for i, unit in enumerate(group):
-            member = unit.member
+        slots, finite_steps, rates = [], [], []
+        for i, step in enumerate(group):
+            active = step.active
             finite = torch.isfinite(torch.tensor([losses[i], norms[i]])).tolist()
             if not all(finite):
                 what, value = ("gradient", norms[i]) if finite[0] else ("loss", losses[i])
-                member.stopped = f"the {what} was {value} in step {member.step + 1}"
+                active.stopped = f"the {what} was {value} in step {active.step + 1}"
                 continue
-            slots.append(member.slot)
-            rates.append(self.rate(member))
-            kept.append(i)
-            member.losses.append(losses[i])
-        self.optimizer.step(slots, gradients[kept] if len(kept) < len(group) else gradients, rates)
-        self.stepped([group[i].member for i in kept])
+            slots.append(active.slot)
+            rates.append(self.rate(active))
+            finite_steps.append(i)
+            active.losses.append(losses[i])
+        if len(finite_steps) < len(group):
+            gradients = gradients[finite_steps]
+        self.optimizer.step(slots, gradients, rates)
+        self.stepped([group[i].active for i in finite_steps])
 
-    def stepped(self, members: Sequence[Member]) -> None:
-        """Called after every step of some members."""
+    def stepped(self, jobs: Sequence[ActiveJob]) -> None:
+        """Called after every step of some jobs."""
 
-    def adjust(self, members: Sequence[Member], gradients: torch.Tensor) -> None:
-        """Change the gradients ``(members, width)`` of a step before they are clipped."""
+    def adjust(self, jobs: Sequence[ActiveJob], gradients: torch.Tensor) -> None:
+        """Change the gradients ``(jobs, width)`` of a step before they are clipped."""
 
-    def rate(self, member: Member) -> float:
-        """The learning rate of a member's next step."""
-        rate = rate_at(member.step, len(member.plan), self.config.warmup)
+    def rate(self, active: ActiveJob) -> float:
+        """The learning rate of a job's next step."""
+        rate = rate_at(active.step, len(active.plan), self.config.warmup)
         return self.config.learning_rate * rate
 
-    def _account(self, member: Member, seconds: float) -> None:
-        """Count a member's step, and measure and perhaps stop it at the end of an epoch."""
+    def _account(self, active: ActiveJob, seconds: float) -> None:
+        """Count a job's step, and measure and perhaps stop it at the end of an epoch."""
         started = time.perf_counter()
-        if member.stopped is None:
-            member.step += 1
+        if active.stopped is None:
+            active.step += 1
             if self.on_step:
-                self.on_step(member.job.id, member.step, len(member.plan), member.losses[-1])
-            if member.held_back and member.at_epoch_end:
-                self._measure(member)
-        member.seconds += seconds + time.perf_counter() - started
+                self.on_step(active.job.id, active.step, len(active.plan), active.losses[-1])
+            if active.held_back and active.at_epoch_end:
+                self._measure(active)
+        active.seconds += seconds + time.perf_counter() - started
 
-    def _measure(self, member: Member) -> None:
-        loss = self._held_back_loss(member)
-        if loss < member.best_loss:
-            member.best_loss, member.waited = loss, 0
-            member.best = self.bank.weights[member.slot].clone()
+    def _measure(self, active: ActiveJob) -> None:
+        loss = self._held_back_loss(active)
+        if loss < active.best_loss:
+            active.best_loss, active.without_improvement = loss, 0
+            active.best = self.bank.weights[active.slot].clone()
         else:
-            member.waited += 1
-        if member.waited >= self.config.patience and not member.ended:
-            member.stopped = f"the held-back loss rose after step {member.step}"
+            active.without_improvement += 1
+        if active.without_improvement >= self.config.patience and not active.ended:
+            active.stopped = f"the held-back loss rose after step {active.step}"
 
-    @torch.no_grad()
-    def _held_back_loss(self, member: Member) -> float:
-        """Mean loss of all held-back target tokens."""
-        total, rows = 0.0, [Row([piece]) for piece in member.held_back]
-        for chunk in self._chunks([Unit(member, rows)]):
-            with self.bank.using([member.slot] * len(chunk)):
-                total += target_losses(self.backbone, chunk).sum().item()
-        return total / sum(piece.targets for piece in member.held_back)
+    def _held_back_loss(self, active: ActiveJob) -> float:
+        """The objective's loss of all held-back examples."""
+        parts = self._parts(active.held_back)
+        if active.held_back_reference is not None:
+            references = active.held_back_reference
+            parts = [replace(p, reference=r) for p, r in zip(parts, references, strict=True)]
+        token_losses = torch.cat(self._token_losses(active.slot, active.held_back))
+        losses = self._losses(parts, token_losses)
+        if self.objective.weighs_held_back:
+            weights = [example[0].weight for example in self._examples(active.held_back)]
+            losses = losses * torch.tensor(weights).to(losses)
+        return float(losses.sum()) / self.objective.divisor(active.held_back)
+
+    def _token_losses(self, slot: int, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+        """The losses ``(targets,)`` of the targets of each example, as the slot is now."""
+        if not pieces:
+            return []
+        model = self._model(pieces[0].hidden is not None)
+        return part_losses(model, self._parts(pieces), slot, self.tokens)
+
+    # State --------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the state of all active jobs; the last whole state is kept."""
+        jobs = [
+            JobState(
+                active.job.id,
+                active.step,
+                active.losses,
+                active.seconds,
+                active.best_loss,
+                active.best,
+                active.without_improvement,
+                self.bank.weights[active.slot],
+                self.optimizer.first[active.slot],
+                self.optimizer.second[active.slot],
+                self.optimizer.steps[active.slot],
+            )
+            for active in self.active_jobs
+        ]
+        bank_state.save(folder, RunState(self.drawn, self.tokens, jobs))
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a saved state, if there is one.
+
+        Raises:
+            StorageError: it is damaged or belongs to other jobs.
+        """
+        saved = bank_state.load(folder)
+        if saved is None:
+            return
+        others = StorageError(
+            "the state of a run belongs to other jobs",
+            where=str(folder),
+            fix=bank_state.how_to_start_anew(folder),
+        )
+        unfinished = {state.id for state in saved.jobs}
+        drawn = {}
+        for _ in range(saved.drawn):
+            job = next(self.jobs, None)
+            if job is None:
+                break
+            if job.id in unfinished:
+                drawn[job.id] = job
+        if drawn.keys() != unfinished:
+            raise others
+        self.drawn, self.tokens = saved.drawn, saved.tokens
+        for state in saved.jobs:
+            active = self.enter(drawn[state.id])
+            if active is None or len(state.weights) != self.bank.width:
+                raise others
+            self.bank.weights[active.slot] = state.weights
+            self.optimizer.first[active.slot] = state.first
+            self.optimizer.second[active.slot] = state.second
+            self.optimizer.steps[active.slot] = state.steps
+            active.step, active.losses, active.seconds = state.step, state.losses, state.seconds
+            active.best_loss, active.best = state.best_loss, state.best
+            active.without_improvement = state.without_improvement

@@ -30,7 +30,7 @@ def gradients(
         slots: whose factors each piece uses.
         pieces: the examples.
         owners: the number, from 0, of the gradient that each piece adds to; its own by default.
-        tokens: of one pass, to bound memory.
+        tokens: of one micro-batch, to bound memory.
 
     Returns:
         ``(owners, width)`` float32, laid out as the bank's ``weights``.

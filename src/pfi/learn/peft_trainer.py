@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -26,10 +26,6 @@ from pfi.learn.training import (
 from pfi.models.adapters import Adapter, lora_config
 from pfi.models.backbone import Backbone
 from pfi.models.padding import pad_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 #: Marks labels that carry no loss.
 IGNORED = -100
@@ -77,7 +73,7 @@ class PeftTrainer:
                 trained, lr=config.learning_rate, weight_decay=config.weight_decay
             )
             losses: list[float] = []
-            best, best_loss, waited, stopped = None, float("inf"), 0, None
+            best, best_loss, without_improvement, stopped = None, float("inf"), 0, None
             for step, picked in enumerate(plan):
                 weights = [examples[i].weight for i in picked]
                 batch = collate(backbone, [rows[i] for i in picked], weights)
@@ -98,10 +94,10 @@ class PeftTrainer:
                 if held_back and ((step + 1) % epoch == 0 or step + 1 == len(plan)):
                     measured = self._measure(backbone, model, held_back, config)
                     if measured < best_loss:
-                        best, best_loss, waited = Adapter.of(model), measured, 0
+                        best, best_loss, without_improvement = Adapter.of(model), measured, 0
                     else:
-                        waited += 1
-                    if waited >= config.patience and step + 1 < len(plan):
+                        without_improvement += 1
+                    if without_improvement >= config.patience and step + 1 < len(plan):
                         stopped = f"the held-back loss rose after step {step + 1}"
                         break
         adapter = best or Adapter.of(model)
@@ -194,7 +190,7 @@ def target_loss(model: Any, batch: Batch, *, seq2seq: bool) -> torch.Tensor:
     return (losses.sum(1) * batch.weights).sum() / (labels != IGNORED).sum()
 
 
-def _wrap(model: PreTrainedModel, config: TrainConfig) -> Any:
+def _wrap(model: Any, config: TrainConfig) -> Any:
     from peft import get_peft_model
 
     try:

@@ -24,15 +24,7 @@ import yaml
 from pfi.errors import ConfigError, DataError, StorageError
 from pfi.files import write_atomic, write_json
 from pfi.learn.engines import get_trainer
-from pfi.learn.results import (
-    Counter,
-    ResultFile,
-    ids_done,
-    result_path,
-    results,
-    sizes,
-    store,
-)
+from pfi.learn.results import Counter, ResultFile, ids_done, result_path, results, sizes, store
 from pfi.learn.training import Job, TrainConfig
 from pfi.learn.workers import in_processes, on_ray, start_ray
 from pfi.models.adapters import Adapter

@@ -51,17 +51,18 @@ class Job:
 
     Attributes:
         id: whose it is, unique within a run.
-        examples: what it learns from, oldest first; a function is called when its turn comes.
+        examples: what it learns from, oldest first, of the kind that the objective takes:
+            ``Example``, or ``Preference`` for DPO; a function is called when its turn comes.
         seed: of the initial factors and the order.
         start: the adapter to go on from; fresh factors when None.
     """
 
     id: str
-    examples: Sequence[Example] | Callable[[], Sequence[Example]]
+    examples: Sequence[Any] | Callable[[], Sequence[Any]]
     seed: int = 0
     start: Adapter | None = None
 
-    def load(self) -> Sequence[Example]:
+    def load(self) -> Sequence[Any]:
         """The examples."""
         return self.examples() if callable(self.examples) else self.examples
 
@@ -72,7 +73,8 @@ class TrainResult:
 
     Attributes:
         adapter: the result; with ``held_back``, the factors of the best epoch.
-        losses: mean target-token cross-entropy of every step.
+        losses: of every step; the mean cross-entropy of target tokens unless the trainer was
+            given another objective.
         seconds: wall-clock time; where adapters are trained together, this one's share.
         stopped: why it ended before its last step, or None.
         examples: how many it was trained on.
@@ -124,7 +126,7 @@ class Trainer(Protocol):
 def train_one(
     trainer: Trainer,
     backbone: Backbone,
-    examples: Sequence[Example],
+    examples: Sequence[Any],
     config: TrainConfig,
     *,
     seed: int = 0,
@@ -134,16 +136,26 @@ def train_one(
 ) -> TrainResult:
     """Train an adapter, a new one or on from ``start``; the same arguments give the same one.
 
+    Args:
+        trainer: the engine.
+        backbone: the frozen model, with what lies beneath the adapter merged in.
+        examples: what it learns from, see ``Job``.
+        config: how.
+        seed: of the initial factors and the order.
+        start: the adapter to go on from; fresh factors when None.
+        on_step: called with the steps done, the steps planned and the step's loss.
+        state: a folder for the state while it is unfinished, see ``Trainer.train_many``.
+
     Raises:
         DataError: there are no examples.
     """
 
-    def told(_: str, step: int, steps: int, loss: float) -> None:
+    def forward(_: str, step: int, steps: int, loss: float) -> None:
         if on_step:
             on_step(step, steps, loss)
 
     jobs = [Job("adapter", examples, seed, start)]
-    for _, result in trainer.train_many(backbone, jobs, config, on_step=told, state=state):
+    for _, result in trainer.train_many(backbone, jobs, config, on_step=forward, state=state):
         if result is not None:
             return result
     raise DataError("there is nothing to train on", fix="import records first")

@@ -1,6 +1,6 @@
-"""The same work on every part of something: in processes of this machine, or on Ray.
+"""Work on many items at once: in processes of this machine, or on Ray.
 
-Parts must be safe to begin again, since Ray repeats a part whose process was killed.
+Items must be safe to begin again, since Ray repeats one whose process was killed.
 """
 
 from __future__ import annotations
@@ -12,23 +12,181 @@ import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
+
+import torch
 
 from pfi.errors import ConfigError, PfiError
 
 Part = TypeVar("Part")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 #: Seconds between two calls of ``on_wait``.
 INTERVAL = 0.5
 #: Parts for each processor of a Ray cluster: more than one, so that all end at about one time.
 PARTS_A_PROCESSOR = 4
+#: Items that a pool begins, for each process, before those in front of them have ended.
+_AHEAD = 4
+_RESUME = (
+    "nothing that was finished is lost: go on with --resume (resume=True), with fewer workers "
+    "or a smaller working set if memory ran out"
+)
 
 
 def cores() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class WorkerPool(Generic[Item, Result]):
+    """Processes that do items, each with its share of the cores and a pipe of its own.
+
+    With a pipe each, a process that is killed while it writes cannot block the others. The
+    processes end when the pool is closed, or when this process ends in any way.
+
+    Args:
+        make: called once in every process before its first item; gives the function that does
+            one. Picklable, as items and results are.
+        count: of processes.
+        fix: what to do when one was killed.
+    """
+
+    def __init__(
+        self, make: Callable[[], Callable[[Item], Result]], count: int, *, fix: str = _RESUME
+    ) -> None:
+        self._fix, self._ahead = fix, _AHEAD * count
+        self._idle: list[Connection] = []
+        self._busy: dict[Connection, int] = {}
+        self._processes: dict[Connection, BaseProcess] = {}
+        context = multiprocessing.get_context("spawn")  # a fork of threads and CUDA would hang
+        threads = max(1, cores() // count)
+        try:
+            for _ in range(count):
+                here, there = context.Pipe()
+                arguments = (make, threads, list(warnings.filters), there)
+                process = context.Process(target=_serve, args=arguments)
+                process.start()
+                there.close()
+                self._processes[here] = process
+                self._idle.append(here)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> WorkerPool[Item, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; one that works is stopped."""
+        for connection, process in self._processes.items():
+            connection.close()  # ends a process that waits
+            if connection in self._busy:
+                process.terminate()
+        for process in self._processes.values():
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def map(
+        self, items: Iterable[Item], on_wait: Callable[[], None] | None = None
+    ) -> Iterator[Result]:
+        """Do every item, the first ones first.
+
+        Args:
+            items: drawn from as processes become free; only a few more are begun than have
+                been yielded, since results that end before their turn are held.
+            on_wait: called twice a second.
+
+        Yields:
+            the results in the order of the items; after an error those of all items that did
+            end, and then the error is raised.
+
+        Raises:
+            PfiError: a process was killed.
+            Exception: what the work raised, with a note of where in the worker.
+        """
+        assert not self._busy, "the previous items have not ended"
+        numbered = enumerate(items)
+        ended: dict[int, Result] = {}
+        following = 0
+        while True:
+            while self._idle and len(ended) + len(self._busy) < self._ahead:
+                begun = next(numbered, None)
+                if begun is None:
+                    break
+                self._send(*begun)
+            if not self._busy:
+                return
+            error = self._collect(ended)
+            while following in ended:
+                yield ended.pop(following)
+                following += 1
+            if error is not None:
+                for number in sorted(ended):
+                    yield ended[number]
+                raise error
+            if on_wait:
+                on_wait()
+
+    def _send(self, number: int, item: Item) -> None:
+        """Give an item to an idle process."""
+        connection = self._idle.pop(0)
+        self._busy[connection] = number
+        with suppress(OSError):  # it was killed: `_collect` meets the end of its pipe
+            connection.send(item)
+
+    def _collect(self, ended: dict[int, Result]) -> Exception | None:
+        """Wait for a while, and put down what has ended; the first error, if any."""
+        first: Exception | None = None
+        for ready in wait(list(self._busy), timeout=INTERVAL):
+            connection = cast(Connection, ready)
+            number = self._busy.pop(connection)
+            try:
+                result, error = connection.recv()
+                self._idle.append(connection)
+            except (EOFError, OSError):
+                process = self._processes[connection]
+                process.join()
+                worker = f"worker {list(self._processes).index(connection)}"
+                result, error = None, _killed(worker, process.exitcode, self._fix)
+            if error is None:
+                ended[number] = result
+            first = first or error
+        return first
+
+
+def _serve(
+    make: Callable[[], Callable[[Any], Any]],
+    threads: int,
+    filters: list[Any],
+    connection: Connection,
+) -> None:
+    """What a process of a pool runs: items in, pairs of a result and an error out."""
+    warnings.filters[:] = filters  # type: ignore[index]  # as quiet as the parent
+    obey_parent()
+    torch.set_num_threads(min(torch.get_num_threads(), threads))
+    work: Callable[[Any], Any] | None = None
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:
+            return
+        try:
+            work = work or make()
+            outcome: tuple[Any, Exception | None] = (work(item), None)
+        except Exception as error:
+            outcome = (None, portable(error))
+        connection.send(outcome)
 
 
 def in_processes(
@@ -45,53 +203,14 @@ def in_processes(
         PfiError: a process was killed.
         Exception: what ``work`` raised; the other processes are ended then.
     """
-    context = multiprocessing.get_context("spawn")  # a fork of threads and CUDA would hang
-    threads = max(1, cores() // len(parts))
-    processes = []
-    running: dict[Any, tuple[int, Any]] = {}
-    try:
-        for number, part in enumerate(parts):
-            # A pipe each: a process that is killed while it writes cannot block the others.
-            reader, writer = context.Pipe(duplex=False)
-            given = (work, part, threads, list(warnings.filters), writer)
-            process = context.Process(target=_process, args=given)
-            process.start()
-            writer.close()
-            processes.append(process)
-            running[reader] = (number, process)
-        while running:
-            for ready in wait(list(running), timeout=INTERVAL):
-                number, process = running.pop(ready)
-                try:
-                    error = cast(Connection, ready).recv()
-                except EOFError:
-                    process.join()
-                    raise _killed(f"worker {number}", process.exitcode) from None
-                if error is not None:
-                    raise error
-            on_wait()
-    finally:
-        for process in processes:
-            if process.is_alive() and any(process is other for _, other in running.values()):
-                process.terminate()
-        for process in processes:
-            process.join(10)
-            if process.is_alive():
-                process.kill()
-                process.join()
+    with WorkerPool[Part, None](partial(_same, work), len(parts)) as pool:
+        for _ in pool.map(parts, on_wait):
+            pass
 
 
-def _process(
-    work: Callable[[Part], None], part: Part, threads: int, filters: list[Any], writer: Connection
-) -> None:
-    """What a process of ``in_processes`` runs."""
-    import torch
-
-    warnings.filters[:] = filters  # type: ignore[index]  # as quiet as the parent
-
-    obey_parent()
-    torch.set_num_threads(min(torch.get_num_threads(), threads))
-    writer.send(_outcome(work, part))
+def _same(work: Callable[[Part], None]) -> Callable[[Part], None]:
+    """Nothing is set up before the first part."""
+    return work
 
 
 def obey_parent() -> None:
@@ -110,15 +229,6 @@ def obey_parent() -> None:
     threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
-def _outcome(work: Callable[[Part], None], part: Part) -> BaseException | None:
-    """Do the work; an exception is returned as one that can cross process borders."""
-    try:
-        work(part)
-    except Exception as error:
-        return portable(error)
-    return None
-
-
 def portable(error: Exception) -> Exception:
     """An error that is being handled as one that can be sent; a bug tells where it was met."""
     if not isinstance(error, PfiError):
@@ -130,14 +240,10 @@ def portable(error: Exception) -> Exception:
     return error.with_traceback(None)
 
 
-def _killed(who: str, code: int | None) -> PfiError:
+def _killed(who: str, code: int | None, fix: str = _RESUME) -> PfiError:
     how = f"ended with exit code {code}"
     if code is not None and code < 0:
         how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
-    fix = (
-        "nothing that was finished is lost: go on with --resume (resume=True), with fewer workers "
-        "or a smaller working set if memory ran out"
-    )
     return PfiError(f"{who} {how}", fix=fix)
 
 
@@ -166,8 +272,8 @@ def start_ray() -> int:
             where = f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}"
             what = f"there is no Ray cluster: {str(error).splitlines()[0]}"
             raise ConfigError(what, where=where, fix="correct it, or unset it") from error
-    found = ray.cluster_resources()
-    return PARTS_A_PROCESSOR * max(1, int(found.get("GPU", 0) or found.get("CPU", 1)))
+    resources = ray.cluster_resources()
+    return PARTS_A_PROCESSOR * max(1, int(resources.get("GPU", 0) or resources.get("CPU", 1)))
 
 
 def on_ray(
@@ -200,6 +306,14 @@ def on_ray(
 
 
 def _task(work: Callable[[Part], None], part: Part, here: Path) -> BaseException | None:
-    """What a Ray task runs: paths that are relative in the driver must be so here."""
+    """What a Ray task runs: paths that are relative in the driver must be so here.
+
+    Returns:
+        the error it met, as one that can cross process borders.
+    """
     os.chdir(here)
-    return _outcome(work, part)
+    try:
+        work(part)
+    except Exception as error:
+        return portable(error)
+    return None

@@ -202,7 +202,7 @@ def utilities(
     Labels: the probability of the right one, or of an ordered scale the negative expected
     distance to it, which vary less from question to question than the metrics.  Free text: the
     task's main metric.  (The likelihood of the right text would be cheaper, but adapters raise
-    it where their texts are no better; see docs/log.md.)
+    it where their texts are no better; see dev/log.md.)
     """
     if task.kind == "text":
         metric = METRICS[task.main_metric]

@@ -1,7 +1,7 @@
 """Attention as matrix products, for bfloat16 on CPUs.
 
 torch's fused attention has no fast bfloat16 kernel there: its forward and backward pass took
-2 to 7 times as long as these products on rows of 64 to 512 tokens (docs/log.md).
+2 to 7 times as long as these products on rows of 64 to 512 tokens (dev/log.md).
 """
 
 from __future__ import annotations

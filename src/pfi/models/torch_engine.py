@@ -22,14 +22,7 @@ from pfi.models.adapters import AdapterConfig
 from pfi.models.backbone import Backbone
 from pfi.models.bank import AdapterBank, Precision, sharing_copy
 from pfi.models.batch_rows import BatchRows, Row, Rows
-from pfi.models.engine import (
-    AdapterRef,
-    EngineStats,
-    Request,
-    Stream,
-    check_targets,
-    most_tokens,
-)
+from pfi.models.engine import AdapterRef, EngineStats, Request, Stream, check_targets, most_tokens
 from pfi.models.lone_rows import LoneRows
 from pfi.models.padding import takes_masks
 from pfi.models.prefix_cache import PrefixCache

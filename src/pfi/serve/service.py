@@ -81,9 +81,9 @@ class Service:
             ConfigError: a name is not allowed, or none is given.
             StorageError: there is no such profile.
         """
-        from pfi.device import Home
+        from pfi.device.open import open_home
 
-        homes = {profile: Home.open(profile, root=root) for profile in profiles}
+        homes = {profile: open_home(profile, root=root) for profile in profiles}
         if not homes:
             raise ConfigError("there is no profile to serve", fix="run `pfi init` first")
         for name in (GENERIC, EMBEDDINGS):
@@ -241,7 +241,8 @@ class Service:
 
 def all_profiles(root: Path | None = None) -> list[str]:
     """The names of all profiles on this machine."""
-    from pfi.device.home import CONFIG, DEFAULT_PROFILE, home_path
+    from pfi.device.config import CONFIG, DEFAULT_PROFILE
+    from pfi.device.home import home_path
 
     folder = home_path(DEFAULT_PROFILE, root).parent
     if not folder.is_dir():

@@ -180,7 +180,7 @@ class Task(BaseModel):
             pool: records of other users, needed by tasks that contrast with them.
         """
         made = []
-        for record, fields, target in PRACTICES[self.practice](self, history, rng, pool):
+        for record, fields, target in PRACTICES[self.practice](history, rng, pool):
             made.append(Example(self.prompt(fields), target, fields, record.id))
         return made
 

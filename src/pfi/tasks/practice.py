@@ -8,24 +8,21 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from pfi.data.records import History, Record
 
-if TYPE_CHECKING:
-    from pfi.tasks.base import Task
-
 Made = Iterator[tuple[Record, Mapping[str, str], str]]
-Practice = Callable[["Task", History, random.Random, Sequence[Record]], Made]
+#: Called with the history, what makes its choices, and records of other users.
+Practice = Callable[[History, random.Random, Sequence[Record]], Made]
 
 
-def direct(task: Task, history: History, rng: random.Random, pool: Sequence[Record]) -> Made:
+def direct(history: History, rng: random.Random, pool: Sequence[Record]) -> Made:
     """The record's fields ask, its output answers."""
     for record in history:
         yield record, record.input, record.output
 
 
-def citation(task: Task, history: History, rng: random.Random, pool: Sequence[Record]) -> Made:
+def citation(history: History, rng: random.Random, pool: Sequence[Record]) -> Made:
     """LaMP_1: which of two papers is near the author's work - another own one, or a stranger's.
 
     Profiles hold the author's papers but not what they cite, so an own paper stands in for
@@ -47,7 +44,7 @@ def citation(task: Task, history: History, rng: random.Random, pool: Sequence[Re
         yield record, fields, f"[{right + 1}]"
 
 
-def restore(task: Task, history: History, rng: random.Random, pool: Sequence[Record]) -> Made:
+def restore(history: History, rng: random.Random, pool: Sequence[Record]) -> Made:
     """LaMP_7: give a neutral wording back its author's style."""
     for record in history:
         neutral = neutralise(record.output)
@@ -55,7 +52,7 @@ def restore(task: Task, history: History, rng: random.Random, pool: Sequence[Rec
             yield record, {"text": neutral}, record.output
 
 
-def continuation(task: Task, history: History, rng: random.Random, pool: Sequence[Record]) -> Made:
+def continuation(history: History, rng: random.Random, pool: Sequence[Record]) -> Made:
     """The first part of a text asks, the rest answers; cut between words, at a third or later."""
     for record in history:
         words = record.output.split(" ")

@@ -12,6 +12,17 @@ from typing import Any
 FIRST = "0" * 64  # what the first entry has for `previous`
 CHANGED = "was changed after it was written"
 
+#: Kinds of what a device sends in a federation.  A stage of a secure sum is ``secure keys``,
+#: ``secure shares``, ``secure survivors`` or ``secure unmask``; the one that carries the masked
+#: update is an ``update``.
+UPDATE, MEASURE, READY, FINISH, SECURE = "update", "measure", "ready", "finish", "secure"
+#: Earlier versions noted all but measures as ``update``.  What a device sends when it is ready for
+#: a secure sum, and when the last round is over, is the same bytes each time; hence by hash:
+_OLD_READY = "e0847e6ef6b19932924b59aee72c6ba56eca5661e3fdae193c0f9a215156981c"
+_OLD_FINISH = "44429f1ea41169443e092b44a03e7841a436d4608034ccc0e17d21df5e378f58"
+#: Where the masked update is among what follows a ready in an old ledger.
+_OLD_MASKED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -22,7 +33,7 @@ class Entry:
         time: when, ISO 8601 in UTC.
         device: whose device it left.
         to: the host that it was sent to.
-        kind: what it is, e.g. ``teacher call``.
+        kind: what it is, e.g. ``teacher`` or ``update``.
         policy: the protection it was under, e.g. ``redact``.
         bytes: size of the payload.
         sha256: of the payload (text as UTF-8).
@@ -71,6 +82,34 @@ class Entry:
     def old(self) -> bool:
         """Whether `hash` is of all values, the text too, as earlier versions took it."""
         return self.payload is not None and self.hash == _hash(self.to_dict())
+
+
+class Updates:
+    """Tells which entries of a ledger carried an update, given all of them in their order.
+
+    In ledgers of earlier versions all messages of a secure round are of the kind ``update``: being
+    ready, keys, shares, the masked update and two more.  There the third after each being ready
+    counts; a round that ended before it counts for nothing.
+    """
+
+    def __init__(self) -> None:
+        #: Messages since the device was ready, by host and policy, in rounds of earlier versions.
+        self._after_ready: dict[tuple[str, str], int] = {}
+
+    def carried(self, entry: Entry) -> bool:
+        """Whether this one did; the next one that is asked for has to be a later one."""
+        where = entry.to, entry.policy
+        if entry.kind == READY:
+            self._after_ready.pop(where, None)  # from here on kinds say what messages are
+        if entry.kind != UPDATE or entry.sha256 == _OLD_FINISH:
+            return False
+        if entry.sha256 == _OLD_READY:
+            self._after_ready[where] = 0
+            return False
+        if where not in self._after_ready:
+            return True
+        self._after_ready[where] += 1
+        return self._after_ready[where] == _OLD_MASKED
 
 
 def fingerprint(id_: str) -> str:

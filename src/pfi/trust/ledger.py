@@ -351,7 +351,7 @@ def leave(
     Args:
         device: whose device it leaves.
         to: the host that gets it.
-        kind: what it is, e.g. ``teacher call``.
+        kind: what it is, e.g. ``teacher`` or ``update``.
         policy: the protection it is under, e.g. ``redact``.
         payload: what `send` sends; a mapping is noted as JSON, bytes by hash and size only.
         shows: ids of the records that the payload tells of, so that it can be erased with them;

@@ -13,12 +13,7 @@ from pfi.augment.config import AugmentConfig
 from pfi.augment.drafts import Draft
 from pfi.augment.forms import answer_form, sketch
 from pfi.augment.strategies.drafting import Steps
-from pfi.augment.strategies.templates import (
-    describe,
-    load_template,
-    show_pairs,
-    show_question,
-)
+from pfi.augment.strategies.templates import describe, load_template, show_pairs, show_question
 from pfi.augment.subject import Subject
 from pfi.augment.teacher import Call, Material, Reply
 from pfi.augment.votes import Vote, hold

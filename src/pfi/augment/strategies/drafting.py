@@ -9,13 +9,7 @@ from dataclasses import replace
 from pfi.augment.config import AugmentConfig
 from pfi.augment.drafts import Draft
 from pfi.augment.forms import read_records, records_form, sketch
-from pfi.augment.strategies.templates import (
-    FIELD_TOKENS,
-    Template,
-    describe,
-    show_records,
-    tag,
-)
+from pfi.augment.strategies.templates import FIELD_TOKENS, Template, describe, show_records, tag
 from pfi.augment.subject import Subject
 from pfi.augment.teacher import Call, Material, Reply
 from pfi.data.records import History, Record

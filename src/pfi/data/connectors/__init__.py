@@ -9,21 +9,19 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pfi.data.records import Record
+from pfi.data.report import ImportReport
 from pfi.errors import ConfigError, DataError
 
 __all__ = [
     "Connector",
-    "ImportReport",
     "Options",
     "candidates",
     "connectors",
@@ -31,57 +29,6 @@ __all__ = [
     "get_connector",
     "recognised",
 ]
-
-
-@dataclass
-class ImportReport:
-    """What became of a source.
-
-    Attributes:
-        read: records that can be used.
-        skipped: how many were left out, by reason.
-        examples: the first place of each reason, e.g. ``notes.jsonl, line 7``.
-    """
-
-    read: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-
-    def skip(self, reason: str, place: str) -> None:
-        """Count something that is left out."""
-        self.skipped[reason] += 1
-        self.examples.setdefault(reason, place)
-
-    def merge(self, other: ImportReport) -> None:
-        """Add the counts of another report."""
-        self.read += other.read
-        self.skipped.update(other.skipped)
-        self.examples = {**other.examples, **self.examples}
-
-    def summary(self) -> str:
-        """One line for people."""
-        line = f"{self.read} record{'' if self.read == 1 else 's'} read"
-        if not self.skipped:
-            return line
-        reasons = [
-            f"{count} because {reason} (first: {self.examples[reason]})"
-            for reason, count in self.skipped.most_common()
-        ]
-        return f"{line}, {self.skipped.total()} skipped: {'; '.join(reasons)}"
-
-    def require_records(self, path: Path, fix: str) -> None:
-        """Check that not everything was skipped.
-
-        Raises:
-            DataError: nothing was read; it names the first reason and its place.
-        """
-        if self.read:
-            return
-        what = "the source holds no records"
-        for reason, place in self.examples.items():
-            what = f"none of {self.skipped.total()} records can be used: {reason} ({place})"
-            break
-        raise DataError(what, path=path, fix=fix)
 
 
 class Options(BaseModel):

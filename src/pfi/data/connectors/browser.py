@@ -16,8 +16,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pydantic import Field
 
 from pfi.data.browser_files import Bookmark, Visit, bookmarks, history, kind_of
-from pfi.data.connectors import Connector, ImportReport, Options
+from pfi.data.connectors import Connector, Options
 from pfi.data.records import Record
+from pfi.data.report import ImportReport
 from pfi.data.values import Unusable
 from pfi.errors import DataError
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pfi.data.assistants import AssistantOptions, Said, Talk, holds, records_of, talks
-from pfi.data.connectors import Connector, ImportReport
+from pfi.data.connectors import Connector
 from pfi.data.records import Record
+from pfi.data.report import ImportReport
 from pfi.data.values import Unusable, past_time
 
 

@@ -17,8 +17,9 @@ from typing import IO
 
 from pydantic import Field
 
-from pfi.data.connectors import Connector, ImportReport, Options
+from pfi.data.connectors import Connector, Options
 from pfi.data.records import Record
+from pfi.data.report import ImportReport
 from pfi.data.values import Unusable, past_time
 from pfi.errors import ConfigError, DataError
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pfi.data.connectors import Connector, ImportReport, Options
+from pfi.data.connectors import Connector, Options
 from pfi.data.lamp import read_history
 from pfi.data.records import Record
+from pfi.data.report import ImportReport
 from pfi.errors import ConfigError
 from pfi.tasks import get_task, tasks
 

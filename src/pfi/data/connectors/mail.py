@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pfi.data.connectors import Connector, ImportReport, Options
+from pfi.data.connectors import Connector, Options
 from pfi.data.mail_files import (
     Place,
     folder_name,
@@ -32,6 +32,7 @@ from pfi.data.mail_files import (
 )
 from pfi.data.mail_text import Text, body_of, divide, header_text, parse_mail
 from pfi.data.records import Record
+from pfi.data.report import ImportReport
 from pfi.data.values import Unusable, past_time
 from pfi.errors import ConfigError, DataError
 

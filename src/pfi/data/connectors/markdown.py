@@ -16,8 +16,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from pfi.data.connectors import Connector, ImportReport, Options
+from pfi.data.connectors import Connector, Options
 from pfi.data.records import Record, parse_time
+from pfi.data.report import ImportReport
 from pfi.data.values import Unusable, past_time
 from pfi.errors import DataError
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from pfi.errors import FederationError
-from pfi.federate.fleet import Failure, Fleet
-from pfi.federate.message import Message
+from pfi.federate.message import Failure, Fleet, Message
 from pfi.federate.seeds import generator
 
 KIND = "check"

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from pfi.errors import FederationError
 from pfi.federate.deploy.records import pack, unpack
-from pfi.federate.fleet import Failure
+from pfi.federate.message import Failure
 
 _BATCH = 16  # messages sent, and replies held, at a time
 _LONGEST = 3600.0  # seconds that a reply is waited for if nobody says

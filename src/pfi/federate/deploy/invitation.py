@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pfi.errors import StorageError
 from pfi.federate.deploy.keys import CA, OPERATOR, read
-from pfi.federate.deploy.nodes import read_nodes
+from pfi.federate.deploy.nodes import ROSTER, read_nodes
+from pfi.federate.secure.roster import Roster
 from pfi.files import write_atomic
 
 FILE = "invitation.json"
@@ -79,3 +80,17 @@ class Invitation(BaseModel):
             task=task,
             settings=settings,
         )
+
+
+def keep_roster(folder: Path, data: bytes, invitation: Invitation) -> None:
+    """Take a roster into use, unless it is older than the one that is there.
+
+    Raises:
+        FederationError: the operator did not sign it for this federation, or it is older.
+    """
+    path, operator = folder / ROSTER, bytes.fromhex(invitation.operator)
+    newest = 0
+    if path.exists():
+        newest = Roster.read(path.read_bytes(), operator, invitation.federation).serial
+    Roster.read(data, operator, invitation.federation, newest)
+    write_atomic(path, data)

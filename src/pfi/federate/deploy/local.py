@@ -11,12 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pfi.device.config import HomeConfig
+from pfi.device.open import create_home
 from pfi.errors import DataError, FederationError, StorageError
 from pfi.federate.deploy.device import FOLDER
 from pfi.federate.deploy.invitation import FILE, Invitation
 from pfi.federate.deploy.keys import make_server_keys
 from pfi.federate.deploy.nodes import ROSTER, create_nodes, make_device_keys, register
+from pfi.federate.users import Users
 from pfi.files import write_atomic
+from pfi.tasks import get_task
 
 KEYS, DEVICES, LOGS = "keys", "devices", "logs"
 _NAME = "local"
@@ -90,10 +94,6 @@ def make_homes(
     Raises:
         DataError: the data cannot be read, or has fewer users.
     """
-    from pfi.device import Home, HomeConfig
-    from pfi.federate.users import Users
-    from pfi.tasks import get_task
-
     users = Users(data, get_task(task), split, limit=count, seed=int(settings.get("seed", 0)))
     if len(users.clients()) < count:
         what = f"there are {len(users.clients())} users, not {count}"
@@ -103,7 +103,7 @@ def make_homes(
         client = f"user-{user}"
         # Made-up devices, whose keys do not belong into the keyring of who runs this.
         made = HomeConfig(backbone=backbone, task=task)
-        home = Home.create(client, root=out / DEVICES, config=made, lock="file")
+        home = create_home(client, root=out / DEVICES, config=made, lock="file")
         with home.open_vault() as vault:
             vault.add(users.history(user))
         folders[client] = home.path / FOLDER

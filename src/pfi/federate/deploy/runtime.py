@@ -8,24 +8,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pfi.device import Home
 from pfi.errors import FederationError, StorageError
+from pfi.federate.client import Clients, Memories
+from pfi.federate.config import FederateConfig
 from pfi.federate.deploy.device import FOLDER
 from pfi.federate.deploy.invitation import Invitation
 from pfi.federate.deploy.keys import load_private, read
 from pfi.federate.deploy.nodes import DEVICE_KEY, ROSTER
-from pfi.federate.fleet import Failure
-from pfi.federate.message import Message
+from pfi.federate.message import Failure, Message
+from pfi.federate.secure.client import Rounds
+from pfi.federate.secure.parties import Parties
+from pfi.federate.secure.roster import Identity, Roster
+from pfi.federate.strategy import LinearStrategy
 from pfi.federate.users import local_examples
+from pfi.models.backbone import load_backbone
+from pfi.tasks import Example, Task
+from pfi.trust.entries import FINISH, MEASURE, READY, SECURE, UPDATE
 from pfi.trust.ledger import leave
-
-if TYPE_CHECKING:
-    from pfi.device import Home
-    from pfi.federate.client import Clients
-    from pfi.federate.config import FederateConfig
-    from pfi.federate.parties import Parties
-    from pfi.tasks import Example, Task
 
 MEMORIES = "kept"  # where a client keeps what it has from round to round
 JOINED = "rounds.json"  # of secure aggregation
@@ -70,11 +71,22 @@ class DeviceRuntime:
             self.home.open_ledger(),
             device=self.home.profile,
             to=self.invitation.server.rpartition(":")[0],
-            kind="measure" if message.values.get("kind") == "evaluate" else "update",
+            kind=self._kind(message),
             policy="clear" if self.config.secure is None else "secure sum",
             payload=reply,
             send=lambda: reply,
         )
+
+    def _kind(self, message: Message) -> str:
+        """What the reply to a message is to the ledger; one stage of a secure sum is an update."""
+        asked, stage = message.values.get("kind"), message.values.get("stage")
+        if asked == "evaluate":
+            return MEASURE
+        if asked == "finish":
+            return FINISH
+        if asked == "secure" and stage != "masked":
+            return f"{SECURE} {stage}"
+        return READY if asked == "train" and self.config.secure is not None else UPDATE
 
     def clients(self) -> Sequence[str]:
         """Of a population of one."""
@@ -92,10 +104,6 @@ class DeviceRuntime:
 
     @cached_property
     def _clients(self) -> Clients:
-        from pfi.federate.client import Clients, Memories
-        from pfi.federate.strategy import LinearStrategy
-        from pfi.models import load_backbone
-
         backbone, folder = load_backbone(self.home.config.backbone), self.home.path / FOLDER
         keys = self.home.keys
         context = f"{keys.profile}|{FOLDER}"
@@ -108,10 +116,6 @@ class DeviceRuntime:
 
     def _parties(self, folder: Path, width: int) -> Parties:
         """The device's key, the policy that it pins, and the roster that the operator signed."""
-        from pfi.federate.parties import Parties
-        from pfi.federate.secure.roster import Identity, Roster
-        from pfi.federate.secure.rounds import Rounds
-
         name, federation = self.invitation.client, self.invitation.federation
         operator = bytes.fromhex(self.invitation.operator)
         roster = Roster.read(read(folder / ROSTER), operator, federation)
@@ -122,20 +126,3 @@ class DeviceRuntime:
         assert self.config.secure is not None
         policy = self.config.secure.pin(federation, width)
         return Parties(policy, roster, {name: identity}, {name: Rounds(folder / JOINED)})
-
-
-def keep_roster(folder: Path, data: bytes, invitation: Invitation) -> None:
-    """Take a roster into use, unless it is older than the one that is there.
-
-    Raises:
-        FederationError: the operator did not sign it for this federation, or it is older.
-    """
-    from pfi.federate.secure.roster import Roster
-    from pfi.files import write_atomic
-
-    path, operator = folder / ROSTER, bytes.fromhex(invitation.operator)
-    newest = 0
-    if path.exists():
-        newest = Roster.read(path.read_bytes(), operator, invitation.federation).serial
-    Roster.read(data, operator, invitation.federation, newest)
-    write_atomic(path, data)

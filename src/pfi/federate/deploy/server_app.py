@@ -6,25 +6,30 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from pydantic import ValidationError
 
 from pfi.errors import ConfigError, PfiError
+from pfi.federate.check import check
+from pfi.federate.config import FederateConfig
 from pfi.federate.deploy.check import run_check
 from pfi.federate.deploy.fleet import FlowerFleet
 from pfi.federate.deploy.keys import OPERATOR, read
 from pfi.federate.deploy.nodes import ROSTER, read_nodes
 from pfi.federate.deploy.settings import DeployConfig
+from pfi.federate.engine import Engine
 from pfi.federate.events import Events
+from pfi.federate.exact import as_adapter
+from pfi.federate.rounds import Federation
+from pfi.federate.secure.parties import Parties
 from pfi.federate.secure.roster import Roster
+from pfi.federate.strategies import get_strategy
+from pfi.federate.strategy import LinearStrategy, Strategy
 from pfi.files import write_atomic
-
-if TYPE_CHECKING:
-    from pfi.federate.config import FederateConfig
-    from pfi.federate.parties import Parties
-    from pfi.federate.strategy import Strategy
+from pfi.models.backbone import load_backbone
 
 FAILURE = "failure.txt"
 ADAPTER = "adapter"  # what was learnt, as peft has it
@@ -72,9 +77,6 @@ def run(fleet: FlowerFleet, config: DeployConfig, folder: Path) -> None:
     left = max(1.0, config.wait - (time.monotonic() - started))
     fleet.wait_for(config.clients, left)
     if config.work == "train":
-        from pfi.federate.exact import as_adapter
-        from pfi.federate.rounds import Federation
-
         federation = Federation(
             settings,
             strategy,
@@ -103,16 +105,13 @@ def federation_config(config: DeployConfig) -> FederateConfig:
     Raises:
         ConfigError: they make no sense.
     """
-    from pydantic import ValidationError
-
-    from pfi.federate.config import FederateConfig
-
     try:
-        return FederateConfig.model_validate(config.federation)
+        settings = FederateConfig.model_validate(config.federation)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(first["msg"], where=where, fix="see docs/federate.md") from error
+    return check(settings)
 
 
 def make_strategy(settings: FederateConfig, backbone: str) -> tuple[Strategy, dict[str, Any]]:
@@ -120,10 +119,6 @@ def make_strategy(settings: FederateConfig, backbone: str) -> tuple[Strategy, di
 
     The model itself is let go again.
     """
-    from pfi.federate.engine import Engine
-    from pfi.federate.strategies import get_strategy
-    from pfi.models import load_backbone
-
     kind = get_strategy(settings.strategy)
     engine = Engine(load_backbone(backbone), settings.local, kind.rank(settings), 1)
     return kind(engine.layout, settings), dict(engine.bank.settings)
@@ -131,9 +126,6 @@ def make_strategy(settings: FederateConfig, backbone: str) -> tuple[Strategy, di
 
 def _parties(settings: FederateConfig, strategy: Strategy, keys: Path) -> Parties | None:
     """What the server knows for secure aggregation: the policy and the public keys."""
-    from pfi.federate.parties import Parties
-    from pfi.federate.strategy import LinearStrategy
-
     if settings.secure is None or not isinstance(strategy, LinearStrategy):
         return None
     name = read_nodes(keys).federation

@@ -1,7 +1,7 @@
 """Flower's SuperLink inside our server process, over TLS, for registered nodes only.
 
 The nodes' list and the start of a run do not go through Flower's control interface, which stays
-closed (see `doors`), but straight to its state in this process.
+closed (see `Doors`), but straight to its state in this process.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from flwr.app.user_config import UserConfigValue
@@ -36,7 +38,6 @@ from flwr.superlink.main import create_app
 from flwr.superlink.servicer.control import control_handlers
 
 from pfi.errors import ConfigError, FederationError, StorageError
-from pfi.federate.deploy.doors import Doors
 from pfi.federate.deploy.keys import ServerKeys, write_private
 from pfi.federate.deploy.nodes import Nodes, PublicKeys
 
@@ -59,10 +60,17 @@ clientapp = "pfi.federate.deploy.client_app:app"
 [tool.flwr.app.config]
 settings = ""
 """
+FLEET, RUNTIME = "/v1/fleet/", "/v1/runtime/"
+LARGEST_REQUEST = 32 << 20  # bytes; Flower sends arrays in pieces of 5 MiB
 _ANYWHERE = ("0.0.0.0", "::")
 _LOOPBACK = "127.0.0.1"
 _OPERATOR = AccountInfo(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME)
 _START = "from flwr.superlink.cli import flwr_serverapp; flwr_serverapp()"
+
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -301,3 +309,50 @@ def _log_to(path: Path) -> None:
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+class Doors:
+    """ASGI middleware: nodes' routes are open, the runtime's to this machine, nothing else.
+
+    Flower serves its three interfaces on one port, and two of them ask for no password: the control
+    interface starts runs, which is to run code, and the runtime interface hands out a run's
+    messages.  A request may carry so much only.
+    """
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or say 404 (no such route) or 413 (too large)."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        status = verdict(scope)
+        if status is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+
+def verdict(scope: Scope) -> int | None:
+    """The status to refuse a request with; None lets it in."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return 404
+    path = scope["path"]
+    if not path.startswith(FLEET) and not (path.startswith(RUNTIME) and _is_here(scope)):
+        return 404
+    lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
+    # Without a length (chunked) nothing would bound what is read before the node is known.
+    if len(lengths) != 1 or not lengths[0].isdigit() or int(lengths[0]) > LARGEST_REQUEST:
+        return 413
+    return None
+
+
+def _is_here(scope: Scope) -> bool:
+    try:
+        return ip_address((scope.get("client") or ("", 0))[0]).is_loopback
+    except ValueError:
+        return False

@@ -1,11 +1,9 @@
 """Secure aggregation: the server learns the sum of a cohort's updates and no client's own."""
 
-from pfi.federate.secure.client import SecureClient
-from pfi.federate.secure.drive import run, run_groups
-from pfi.federate.secure.groups import groups
+from pfi.federate.secure.client import Rounds, SecureClient
+from pfi.federate.secure.groups import groups, run, run_groups
 from pfi.federate.secure.policy import Policy, SecureConfig, load_policy
 from pfi.federate.secure.roster import Identity, Roster
-from pfi.federate.secure.rounds import Rounds
 from pfi.federate.secure.server import SecureServer
 from pfi.federate.secure.terms import STAGES
 

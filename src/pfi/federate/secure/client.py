@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,59 @@ from pfi.federate.secure.crypto import (
 from pfi.federate.secure.policy import Policy
 from pfi.federate.secure.quantise import quantise
 from pfi.federate.secure.roster import Identity, Roster
-from pfi.federate.secure.rounds import Rounds
 from pfi.federate.secure.terms import STAGES, Terms, as_bytes, as_rows, request
+from pfi.files import locked, write_json
 
 #: A share of the mask key and one of the seed, as they are sealed for another client.
 SEALED_BYTES = 2 * field.SHARE_BYTES + TAG_BYTES
+
+
+class Rounds:
+    """The last round that a device joined, by federation, so that it joins none twice.
+
+    Were a round's number used twice, also after a restart, keys and shares of the first could be
+    replayed in the second.
+
+    Args:
+        path: a JSON file; None keeps them in memory only, for simulations.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._last: dict[str, int] = {}
+
+    def join(self, federation: str, round: int) -> None:
+        """Join a round, written down before anything is sent.
+
+        Raises:
+            FederationError: it is not newer than the last one joined, or the file is damaged.
+        """
+        if self._path is None:
+            self._join(federation, round)
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self._path.with_name(self._path.name + ".lock")):
+            self._last = self._read(self._path)
+            self._join(federation, round)
+            write_json(self._path, self._last)
+
+    def _join(self, federation: str, round: int) -> None:
+        checks.fresh(round, self._last.get(federation, -1))
+        self._last[federation] = round
+
+    def _read(self, path: Path) -> dict[str, int]:
+        if not path.exists():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return {str(name): int(last) for name, last in found.items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            # Not taken for empty: an old round could be replayed.
+            raise FederationError(
+                "the list of joined rounds is damaged",
+                where=str(path),
+                fix="write the highest round of each federation into it",
+            ) from error
 
 
 class SecureClient:

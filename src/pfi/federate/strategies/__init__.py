@@ -5,13 +5,12 @@ from __future__ import annotations
 from pfi.errors import ConfigError
 from pfi.federate.strategies.alternate import FedSA, RoLoRA
 from pfi.federate.strategies.average import Average, FrozenA
+from pfi.federate.strategies.based import Residual, Stacking
 from pfi.federate.strategies.clusters import IFCA, Similarity
 from pfi.federate.strategies.dual import Ditto, FedDPA
 from pfi.federate.strategies.hetero import CutByPlace
 from pfi.federate.strategies.kseed import FedKSeed
-from pfi.federate.strategies.residual import Residual
 from pfi.federate.strategies.scaffold import Scaffold
-from pfi.federate.strategies.stacking import Stacking
 from pfi.federate.strategies.svd import CutBySvd
 from pfi.federate.strategy import Strategy
 

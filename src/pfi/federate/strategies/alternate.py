@@ -5,30 +5,18 @@ Where one factor is the same for all, the mean of the other is the mean of the p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pfi.errors import ConfigError
+from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
 from pfi.federate.optimizers import ServerOptimizer
-from pfi.federate.strategies.keep import kept
-from pfi.federate.strategy import (
-    Client,
-    LinearStrategy,
-    Memory,
-    Model,
-    State,
-    Train,
-    Trained,
-    Update,
-    Work,
-)
-
-if TYPE_CHECKING:
-    from pfi.federate.config import FederateConfig
+from pfi.federate.strategy import LinearStrategy
+from pfi.federate.work import Client, Memory, Model, State, Train, Trained, Update, Work, kept
 
 
 class RoLoRA(LinearStrategy):

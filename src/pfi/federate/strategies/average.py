@@ -9,16 +9,8 @@ from numpy.typing import NDArray
 
 from pfi.federate.layout import Row
 from pfi.federate.message import Message
-from pfi.federate.strategy import (
-    Client,
-    LinearStrategy,
-    Memory,
-    State,
-    Train,
-    Trained,
-    Update,
-    Work,
-)
+from pfi.federate.strategy import LinearStrategy
+from pfi.federate.work import Client, Memory, State, Train, Trained, Update, Work
 
 
 class Average(LinearStrategy):

@@ -1,4 +1,7 @@
-"""What strategies share that add to the backbone's weights: their base in state and message."""
+"""Strategies that add to the backbone's weights: FLoRA (2409.05976), where the sum that stacked
+factors stand for goes into the base, and FedEx-LoRA (2410.09432), where factors are averaged and
+what that loses goes there.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi.federate.factors import FactorAggregate, send_factors
+from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
-from pfi.federate.products import pack_base, unpack_base
-from pfi.federate.strategy import Memory, Model, State, Strategy
+from pfi.federate.products import ProductMean, pack_base, unpack_base
+from pfi.federate.seeds import generator
+from pfi.federate.strategy import Strategy
+from pfi.federate.work import Client, Memory, Model, State, Train, Trained, Work
 
 
 class BasedStrategy(Strategy):
@@ -56,3 +63,118 @@ class BasedStrategy(Strategy):
     def own_model(self, message: Message, memory: Memory) -> Model:
         """Factors and base as sent."""
         return Model(self.received(message), self.layout, self.base(message))
+
+
+class Stacking(BasedStrategy):
+    """Every round begins with fresh factors; a client sends its own ranks and receives the base.
+
+    The products are added up layer by layer, so that the server never holds a stack, whatever the
+    size of the cohort.
+    """
+
+    name = "flora"
+    computes = "the mean of the BA by examples exactly, of clients of any rank; added to the base"
+
+    def start(self) -> State:
+        """No base yet, and no factors."""
+        return {"rank": super().start()["rank"]}
+
+    def trained(self, state: State) -> State:
+        """Nothing: clients draw their factors themselves."""
+        return {}
+
+    def aggregate(self, state: State, round: int) -> _Sum:
+        """See ``Strategy``."""
+        return _Sum(self, state)
+
+    def model(self, state: State) -> Model:
+        """The base alone."""
+        return Model(np.zeros(self.layout.width, np.float32), self.layout, self.held(state))
+
+    def received(self, message: Message, name: str = "row") -> Row:
+        """Factors that change nothing."""
+        return np.zeros(self.layout.width, np.float32)
+
+    def work(self, message: Message, memory: Memory, client: Client) -> Work:
+        """Train fresh factors, which every client draws for itself, over the base."""
+        row = self.layout.fresh(generator(client.seed, "fresh"), client.rank)
+        trained: Trained = yield Train(row, pull=row, mu=self.config.local.prox)
+        return send_factors(self.layout, trained.row, client.rank, trained.examples)
+
+
+class _Sum(FactorAggregate):
+    """Full matrices by layer; never the factors of more than one client."""
+
+    def __init__(self, strategy: Stacking, state: State) -> None:
+        super().__init__(strategy.layout, state)
+        self.strategy, self.mean = strategy, ProductMean(strategy.layout)
+
+    def take(self, layout: Layout, row: Row, examples: float) -> None:
+        """See ``FactorAggregate``."""
+        self.mean.add(layout, row, examples)
+
+    def next_state(self) -> State:
+        """The base after the server's step along the mean."""
+        state = dict(self.state)
+        for i, update in enumerate(self.mean.result()):
+            state.setdefault(f"base.{i}", np.zeros(update.shape, np.float32))
+            state |= self.strategy.optimizer.step(state, f"base.{i}", update)
+        return {**state, "rank": self.state["rank"] + self.mean.rank}
+
+
+class Residual(BasedStrategy):
+    """The base takes ``mean(BA) - mean(B) mean(A)``.
+
+    A client of a smaller rank receives all ranks, trains and sends the first of them, and leaves
+    the others as they are: so its share of the mean is exact as well.  A server optimiser other
+    than fedavg with the rate 1 steps the factors; the base still takes what averaging loses.
+    """
+
+    name = "fedex"
+    computes = "the mean of the BA by examples exactly: mean A, mean B, and the rest in the base"
+
+    def aggregate(self, state: State, round: int) -> _MeanAndRest:
+        """See ``Strategy``."""
+        return _MeanAndRest(self, state)
+
+    def work(self, message: Message, memory: Memory, client: Client) -> Work:
+        """Train the ranks that this client can."""
+        row = self.received(message)
+        mask = None
+        if client.rank < self.layout.rank:
+            mask = self.layout.mask(ranks=slice(client.rank))
+        trained: Trained = yield Train(row, mask, pull=row, mu=self.config.local.prox)
+        return send_factors(self.layout, trained.row, client.rank, trained.examples)
+
+
+class _MeanAndRest(FactorAggregate):
+    """The sum of the factors and, by layer, that of the products."""
+
+    def __init__(self, strategy: Residual, state: State) -> None:
+        super().__init__(strategy.layout, state)
+        self.strategy, self.mean = strategy, ProductMean(strategy.layout)
+        self._rows = np.zeros(strategy.layout.width)
+
+    def take(self, layout: Layout, row: Row, examples: float) -> None:
+        """See ``FactorAggregate``."""
+        whole = self.state["row"].copy()
+        for i in range(len(layout.layers)):
+            self.layout.a(whole, i)[: layout.rank] = layout.a(row, i)
+            self.layout.b(whole, i)[: layout.rank] = layout.b(row, i)
+        self.mean.add(self.layout, whole, examples)
+        self._rows += examples * whole.astype(np.float64)
+
+    def next_state(self) -> State:
+        """The factors after the server's step, and the base."""
+        row = self._rows / self.mean.weight
+        state = dict(self.state)
+        state |= self.strategy.optimizer.step(state, "row", row - self.state["row"])
+        # Of a single client the mean loses nothing but rounding.
+        products = self.mean.result() if len(self.ranks) > 1 else []
+        for i, product in enumerate(products):
+            rest = product - self.layout.product(row, i)
+            old = state.get(f"base.{i}", np.zeros(rest.shape, np.float32))
+            state[f"base.{i}"] = (old + rest).astype(np.float32)
+        # It is the mean of (B - mean B)(A - mean A): one client's are given by the others'.
+        rank = sum(self.ranks.values()) - min(self.ranks.values())
+        return {**state, "rank": self.state["rank"] + rank}

@@ -12,46 +12,31 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.errors import FederationError
 from pfi.federate.combine import Combined, Combiner, Vector, WeightedMean
 from pfi.federate.message import Array, Message, Value
 from pfi.federate.seeds import generator, seed_of
-from pfi.federate.strategies.keep import kept
-from pfi.federate.strategy import (
+from pfi.federate.strategy import Strategy
+from pfi.federate.upload import unpack
+from pfi.federate.work import (
     Aggregate,
     Client,
     Losses,
     Memory,
     Model,
     State,
-    Strategy,
     Train,
     Trained,
     Update,
     Work,
+    kept,
 )
-from pfi.federate.upload import unpack
 
 #: Makes the combiner of one cluster's updates, given their size.
 MakeCombiner = Callable[[int], Combiner]
 #: Clients that are compared in pairs; others are put in the nearest cluster.
 _COMPARED = 2000
-
-
-class ClusterConfig(BaseModel):
-    """Of `ifca` and `similarity`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    count: int = Field(2, ge=2, description="clusters")
-    together: int = Field(
-        3, ge=1, description="rounds that all clients learn together first; not of ifca"
-    )
-    sketch: int = Field(
-        1024, ge=16, description="numbers kept of a client's updates to compare it; not of ifca"
-    )
 
 
 class Clustered(Strategy):

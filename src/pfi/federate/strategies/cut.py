@@ -15,7 +15,8 @@ from pfi.errors import FederationError
 from pfi.federate.factors import send_factors
 from pfi.federate.layout import Row
 from pfi.federate.message import Array, Message
-from pfi.federate.strategy import Client, Memory, Model, State, Strategy, Train, Trained, Work
+from pfi.federate.strategy import Strategy
+from pfi.federate.work import Client, Memory, Model, State, Train, Trained, Work
 
 
 class CutStrategy(Strategy):

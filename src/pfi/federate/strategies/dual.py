@@ -2,50 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
+from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
 from pfi.federate.seeds import generator
-from pfi.federate.strategies.keep import kept
-from pfi.federate.strategy import (
-    Client,
-    LinearStrategy,
-    Memory,
-    Model,
-    State,
-    Train,
-    Trained,
-    Update,
-    Work,
-)
-
-if TYPE_CHECKING:
-    from pfi.federate.config import FederateConfig
-
-
-class DualConfig(BaseModel):
-    """Of FedDPA."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rank: int = Field(4, ge=1, description="of the personal half, on top of local.rank")
-    when: Literal["T", "F"] = Field(
-        "T", description="the personal half is trained in every round (T) or after the last (F)"
-    )
-
-
-class DittoConfig(BaseModel):
-    """Of Ditto."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    strength: float = Field(
-        0.1, ge=0, description="lambda: how strongly the personal row is pulled to the shared one"
-    )
+from pfi.federate.strategy import LinearStrategy
+from pfi.federate.work import Client, Memory, Model, State, Train, Trained, Update, Work, kept
 
 
 class FedDPA(LinearStrategy):

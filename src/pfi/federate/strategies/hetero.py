@@ -4,31 +4,12 @@ of their products; clients may prune their own rank.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.federate.factors import FactorAggregate
 from pfi.federate.layout import Layout, Row
 from pfi.federate.strategies.cut import CutStrategy, with_ranks
-from pfi.federate.strategy import State
-
-
-class HetConfig(BaseModel):
-    """HetLoRA's settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    weights: Literal["norm", "examples"] = Field(
-        "norm", description="of the mean: the Frobenius norm of a client's BA, or its examples"
-    )
-    keep: float = Field(
-        1.0, gt=0, le=1, description="share of its ranks that a client keeps on pruning; 1: never"
-    )
-    penalty: float = Field(
-        0.01, ge=0, description="of the norms of the ranks that pruning would take"
-    )
+from pfi.federate.work import State
 
 
 class CutByPlace(CutStrategy):

@@ -7,38 +7,20 @@ less variance, and eight of them are replayed by one look-up.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.errors import FederationError
+from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
 from pfi.federate.seeds import generator
-from pfi.federate.strategy import Client, LinearStrategy, Losses, Memory, Model, State, Update, Work
-
-if TYPE_CHECKING:
-    from pfi.federate.config import FederateConfig
+from pfi.federate.strategy import LinearStrategy
+from pfi.federate.work import Client, Losses, Memory, Model, State, Update, Work
 
 #: Directions drawn together: byte ``j`` of a draw has their signs at place ``j`` of a row.
 _TOGETHER = 8
 _BITS = (np.arange(256)[:, None] >> np.arange(_TOGETHER)) & 1
-
-
-class KSeedConfig(BaseModel):
-    """Of FedKSeed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    seeds: int = Field(4096, ge=1, le=1 << 20, description="candidate seeds, each one direction")
-    epsilon: float = Field(1e-3, gt=0, description="how far losses are measured from the row")
-    learning_rate: float = Field(
-        50.0,
-        gt=0,
-        description="along a direction of length one: the paper's, times the numbers of a row",
-    )
 
 
 class Directions:

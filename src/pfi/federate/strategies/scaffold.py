@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.errors import ConfigError
 from pfi.federate.combine import Combined
+from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout
 from pfi.federate.message import Message
-from pfi.federate.strategies.keep import kept
-from pfi.federate.strategy import (
-    Client,
-    LinearStrategy,
-    Memory,
-    State,
-    Train,
-    Trained,
-    Update,
-    Work,
-)
-
-if TYPE_CHECKING:
-    from pfi.federate.config import FederateConfig
-
-
-class ScaffoldConfig(BaseModel):
-    """Of SCAFFOLD."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    clients: int = Field(
-        0, ge=0, description="clients in the whole federation, not only in a cohort; must be set"
-    )
+from pfi.federate.strategy import LinearStrategy
+from pfi.federate.work import Client, Memory, State, Train, Trained, Update, Work, kept
 
 
 class Scaffold(LinearStrategy):

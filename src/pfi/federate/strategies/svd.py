@@ -7,29 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.federate.factors import FactorAggregate
 from pfi.federate.layout import Layout, Row
 from pfi.federate.products import Matrix, ProductMean, thin
 from pfi.federate.seeds import generator
 from pfi.federate.strategies.cut import CutStrategy, with_ranks
-from pfi.federate.strategy import State
+from pfi.federate.work import State
 
 #: Singular values below this share of the largest are rounding.
 _ZERO = 1e-6
-
-
-class FlexConfig(BaseModel):
-    """FlexLoRA's settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    keep: bool = Field(
-        False,
-        description="average changes, not products: what was cut off for a client of a small "
-        "rank stays in the mean",
-    )
 
 
 class CutBySvd(CutStrategy):

@@ -19,7 +19,7 @@ router = APIRouter(route_class=ConsoleRoute)
 @router.get("/adapters")
 def page(visit: Signed) -> Response:
     """Every version by task, the newest first, and what can be started."""
-    from pfi.device.gate import describe, read_gate
+    from pfi.device.gate_file import describe, read_gate
 
     home = visit.home
     personal, shared = home.personal_adapters, home.shared_adapters

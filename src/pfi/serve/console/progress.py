@@ -177,7 +177,8 @@ def _refresh(home: Home, task: Task, force: bool) -> Work:
 
 def _gate(home: Home, task: Task) -> Work:
     def work(job: Job) -> Sequence[str]:
-        from pfi.device.gate import describe, fit_gate
+        from pfi.device.gate import fit_gate
+        from pfi.device.gate_file import describe
 
         fitted = fit_gate(home, task, on_step=job.on_step, on_stage=job.on_stage)
         tried = count(fitted.tried, "record")

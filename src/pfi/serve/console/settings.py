@@ -88,7 +88,7 @@ def teacher(
     """
     from pfi.augment.config import AugmentConfig
     from pfi.device.augmenting import joined
-    from pfi.device.home import checked
+    from pfi.settings import checked
 
     given: dict[str, object] = {"kind": kind, "model": model.strip()}
     if base_url.strip():
@@ -107,10 +107,11 @@ def _change(visit: Visit, values: Mapping[str, object]) -> None:
     Raises:
         ConfigError: one of them makes no sense.
     """
-    from pfi.device import Home
-    from pfi.device.home import HomeConfig, checked
+    from pfi.device.config import HomeConfig
+    from pfi.device.open import open_home
+    from pfi.settings import checked
 
-    written = Home.open(visit.profile, root=visit.home.path.parent)
+    written = open_home(visit.profile, root=visit.home.path.parent)
     checked(HomeConfig, {**written.config.model_dump(), **values}, "settings")
     for config in (written.config, visit.home.config):
         for name, value in values.items():

@@ -24,7 +24,7 @@ from pfi.serve.console.progress import refresh_if_due
 from pfi.serve.console.view import ConsoleRoute, Signed
 
 if TYPE_CHECKING:
-    from pfi.data.connectors import ImportReport
+    from pfi.data.report import ImportReport
     from pfi.device import Home
 
 router = APIRouter(route_class=ConsoleRoute)
@@ -68,7 +68,8 @@ async def import_files(request: Request, visit: Signed) -> Response:
 def _import(
     home: Home, files: Sequence[UploadFile], kind: str, values: Mapping[str, str]
 ) -> dict[str, object]:
-    from pfi.data.connectors import ImportReport, get_connector
+    from pfi.data.connectors import get_connector
+    from pfi.data.report import ImportReport
     from pfi.device import import_records, parse_options
 
     names = [_safe(file.filename or "") for file in files]

@@ -1,7 +1,4 @@
-"""Secure aggregation in the round: who has which keys, and a secure sum for each group.
-
-The protocol itself is in ``secure/``.
-"""
+"""Secure aggregation in the round: who has which keys, and a secure sum for each group."""
 
 from __future__ import annotations
 
@@ -10,11 +7,10 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 from pfi.errors import FederationError
-from pfi.federate.secure.client import SecureClient
+from pfi.federate.secure.client import Rounds, SecureClient
 from pfi.federate.secure.groups import groups
 from pfi.federate.secure.policy import Policy, SecureConfig
 from pfi.federate.secure.roster import Identity, Roster
-from pfi.federate.secure.rounds import Rounds
 from pfi.federate.secure.server import SecureServer
 
 

@@ -1,0 +1,60 @@
+"""What became of a source that was read: records that can be used, and what was left out, why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pfi.errors import DataError
+
+
+@dataclass
+class ImportReport:
+    """What became of a source.
+
+    Attributes:
+        read: records that can be used.
+        skipped: how many were left out, by reason.
+        examples: the first place of each reason, e.g. ``notes.jsonl, line 7``.
+    """
+
+    read: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def skip(self, reason: str, place: str) -> None:
+        """Count something that is left out."""
+        self.skipped[reason] += 1
+        self.examples.setdefault(reason, place)
+
+    def merge(self, other: ImportReport) -> None:
+        """Add the counts of another report."""
+        self.read += other.read
+        self.skipped.update(other.skipped)
+        self.examples = {**other.examples, **self.examples}
+
+    def summary(self) -> str:
+        """One line for people."""
+        line = f"{self.read} record{'' if self.read == 1 else 's'} read"
+        if not self.skipped:
+            return line
+        reasons = [
+            f"{count} because {reason} (first: {self.examples[reason]})"
+            for reason, count in self.skipped.most_common()
+        ]
+        return f"{line}, {self.skipped.total()} skipped: {'; '.join(reasons)}"
+
+    def require_records(self, path: Path, fix: str) -> None:
+        """Check that not everything was skipped.
+
+        Raises:
+            DataError: nothing was read; it names the first reason and its place.
+        """
+        if self.read:
+            return
+        what = "the source holds no records"
+        for reason, place in self.examples.items():
+            what = f"none of {self.skipped.total()} records can be used: {reason} ({place})"
+            break
+        raise DataError(what, path=path, fix=fix)

@@ -1,0 +1,84 @@
+"""The settings of a profile, in `config.yaml`; they tell nothing of a person."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pfi.memory.config import SearchConfig
+from pfi.settings import checked
+
+DEFAULT_PROFILE = "default"
+CONFIG = "config.yaml"
+
+
+class HomeConfig(BaseModel):
+    """What `config.yaml` holds, which is not encrypted: settings that tell nothing of a person.
+
+    What does is in the vault, see `Vault.setting`.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    backbone: str = Field(default="embedded", min_length=1, description="name, folder or hub id")
+    engine: Literal["auto", "torch", "llama.cpp"] = Field(
+        default="auto", description="what answers; `pfi plan --apply` chooses"
+    )
+    bits: Literal["auto", "f32", "bf16", "f16", "q8_0", "q4_k_m"] = Field(
+        default="auto", description="how the engine holds the backbone's weights"
+    )
+    context: int | None = Field(
+        default=None, ge=64, description="longest prompt and answer in tokens, not the backbone's"
+    )
+    task: str | None = Field(default=None, description="the task of questions that name none")
+    records: int = Field(default=2, ge=0, le=32, description="retrieved records in a prompt")
+    record_tokens: int = Field(
+        default=512, ge=8, description="tokens for all retrieved records together"
+    )
+    summary_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="tokens of a summary of one's records before each prompt; 0: none",
+    )
+    search: dict[str, Any] = Field(
+        default={}, description="settings of the search for them, where not as by default"
+    )
+    embedder: str = Field(
+        default="auto",
+        min_length=1,
+        description="sentence model for search by meaning: minilm, a folder, none, or auto: "
+        "minilm where it is installed",
+    )
+    train: dict[str, Any] = Field(
+        default={}, description="training settings other than the defaults"
+    )
+    mix: dict[str, Any] = Field(
+        default={}, description="how synthetic records are trained on, where not as by default"
+    )
+    augment: dict[str, Any] = Field(
+        default={}, description="augmentation settings other than the defaults"
+    )
+    gate: dict[str, Any] = Field(default={}, description="gate settings other than the defaults")
+    refresh: dict[str, Any] = Field(
+        default={}, description="refresh settings other than the defaults"
+    )
+    refresh_after: int | None = Field(
+        default=None, ge=1, description="new records after which `pfi refresh` runs by itself"
+    )
+    answers: int = Field(
+        default=50,
+        ge=0,
+        le=1000,
+        description="last questions and answers that are kept for `pfi feedback --last`; 0: none",
+    )
+
+
+def search_config(config: HomeConfig) -> SearchConfig:
+    """How a device's memory is searched: the profile's settings, else the defaults.
+
+    Raises:
+        ConfigError: one of them makes no sense.
+    """
+    return checked(SearchConfig, config.search, "search settings")

@@ -1,0 +1,170 @@
+"""What strategies, rounds and clients exchange: requests to an engine, updates, models, state.
+
+A client's work is a generator that asks an engine for what needs the model (training, losses) and
+ends with its update.  An engine serves many clients' requests in one pass of a bank, or one's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfi.errors import FederationError
+from pfi.federate.combine import Combined, Vector
+from pfi.federate.layout import Layout, Row
+from pfi.federate.message import Array, Message, Value
+
+#: What the server has learnt, by name; a checkpoint holds it whole.
+State = dict[str, Array]
+#: What a client keeps at home from round to round, by name; it never leaves the device.
+Memory = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Ask for a row to be trained on the client's own examples.
+
+    Attributes:
+        row: ``(width,)`` factors to begin with.
+        mask: ``(width,)`` which numbers are trained; all when None.
+        pull: ``(width,)`` what the row is pulled to, as in FedProx (1812.06127).
+        mu: of ``mu / 2 * ||row - pull||²``, added to the loss.
+        correction: ``(width,)`` added to every gradient before it is clipped.
+        purpose: of this training, so that two of one round differ in their order of examples.
+    """
+
+    row: Row
+    mask: NDArray[np.bool_] | None = None
+    pull: Row | None = None
+    mu: float = 0.0
+    correction: Row | None = None
+    purpose: str = "shared"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave.
+
+    Attributes:
+        row: ``(width,)``, a copy of one's own.
+        examples: how many it was trained on.
+        steps: optimiser steps taken.
+        loss: their mean loss.
+    """
+
+    row: Row
+    examples: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Ask for the mean loss of rows on the client's own examples; answered by a list of floats.
+
+    Attributes:
+        rows: each ``(width,)``.
+        batch: only on the examples of this step of the local plan; on all when None.
+    """
+
+    rows: Sequence[Row]
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Client:
+    """What a client's work may know of itself.
+
+    Attributes:
+        id: its name.
+        round: the number of the round.
+        examples: how many it has.
+        steps: of its local plan.
+        rank: the largest rank that it can train; the layout's where it has no limit.
+        seed: of its random choices in this round.
+    """
+
+    id: str
+    round: int
+    examples: int
+    steps: int
+    rank: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client of a linear strategy sends.
+
+    Attributes:
+        vector: the difference to what was broadcast.
+        weight: its number of examples.
+        values: what else the strategy needs, in clear.
+        part: of the state that the vector is of, where that differs from round to round; what
+            compression has not sent yet waits for the same part.
+    """
+
+    vector: Vector
+    weight: float
+    values: dict[str, Value] = field(default_factory=dict)
+    part: str = ""
+
+
+Request = Train | Losses
+Work = Generator[Request, Any, Update | Message]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a client answers with.
+
+    Attributes:
+        row: ``(width,)`` in ``layout``.
+        layout: the rank may be another than that of training.
+        base: by layer what is added to the backbone's weights, ``(outputs, inputs)``; or None.
+    """
+
+    row: Row
+    layout: Layout
+    base: Sequence[NDArray[np.float32]] | None = None
+
+    def products(self) -> list[NDArray[np.float64]]:
+        """Every layer's whole update, the base's included, ``(outputs, inputs)``."""
+        found = self.layout.products(self.row)
+        return (
+            found if self.base is None else [p + b for p, b in zip(found, self.base, strict=True)]
+        )
+
+
+class Aggregate(ABC):
+    """Takes the updates of a round one by one and makes the server's next state."""
+
+    @abstractmethod
+    def add(self, client: str, message: Message) -> None:
+        """Take a client's update.
+
+        Raises:
+            FederationError: it is refused; the round goes on without it.
+        """
+
+    @abstractmethod
+    def result(self) -> tuple[State, Combined | None]:
+        """The next state, and how it was combined where the strategy is linear."""
+
+
+def kept(memory: Memory, name: str, dtype: Any, shape: tuple[int, ...]) -> Array | None:
+    """What a client kept by that name; None if it kept nothing.
+
+    Raises:
+        FederationError: it is of another type or shape, as after a change of settings.
+    """
+    found = memory.get(name)
+    if found is not None and (found.dtype != np.dtype(dtype) or found.shape != shape):
+        what = f"what a client kept as {name!r} is {found.dtype} {found.shape}"
+        raise FederationError(f"{what}, not {np.dtype(dtype)} {shape}", fix="begin a new run")
+    return found
