@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "batching")
     args = parser.parse_args()
 
-    from pfi.files import write_atomic, write_json
+    from pfi._util.files import write_atomic, write_json
 
     settings = {
         key: getattr(args, key)

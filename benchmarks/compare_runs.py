@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from pfi._util.files import write_atomic
 from pfi.evaluate.events import read_events
 from pfi.evaluate.statistics import Draws, interval
-from pfi.files import write_atomic
 from pfi.tasks import METRICS
 
 

@@ -26,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 from federate_data import Setting
 
-from pfi.files import write_atomic, write_json
+from pfi._util.files import write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE, PFL = "bare loop", "pfl"

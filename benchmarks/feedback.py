@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 
-from pfi.data import demo_text
-from pfi.data.demo import Persona, write_demo
-from pfi.data.records import Record
+from pfi._util.files import write_atomic
+from pfi._util.settings import nested_settings
+from pfi.datasets import demo_text
+from pfi.datasets.demo import Persona, write_demo
 from pfi.device import feedback, trials
 from pfi.device.config import HomeConfig
 from pfi.device.drift import Check, unharmed
@@ -35,9 +36,8 @@ from pfi.device.home import Home
 from pfi.device.open import create_home, open_home
 from pfi.device.refresh import Refreshed, refresh
 from pfi.device.training import answer_scores
-from pfi.files import write_atomic
 from pfi.models import Backbone, load_backbone
-from pfi.settings import nested_settings
+from pfi.records import Record
 from pfi.tasks import Example, Task
 
 TASK = Task(

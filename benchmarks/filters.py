@@ -23,16 +23,16 @@ from statistics import fmean
 
 import numpy as np
 
+from pfi._util.files import write_atomic
 from pfi.augment.config import FilterConfig
 from pfi.augment.drafts import Draft
 from pfi.augment.filters import FILTERS, Bench, apply_filters
 from pfi.augment.judge import BackboneJudge
 from pfi.augment.likeness import subject_text, whole_text
 from pfi.augment.subject import Subject
-from pfi.data.lamp import available_tasks, read_users
-from pfi.data.records import History, Record, User
-from pfi.files import write_atomic
+from pfi.datasets.lamp import available_tasks, read_users
 from pfi.models import load_backbone
+from pfi.records import History, Record, User
 from pfi.tasks import Example, Task, get_task
 
 #: Planted kinds and the filter that is meant to drop each; None: reported, nothing promised.

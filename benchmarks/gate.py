@@ -23,10 +23,10 @@ from typing import Any
 import points
 from points import Cells, arms_of, sign, signed, tasks_of
 
+from pfi._util.files import write_atomic, write_json
 from pfi.evaluate.arms import get_arm
 from pfi.evaluate.report_gate import GateSums, read_gated
 from pfi.evaluate.statistics import interval
-from pfi.files import write_atomic, write_json
 from pfi.memory.gate import NOTHING, Choice
 
 #: What the issue asks of `pfi`: users harmed against `shared`, on average over tasks.

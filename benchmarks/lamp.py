@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pfi.data import User
-from pfi.data.lamp import read_users
-from pfi.files import write_atomic, write_json
+from pfi._util.files import write_atomic, write_json
+from pfi.datasets.lamp import read_users
+from pfi.records import User
 from pfi.tasks import METRICS, Task, get_task
 
 PERSONALISED = ("rag", "personal", "personal+rag")

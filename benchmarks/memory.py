@@ -25,7 +25,7 @@ import numpy as np
 from memory_data import exact, made_up, passages, prepare
 from memory_peers import PEERS, K
 
-from pfi.files import write_atomic, write_json
+from pfi._util.files import write_atomic, write_json
 from pfi.memory.embedders import MINILM, HashEmbedder, find_embedder
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pfi.files import write_json
+from pfi._util.files import write_json
 from pfi.memory.embedders import Embedder
 
 PASSAGE_WORDS = 40

@@ -19,10 +19,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pfi.data.records import History, Record
 from pfi.memory import MemoryStore, SearchConfig
 from pfi.memory.embedders import Embedder, find_embedder
 from pfi.memory.words import words
+from pfi.records import History, Record
 from pfi.tasks import get_task
 
 K = 10

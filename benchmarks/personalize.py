@@ -25,7 +25,7 @@ from typing import Any
 from personalize_data import HELD_BACK, SCENARIOS, SHORT, SIZES, make_data, make_model
 from personalize_page import write_page
 
-from pfi.files import write_json
+from pfi._util.files import write_json
 
 LAMP = Path("../shared/data/lamp")
 

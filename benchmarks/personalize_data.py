@@ -91,8 +91,8 @@ def make_data(
     scenario: str, folder: Path, lamp: Path | None, people: int, seed: int
 ) -> tuple[Path, str]:
     """Write people's examples and `others` for a task stage; the file and where they are from."""
-    from pfi.data.demo import write_demo
-    from pfi.data.lamp import read_users
+    from pfi.datasets.demo import write_demo
+    from pfi.datasets.lamp import read_users
     from pfi.learn.training import encode
     from pfi.models import load_backbone
     from pfi.tasks import get_task
@@ -100,7 +100,7 @@ def make_data(
     kind, backbone = SCENARIOS[scenario], load_backbone("embedded", device="cpu")
     source = f"LaMP-format data, {kind.task}, split train"
     if lamp is None:
-        source = f"MADE-UP people of pfi.data.demo ({kind.demo_task}): no real records"
+        source = f"MADE-UP people of pfi.datasets.demo ({kind.demo_task}): no real records"
         lamp = folder / "demo"
         if not lamp.exists():
             write_demo(lamp, seed=seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from pfi.files import write_atomic
+from pfi._util.files import write_atomic
 
 #: Held-back loss that counts as equal quality: at most this much above the Trainer's.
 TOLERANCE = 0.02

@@ -19,7 +19,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pfi.files import write_json
+from pfi._util.files import write_json
 
 #: By task: where its records come from, and what a text becomes.
 Make = Callable[[str], dict[str, str] | None]

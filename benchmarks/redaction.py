@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from identifier_cases import CHECKSUM_KINDS, generated_cases, written_cases  # noqa: E402
 from redaction_score import Score, score  # noqa: E402
 
-from pfi.files import write_atomic  # noqa: E402
+from pfi._util.files import write_atomic  # noqa: E402
 from pfi.trust.redaction import Redactor  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "redaction.md"

@@ -25,7 +25,7 @@ from typing import Any, Self
 from runtime_models import EMBEDDED, adapter_folders, model_folder
 from runtime_page import page, plot
 
-from pfi.files import write_atomic, write_json
+from pfi._util.files import write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT, MIXED_PROMPT = 128, 64

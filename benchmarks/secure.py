@@ -22,7 +22,7 @@ from typing import Any
 
 from secure_peers import Case, Clock, flower, pfi, sharing
 
-from pfi.files import write_atomic, write_json
+from pfi._util.files import write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = {

@@ -44,11 +44,11 @@ def make_homes(root: Path, users: int, rank: int) -> dict[str, Any]:
     import torch
     from peft import get_peft_model
 
-    from pfi.data.records import Record
     from pfi.device import AdapterInfo, HomeConfig
     from pfi.device.open import create_home
     from pfi.models import load_backbone
     from pfi.models.adapters import Adapter, AdapterConfig, lora_config
+    from pfi.records import Record
 
     backbone = load_backbone("embedded")
     config = lora_config(AdapterConfig(rank=rank, alpha=rank), backbone.model)
@@ -330,7 +330,7 @@ def main() -> None:
         )
         print(json.dumps(figures))
         return
-    from pfi.files import write_atomic, write_json
+    from pfi._util.files import write_atomic, write_json
 
     begun = os.getloadavg()[0]
     ways: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}

@@ -21,9 +21,9 @@ from typing import Any
 import points
 from points import Cells, signed
 
+from pfi._util.files import write_atomic, write_json
 from pfi.evaluate.arms import FEDERATED
 from pfi.evaluate.report_federated import Rounds, read_rounds
-from pfi.files import write_atomic, write_json
 
 _MEGA = 1e6
 

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pfi._util.files import write_atomic
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import read_events
 from pfi.evaluate.stream import POLICIES
 from pfi.evaluate.stream_metrics import GAINS, points_scale, stream_metrics
 from pfi.evaluate.stream_report import read_metrics
-from pfi.files import write_atomic
 from pfi.tasks import get_task
 
 

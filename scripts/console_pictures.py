@@ -1,8 +1,8 @@
 """Pictures of the console for the docs, from made-up people alone.
 
 Usage: python scripts/console_pictures.py [--only demo|series] [--keep FOLDER].  A demo person of
-``pfi.data.demo`` gives the pictures of the pages, a made-up repository the series from import to
-refresh.  Needs Chromium (PFI_CHROMIUM or /usr/bin/chromium), playwright and git.
+``pfi.datasets.demo`` gives the pictures of the pages, a made-up repository the series from import
+to refresh.  Needs Chromium (PFI_CHROMIUM or /usr/bin/chromium), playwright and git.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pfi.data.demo import write_demo
+from pfi.datasets.demo import write_demo
 from pfi.device import Home, HomeConfig, import_records, train
 from pfi.device.gate import fit_gate
 from pfi.device.open import create_home, open_home

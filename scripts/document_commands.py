@@ -297,7 +297,7 @@ def task_key_part() -> str:
 
 def practice_part() -> str:
     """The practices, by the first line of their documentation."""
-    from pfi.tasks.practice import PRACTICES
+    from pfi.tasks.practices import PRACTICES
 
     rows = [[code(name), plain(_first_line(made))] for name, made in PRACTICES.items()]
     return table(("practice", "how a record becomes training examples"), rows)
@@ -316,7 +316,7 @@ def metric_part() -> str:
 
 def connector_part() -> str:
     """The connectors and their options."""
-    from pfi.data.connectors import connectors
+    from pfi.sources.connectors import connectors
 
     parts = []
     for connector in connectors().values():

@@ -15,9 +15,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from pfi.data.records import Record
+from pfi.records import Record
 from pfi.tasks import Task, get_task
-from pfi.tasks.practice import neutralise
+from pfi.tasks.practices import neutralise
 
 Pair = tuple[str, str]  # prompt, target
 TITLED = {"email/": "LaMP_6", "news/huffpost": "LaMP_4", "papers/": "LaMP_5"}

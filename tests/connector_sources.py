@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pfi.data.connectors import get_connector
-from pfi.data.records import History, Record
-from pfi.data.report import ImportReport
+from pfi.readers.report import ImportReport
+from pfi.records import History, Record
+from pfi.sources.connectors import get_connector
 
 
 def read(

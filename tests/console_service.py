@@ -13,12 +13,12 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from pfi.data.records import Record
 from pfi.device.config import HomeConfig
 from pfi.device.home import Home
 from pfi.device.open import create_home
 from pfi.device.runtime import Prepared, question_fields
 from pfi.models.engine import Piece, Sampling
+from pfi.records import Record
 from pfi.serve import ServeConfig, Service
 from pfi.serve.app import create_app
 from pfi.serve.server import address, listen, make_server

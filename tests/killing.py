@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from pfi.sqlite import sqlite3
+from pfi._util.sqlite import sqlite3
 
 _NAMES = ("unlink", "replace", "rename")
 _CALLS = (*_NAMES, "open", "write", "fsync", "ftruncate")

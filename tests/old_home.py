@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pfi._util.sqlite import sqlite3
 from pfi.augment.store import Answer, TeacherStore
 from pfi.augment.teacher import Usage
-from pfi.data.records import History, Record
 from pfi.device.adapters import AdapterInfo, AdapterStore
 from pfi.device.vault import Vault
 from pfi.memory import MemoryStore
-from pfi.sqlite import sqlite3
+from pfi.records import History, Record
 from pfi.trust.entries import Entry, canonical, digest, line_of
 from pfi.trust.ledger import Ledger
 

@@ -64,6 +64,6 @@ def _page(key: bytes, page: bytes) -> bytes:
 
 
 def _salt(key: bytes) -> bytes:
-    from pfi.sqlite import key_text
+    from pfi._util.sqlite import key_text
 
     return bytes.fromhex(key_text(key)[2:-1])[32:]

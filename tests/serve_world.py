@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pfi.data.records import Record
 from pfi.device import Home, HomeConfig
 from pfi.device.open import create_home
 from pfi.memory.embedders import HashEmbedder
 from pfi.models.engine import AdapterRef, EngineStats, Piece, Request
 from pfi.models.prompter import Prompter, load_prompter
+from pfi.records import Record
 from pfi.serve import ServeConfig, Service
 from pfi.serve.app import create_app
 from pfi.serve.auth import new_token

@@ -23,8 +23,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 import pfi.device
+from pfi._util.sqlite import sqlite3
 from pfi.cli.app import app
-from pfi.data.records import Record
 from pfi.device import AdapterInfo, Home, archive
 from pfi.device.archive import read_archive, write_archive
 from pfi.device.archive_format import wants_passphrase
@@ -35,7 +35,7 @@ from pfi.device.open import create_home, open_home
 from pfi.device.vault_feedback import Feedback
 from pfi.errors import ConfigError, DataError, PfiError, StorageError
 from pfi.models.adapters import Adapter
-from pfi.sqlite import sqlite3
+from pfi.records import Record
 from pfi.tasks import get_task
 from pfi.trust.ledger import Ledger
 from pfi.trust.signing import with_signature
@@ -334,7 +334,7 @@ def test_content_that_is_not_the_signed_one_is_refused(
 
 
 def test_a_vault_of_a_newer_pfi_is_no_damage(home: Home, made: Path, tmp_path: Path) -> None:
-    from pfi.sqlite import connect
+    from pfi._util.sqlite import connect
 
     files = unpacked(made)
     (tmp_path / "v.db").write_bytes(files["vault.db"])
@@ -518,7 +518,7 @@ def test_sqlite_files_in_an_archive_have_a_key_of_their_own(
 ) -> None:
     files = unpacked(made)
     (tmp_path / "v.db").write_bytes(files["vault.db"])
-    from pfi.sqlite import connect
+    from pfi._util.sqlite import connect
 
     for key, opens in (
         (home.keys.database("vault"), False),

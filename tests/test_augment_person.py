@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from pfi._util.settings import nested_settings
+from pfi._util.sqlite import sqlite3
 from pfi.augment.config import FilterConfig
 from pfi.augment.forms import write_records
 from pfi.augment.teacher import Call, Reply, Unusable, Usage
 from pfi.cli.app import app
-from pfi.data.records import Provenance, Record
 from pfi.device import Home, HomeConfig, train
 from pfi.device.augmenting import Augmentation, augment, augment_config
 from pfi.device.open import create_home
@@ -25,8 +26,7 @@ from pfi.device.training import divide
 from pfi.device.vault import SCHEMA_VERSION, Vault
 from pfi.errors import ConfigError, DataError
 from pfi.models import Backbone, load_backbone
-from pfi.settings import nested_settings
-from pfi.sqlite import sqlite3
+from pfi.records import Provenance, Record
 from pfi.tasks import get_task
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)

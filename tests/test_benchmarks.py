@@ -232,7 +232,7 @@ def test_a_corpus_becomes_a_pool_that_studies_can_read(
     import lzma
     import sys
 
-    from pfi.data.lamp import open_users
+    from pfi.datasets.lamp import open_users
     from pfi.tasks import get_task
 
     documents = [

@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.data.records import Record
 from pfi.device import Home
 from pfi.device.gate_file import read_gate
 from pfi.device.open import open_home
 from pfi.evaluate.config import StudyConfig
 from pfi.memory.gate import Choice, Prior, Tried
+from pfi.records import Record
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 QUICK = ["--epochs=6", "--batch-size=4", "--rank=4", "--learning-rate=0.02"]

@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.data.connectors import Connector
-from pfi.data.records import Record, parse_time
 from pfi.device import Home, Runtime, ask, parse_options, train
 from pfi.device.open import open_home
 from pfi.errors import BackboneError, ConfigError, DataError, StorageError
+from pfi.records import Record, parse_time
+from pfi.sources.connectors import Connector
 from pfi.tasks import get_task
 
 
@@ -56,7 +56,7 @@ class Lines:
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offers the connector `lines` and no other."""
-    import pfi.data.connectors as module
+    import pfi.sources.connectors as module
 
     def get_connector(name: str) -> Lines:
         if name != "lines":
@@ -267,7 +267,7 @@ def test_options_of_several_values() -> None:
 
 
 def test_real_connectors_can_be_listed() -> None:
-    from pfi.data.connectors import connectors
+    from pfi.sources.connectors import connectors
 
     assert connectors()
     for name in connectors():
@@ -276,7 +276,7 @@ def test_real_connectors_can_be_listed() -> None:
 
 
 def test_help_names_real_connectors_and_one_of_them_imports(tmp_path: Path, tiny: str) -> None:
-    from pfi.data.connectors import connectors
+    from pfi.sources.connectors import connectors
 
     named = re.findall(r"pfi import (\w+) ", pfi("--help").output + pfi("import", "--help").output)
     assert named and set(named) <= set(connectors())

@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from pfi.cli.app import app
-from pfi.data.demo import write_demo
+from pfi.datasets.demo import write_demo
 
 Folder = Callable[[str], Path]
 

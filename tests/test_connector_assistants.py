@@ -16,11 +16,11 @@ from connector_sources import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfi.data.connectors import detect, get_connector
-from pfi.data.json_tree import OPENED, JsonTree
-from pfi.data.records import History
-from pfi.data.report import ImportReport
 from pfi.errors import ConfigError, DataError, PfiError
+from pfi.readers.json_tree import OPENED, JsonTree
+from pfi.readers.report import ImportReport
+from pfi.records import History
+from pfi.sources.connectors import detect, get_connector
 from pfi.tasks import get_task
 
 MINE = "please tell me how the harbour report should begin"

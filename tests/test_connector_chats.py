@@ -14,11 +14,11 @@ from connector_sources import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfi.data.connectors import detect, get_connector
-from pfi.data.connectors.whatsapp import head_of
-from pfi.data.records import History
-from pfi.data.report import ImportReport
 from pfi.errors import ConfigError, DataError, PfiError
+from pfi.readers.report import ImportReport
+from pfi.records import History
+from pfi.sources.connectors import detect, get_connector
+from pfi.sources.connectors.whatsapp import head_of
 from pfi.tasks import get_task
 
 START = datetime(2023, 1, 25, 9, 5, 7, tzinfo=UTC)

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfi.data.connectors import detect, get_connector
-from pfi.data.html_text import html_to_text
-from pfi.data.mail_text import divide
-from pfi.data.records import History, Record
-from pfi.data.report import ImportReport
 from pfi.errors import ConfigError, DataError, PfiError
+from pfi.readers.html_text import html_to_text
+from pfi.readers.mail_text import divide
+from pfi.readers.report import ImportReport
+from pfi.records import History, Record
+from pfi.sources.connectors import detect, get_connector
 
 ME, ANNA = "me@example.org", "anna@example.org"
 BODY = "Dear Anna,\n\nthe harbour report is ready for you.\n"

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pfi.cli.app import app
-from pfi.data.connectors import detect, recognised
-from pfi.data.connectors.markdown import plain
-from pfi.data.report import ImportReport
 from pfi.device import Imported
 from pfi.errors import ConfigError, DataError, PfiError
+from pfi.readers.report import ImportReport
+from pfi.sources.connectors import detect, recognised
+from pfi.sources.connectors.markdown import plain
 
 TEXT = "The harbour was quiet this morning and I walked along the long wall with a cup of tea."
 MTIME = 1_674_640_000

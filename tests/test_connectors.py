@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pfi.data.connectors as package
-from pfi.data.connectors import connectors, get_connector
-from pfi.data.records import History, Record
-from pfi.data.report import ImportReport
+import pfi.sources.connectors as package
 from pfi.errors import ConfigError, DataError, PfiError
+from pfi.readers.report import ImportReport
+from pfi.records import History, Record
+from pfi.sources.connectors import connectors, get_connector
 from pfi.tasks import get_task
 
 GOOD = '{"instruction": "ask", "answer": "tell"}'
@@ -57,8 +57,8 @@ def test_a_connector_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for field in connector.options.model_fields.values():
             assert field.description, "descriptions are the help of the CLI"
     code = """
-from pfi.data.connectors import Connector, Options
-from pfi.data.records import Record
+from pfi.sources.connectors import Connector, Options
+from pfi.records import Record
 class Diary(Connector[Options]):
     name, summary, options = "diary", "a diary", Options
     def read(self, path, options, report):

@@ -16,10 +16,10 @@ import pytest
 from console_service import RuledRuntime, headline, make_home, make_service, wait_for
 from fastapi.testclient import TestClient
 
-from pfi.data.records import Provenance
 from pfi.device.adapters import AdapterInfo
 from pfi.device.home import Home
 from pfi.device.open import open_home
+from pfi.records import Provenance
 from pfi.serve.app import create_app
 from pfi.serve.auth import new_token, revoke_token
 from pfi.serve.console import sessions as sessions_module

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pfi.data import demo_text
-from pfi.data.demo import MAJORITY, SPLITS, TASKS, DemoTruth, Persona, oracle, write_demo
-from pfi.data.demo_text import Style
-from pfi.data.records import History, Question, Record, parse_time
+from pfi.datasets import demo_text
+from pfi.datasets.demo import MAJORITY, SPLITS, TASKS, DemoTruth, Persona, oracle, write_demo
+from pfi.datasets.demo_text import Style
 from pfi.errors import ConfigError, StorageError
+from pfi.records import History, Question, Record, parse_time
 from pfi.tasks import get_task
 
 Asked = list[dict[str, Any]]
@@ -287,7 +287,7 @@ def test_phrases_can_be_told_apart() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_lamp_reader_reads_it(demo: tuple[Path, DemoTruth], task: str) -> None:
-    lamp = pytest.importorskip("pfi.data.lamp")
+    lamp = pytest.importorskip("pfi.datasets.lamp")
     folder, truth = demo
     for split in SPLITS:
         users = lamp.read_users(folder / task, get_task(task), split)

@@ -27,7 +27,6 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, GetNodesRequest
 
-from pfi.data.records import History, Record
 from pfi.device import HomeConfig
 from pfi.device.open import create_home, open_home
 from pfi.device.statement import sent
@@ -61,6 +60,7 @@ from pfi.federate.simulate import SimulatedFleet
 from pfi.federate.users import local_examples
 from pfi.learn import Adapter
 from pfi.models import load_backbone
+from pfi.records import History, Record
 from pfi.tasks import Example, Task, get_task
 from pfi.trust import Ledger
 

@@ -20,15 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from pfi._util.sqlite import sqlite3
 from pfi.augment import desk as desk_module
 from pfi.augment.budget import Budget, most
 from pfi.augment.config import AugmentConfig, TeacherConfig
 from pfi.augment.desk import Desk, DeskReport
 from pfi.augment.store import Answer, TeacherStore
 from pfi.augment.teacher import Call, Material, Message, Reply, TeacherError, Unusable, Usage
-from pfi.data.records import Record
 from pfi.errors import ConfigError, StorageError
-from pfi.sqlite import sqlite3
+from pfi.records import Record
 from pfi.tasks import get_task
 from pfi.trust.ledger import Ledger
 from pfi.trust.redaction import Redactor

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pfi.data.records import Record
+from pfi._util.sqlite import sqlite3, transaction
 from pfi.device.adapters import AdapterInfo, AdapterStore
 from pfi.device.config import HomeConfig
 from pfi.device.home import home_path
@@ -19,7 +19,7 @@ from pfi.device.open import create_home, open_home
 from pfi.device.vault import BATCH, Vault
 from pfi.device.vault_rows import row_of
 from pfi.errors import ConfigError, StorageError
-from pfi.sqlite import sqlite3, transaction
+from pfi.records import Record
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 

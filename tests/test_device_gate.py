@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 
-from pfi.data.records import History, Question, Record
 from pfi.device import AdapterInfo, Home, HomeConfig, Runtime, train
 from pfi.device import gate as module
 from pfi.device.gate import can_fit, fit_gate, gate_config, home_retrieval, home_trials
@@ -43,6 +42,7 @@ from pfi.memory.trials import Mixer, divide, mixed_answers, question_trials, rec
 from pfi.models import Backbone, load_backbone
 from pfi.models.engine import text_of
 from pfi.models.torch_engine import TorchEngine
+from pfi.records import History, Question, Record
 from pfi.tasks import get_task
 
 TASK = get_task("LaMP_3")

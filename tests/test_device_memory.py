@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from pfi import sqlite
-from pfi.data.records import Record
+from pfi._util import sqlite
+from pfi._util.sqlite import sqlite3
 from pfi.device import Home, Runtime
 from pfi.device.feedback import give, trust
 from pfi.device.memory import home_embedder, memory_status, open_memory, rebuild_memory, sync_memory
@@ -27,7 +27,7 @@ from pfi.device.vault import Vault
 from pfi.errors import ConfigError
 from pfi.memory import Memory, MemoryStore, SearchConfig
 from pfi.memory.embedders import HashEmbedder
-from pfi.sqlite import sqlite3
+from pfi.records import Record
 from pfi.tasks import get_task, read_task
 
 TASK = get_task("LaMP_4")

@@ -25,16 +25,16 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-import pfi.data.connectors as connector_module
+import pfi.sources.connectors as connector_module
+from pfi._util.settings import nested_settings
 from pfi.augment.config import AugmentConfig
 from pfi.cli.app import app
 from pfi.cli.study import build_config
-from pfi.data.connectors import connectors, get_connector
-from pfi.data.report import ImportReport
 from pfi.device import import_records, parse_options
 from pfi.device.open import create_home
 from pfi.errors import PfiError
-from pfi.settings import nested_settings
+from pfi.readers.report import ImportReport
+from pfi.sources.connectors import connectors, get_connector
 from pfi.tasks import get_task, read_task, tasks
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,6 +18,7 @@ from old_home import ABOUT, SECRET, Weights, add_oldest_entry, make_old_home, re
 from opened_files import opened
 from typer.testing import CliRunner
 
+from pfi._util.sqlite import sqlite3
 from pfi.augment.config import AugmentConfig, FilterConfig
 from pfi.augment.desk import Desk
 from pfi.augment.forms import write_records
@@ -32,7 +33,6 @@ from pfi.device.open import create_home, open_home
 from pfi.device.vault import Vault
 from pfi.errors import ConfigError, StorageError
 from pfi.federate.client import Memories
-from pfi.sqlite import sqlite3
 from pfi.tasks import get_task
 from pfi.trust.ledger import Ledger, Verified
 

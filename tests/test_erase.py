@@ -19,7 +19,6 @@ from opened_files import opened
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.data.records import Provenance, Record
 from pfi.device import AdapterInfo, Home, statement
 from pfi.device.erased import refuse_erased
 from pfi.device.erasure import erase, erase_everything
@@ -30,6 +29,7 @@ from pfi.device.training import train
 from pfi.errors import DataError, StorageError
 from pfi.models import Backbone, load_backbone
 from pfi.models.adapters import Adapter
+from pfi.records import Provenance, Record
 from pfi.tasks import get_task
 from pfi.trust.entries import fingerprint
 

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from opened_files import opened
 
-from pfi import sqlite
+from pfi._util import sqlite
+from pfi._util.sqlite import sqlite3
 from pfi.augment.config import AugmentConfig, FilterConfig
 from pfi.augment.desk import Desk
 from pfi.augment.forms import write_answer, write_records
 from pfi.augment.pipeline import Augmenter
 from pfi.augment.store import TeacherStore
 from pfi.augment.teacher import Call, Reply, Unusable, Usage
-from pfi.data.records import History, Record
 from pfi.device import AdapterInfo, Home, Runtime
 from pfi.device.copies import Copies
 from pfi.device.erasure import erase, finish_erasures
@@ -33,7 +33,7 @@ from pfi.device.open import create_home, open_home
 from pfi.device.vault_feedback import Feedback, Shown
 from pfi.errors import StorageError
 from pfi.memory.embedders import HashEmbedder
-from pfi.sqlite import sqlite3
+from pfi.records import History, Record
 from pfi.tasks import get_task
 from pfi.trust.entries import fingerprint
 from pfi.trust.ledger import Ledger

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from console_service import headline, make_home
 
-from pfi.data.records import Provenance
+from pfi._util.sqlite import connect
 from pfi.device.excluding import exclude, include
 from pfi.device.feedback import give
 from pfi.device.home import Home
@@ -16,7 +16,7 @@ from pfi.device.memory import open_memory
 from pfi.device.refresh import _Run, refresh_config
 from pfi.device.training import divide
 from pfi.device.vault import Vault
-from pfi.sqlite import connect
+from pfi.records import Provenance
 from pfi.tasks import get_task
 
 TASK = get_task("LaMP_4")

@@ -16,7 +16,6 @@ from llama_world import needs_llama
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.data.records import Record
 from pfi.device import Home, HomeConfig
 from pfi.device import export_quality as quality_module
 from pfi.device.adapters import AdapterInfo
@@ -25,6 +24,7 @@ from pfi.device.exports import Report, export_gguf, export_merged, export_peft, 
 from pfi.device.open import create_home
 from pfi.errors import BackboneError, ConfigError, DataError, StorageError
 from pfi.models import Backbone, load_backbone
+from pfi.records import Record
 from pfi.tasks import get_task
 from pfi.trust.entries import fingerprint
 
@@ -177,7 +177,7 @@ def test_what_quantising_costs_is_measured_on_held_back_records(
     assert {*quality.metrics} == {*quality.exact_metrics} == {*TASK.metrics}
     manifest = json.loads(made.manifest.read_text())
     assert manifest["quality"]["loss"] == quality.loss
-    from pfi.files import sha256_file
+    from pfi._util.files import sha256_file
 
     assert manifest["sha256"] == {"m.gguf": sha256_file(made.files[0])}
     assert str(tmp_path) not in made.manifest.read_text()

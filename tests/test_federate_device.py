@@ -11,8 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pfi.cli.app import app
-from pfi.data.demo import write_demo
-from pfi.data.records import Record
+from pfi.datasets.demo import write_demo
 from pfi.device import HomeConfig
 from pfi.device.open import create_home
 from pfi.device.statement import sent
@@ -29,6 +28,7 @@ from pfi.federate.rounds import Federation
 from pfi.federate.secure.parties import Parties
 from pfi.federate.secure.roster import Roster
 from pfi.federate.strategy import LinearStrategy
+from pfi.records import Record
 from pfi.tasks import get_task
 
 TASK = "LaMP_3"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pfi.data.records import Record
+from pfi._util.sqlite import sqlite3
 from pfi.device import feedback
 from pfi.device.config import HomeConfig
 from pfi.device.home import Home
@@ -18,7 +18,7 @@ from pfi.device.open import create_home
 from pfi.device.pairs import preferences
 from pfi.device.vault import SCHEMA_VERSION, Vault
 from pfi.errors import ConfigError, DataError
-from pfi.sqlite import sqlite3
+from pfi.records import Record
 from pfi.tasks import Task, get_task
 
 HEADLINE, SCORE = get_task("LaMP_4"), get_task("LaMP_3")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pfi.data.records import History, Record
 from pfi.memory.gate import (
     NOTHING,
     STEP,
@@ -24,6 +23,7 @@ from pfi.memory.gate import (
 )
 from pfi.memory.mixing import innocent
 from pfi.memory.trials import divide
+from pfi.records import History, Record
 
 PLAIN = GateConfig(weights=[0.0, 1.0], ks=[0, 2], per_question=False)
 
@@ -169,7 +169,7 @@ def test_the_newest_records_are_held_back(dated: bool) -> None:
 
 
 def test_synthetic_records_that_know_what_is_held_back_are_left_out() -> None:
-    from pfi.data.records import Provenance
+    from pfi.records import Provenance
 
     older, newest = divide(GateConfig(), history(8))
 

@@ -20,12 +20,12 @@ from typer.testing import CliRunner, Result
 from pfi.cli import key as key_command
 from pfi.cli import profile as profile_command
 from pfi.cli.common import OneLineErrors
-from pfi.data.records import Record
 from pfi.device import Home, unlock
 from pfi.device.keys import KEYS, KeysFile, change_lock, make_keys, read_keys_file
 from pfi.device.keys import unlock as unlocked
 from pfi.device.open import create_home, open_home
 from pfi.errors import ConfigError, PfiError, StorageError
+from pfi.records import Record
 from pfi.trust.sealing import SealError, seal, unseal
 
 LONG = "correct horse battery"

@@ -14,12 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfi.data.connectors import get_connector
-from pfi.data.lamp import available_tasks, read_history, read_outputs, read_users, write_predictions
-from pfi.data.reading import CHUNK, JsonArray
-from pfi.data.report import ImportReport
+from pfi._util.files import sha256_file, write_atomic, write_json
+from pfi.datasets.lamp import (
+    available_tasks,
+    read_history,
+    read_outputs,
+    read_users,
+    write_predictions,
+)
 from pfi.errors import ConfigError, DataError, PfiError
-from pfi.files import sha256_file, write_atomic, write_json
+from pfi.readers.pieces import CHUNK, JsonArray
+from pfi.readers.report import ImportReport
+from pfi.sources.connectors import get_connector
 from pfi.tasks import get_task
 
 TASK = get_task("LaMP_3")

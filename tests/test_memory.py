@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pfi.data.records import History, Record
+from pfi._util.sqlite import sqlite3
 from pfi.errors import ConfigError
 from pfi.memory import Memory, Retrieval, SearchConfig, VectorCache
 from pfi.memory.config import How
@@ -23,7 +23,7 @@ from pfi.memory.index import MAX_QUERY_WORDS
 from pfi.memory.ranking import fuse
 from pfi.memory.vectors import mean_nearness
 from pfi.memory.words import WordIndex
-from pfi.sqlite import sqlite3
+from pfi.records import History, Record
 from pfi.tasks import get_task
 
 TASK = get_task("LaMP_3")

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import pfi.memory.store as store_module
-from pfi.data.records import History, Record
+from pfi._util.sqlite import sqlite3
 from pfi.errors import ConfigError, StorageError
 from pfi.memory import Memory, MemoryStore, SearchConfig, Synced
 from pfi.memory.embedders import HashEmbedder
 from pfi.memory.vectors import PATIENCE, STORED, Neighbours
 from pfi.memory.words import COLUMNS
-from pfi.sqlite import sqlite3
+from pfi.records import History, Record
 from pfi.tasks import get_task
 
 TASK, OTHER = get_task("LaMP_3"), get_task("LaMP_7")

@@ -20,7 +20,7 @@ from test_personalize import CONFIG, people
 from typer.testing import CliRunner
 
 from pfi.cli.app import app
-from pfi.data.demo import write_demo
+from pfi.datasets.demo import write_demo
 from pfi.errors import ConfigError, DataError, StorageError
 from pfi.learn import TRAINERS, Adapter, Job, TrainConfig, TrainResult, get_trainer, train_one
 from pfi.learn.personalize import personalize

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfi.data.records import History, Record, parse_time
 from pfi.errors import DataError
+from pfi.records import History, Record, parse_time
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 BERLIN = timezone(timedelta(hours=1))

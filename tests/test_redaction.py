@@ -19,7 +19,7 @@ from identifier_cases import (
 )
 from redaction_score import Score, score
 
-from pfi.data.records import Record
+from pfi.records import Record
 from pfi.trust import urls
 from pfi.trust.phones import REGIONS
 from pfi.trust.redaction import KINDS, Redactor, names_in

@@ -21,7 +21,6 @@ from zlib import crc32
 
 import pytest
 
-from pfi.data.records import Record
 from pfi.device import candidates, feedback, refresh
 from pfi.device.adapters import AdapterInfo, AdapterStore
 from pfi.device.config import HomeConfig
@@ -31,6 +30,7 @@ from pfi.device.open import create_home, open_home
 from pfi.device.refresh import RefreshConfig, Refreshed
 from pfi.device.training import Candidate
 from pfi.errors import BackboneError, ConfigError, StorageError
+from pfi.records import Record
 from pfi.tasks import Example, Task
 
 TASK = Task(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from pfi.data.records import Record
 from pfi.device import AdapterInfo, Home, HomeConfig, Runtime
 from pfi.device.engines import EngineChoice, make_engine
 from pfi.device.open import create_home
@@ -23,6 +22,7 @@ from pfi.models.adapters import AdapterConfig
 from pfi.models.bank import AdapterBank
 from pfi.models.engine import Sampling, text_of
 from pfi.models.torch_engine import TorchEngine
+from pfi.records import Record
 from pfi.tasks import get_task
 
 TASK = get_task("LaMP_4")

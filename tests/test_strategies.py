@@ -28,8 +28,8 @@ from pfi.augment.strategies.templates import CUT, disarm, fill, load_template, s
 from pfi.augment.subject import Subject
 from pfi.augment.teacher import Call, Reply
 from pfi.augment.votes import hold, majority, median, medoid
-from pfi.data.records import History, Record
 from pfi.errors import ConfigError
+from pfi.records import History, Record
 from pfi.tasks import Example, Task, get_task, tasks
 from pfi.trust.redaction import Redactor
 

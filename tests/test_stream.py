@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from pfi.cli.study import build_config
-from pfi.data.demo import write_demo
-from pfi.data.lamp import read_users
-from pfi.data.records import History, Question, Record, User
+from pfi.datasets.demo import write_demo
+from pfi.datasets.lamp import read_users
 from pfi.errors import ConfigError, StorageError
 from pfi.evaluate import stream_run
 from pfi.evaluate.checkpoints import Checkpoints
@@ -30,6 +29,7 @@ from pfi.learn import TrainConfig
 from pfi.memory import Memory
 from pfi.models import answer, load_backbone
 from pfi.models.scoring import score_labels
+from pfi.records import History, Question, Record, User
 from pfi.tasks import get_task
 
 Folder = Callable[[str], Path]

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from conftest import FAMILIES
 
-from pfi.data.demo import write_demo
-from pfi.data.lamp import read_outputs
+from pfi.datasets.demo import write_demo
+from pfi.datasets.lamp import read_outputs
 from pfi.errors import BackboneError, ConfigError, PfiError, StorageError
 from pfi.evaluate import study, task_setup
 from pfi.evaluate.arms import ARMS

@@ -18,7 +18,7 @@ import yaml
 from fault_server import FaultServer
 
 from pfi.augment.teacher import TeacherError
-from pfi.data.demo import write_demo
+from pfi.datasets.demo import write_demo
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import Event, EventLog
 from pfi.evaluate.study import Study
@@ -242,7 +242,7 @@ def test_what_a_real_teacher_is_sent_holds_nothing_planted(
     from pfi.augment.pipeline import Augmenter
     from pfi.augment.store import TeacherStore
     from pfi.augment.teachers import make_teacher
-    from pfi.data.records import History, Record
+    from pfi.records import History, Record
     from pfi.tasks import get_task
 
     class NoJudge:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfi.data.demo import write_demo
+from pfi.datasets.demo import write_demo
 from pfi.errors import ConfigError
 from pfi.evaluate import federation, task_run, workers
 from pfi.evaluate.arms import central, get_arm

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import save_tokenizer
 
-from pfi.data.demo import write_demo
+from pfi.datasets.demo import write_demo
 from pfi.errors import ConfigError
 from pfi.evaluate import group_run, task_setup
 from pfi.evaluate.config import StudyConfig

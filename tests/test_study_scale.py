@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from test_study import QUICK, comparable, config
 
-from pfi.data.demo import write_demo
-from pfi.data.lamp import open_users, read_users
+from pfi.datasets.demo import write_demo
+from pfi.datasets.lamp import open_users, read_users
 from pfi.errors import BackboneError, DataError, PfiError
 from pfi.evaluate import group_run, study, task_setup
 from pfi.evaluate.checkpoints import Checkpoints
@@ -120,7 +120,7 @@ def test_memory_does_not_grow_with_the_users(
     for users in (300, 1500):
         data = write_many(tmp_path / f"data-{users}", users)
         with monkeypatch.context() as patch:
-            from pfi.data import lamp
+            from pfi.datasets import lamp
 
             memories = Alive(patch, task_setup, "Memory")
             histories = Alive(patch, lamp, "History")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pfi.augment.config import AugmentConfig
 from pfi.augment.strategies.profile import profile, summary_call
 from pfi.augment.subject import Subject
-from pfi.data.records import History, Record
 from pfi.memory.summary import common_words, summarise, summary_prompt
+from pfi.records import History, Record
 from pfi.tasks import get_task
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfi.data.records import History, Question, Record
 from pfi.errors import ConfigError
+from pfi.records import History, Question, Record
 from pfi.tasks import Example, get_task, read_task, tasks
-from pfi.tasks.practice import neutralise
+from pfi.tasks.practices import neutralise
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data/lamp"
 LAMP = ["LaMP_1", "LaMP_2M", "LaMP_2N", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7"]

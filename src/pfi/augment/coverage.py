@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pfi.augment.subject import Subject
-from pfi.data.records import Record
+from pfi.records import Record
 
 
 class Lexicon:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pfi.data.records import Provenance, Record
+from pfi.records import Provenance, Record
 
 
 @dataclass(frozen=True)

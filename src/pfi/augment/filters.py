@@ -20,7 +20,7 @@ from pfi.augment.judge import Judge, Vectors
 from pfi.augment.likeness import Copies, Likeness, input_text, subject_text, whole_text
 from pfi.augment.subject import Subject
 from pfi.augment.wellformed import well_formed
-from pfi.data.records import Record
+from pfi.records import Record
 from pfi.tasks import Example, Task
 
 #: Real records, the newest, that drafts' embeddings and losses are compared with at most.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from pfi.augment.drafts import Draft
-from pfi.data.records import History, Record
+from pfi.records import History, Record
 from pfi.trust.redaction import Redactor, names_in
 
 

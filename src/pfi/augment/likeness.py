@@ -15,7 +15,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 from pfi.augment.drafts import Draft
-from pfi.data.records import Record
+from pfi.records import Record
 from pfi.tasks import Task
 
 #: Words of a shingle.

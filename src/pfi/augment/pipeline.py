@@ -16,10 +16,10 @@ from pfi.augment.judge import Judge
 from pfi.augment.strategies import default_strategies, get_strategy
 from pfi.augment.subject import Subject
 from pfi.augment.teacher import Call, Reply, Usage
-from pfi.data.records import History, Record
 from pfi.errors import DataError
+from pfi.records import History, Record
 from pfi.tasks import Task
-from pfi.tasks.base import Trim
+from pfi.tasks.task import Trim
 
 Run = Generator[list[Call], list[Reply | None], list[Draft]]
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pfi._util.sqlite import Closes, connect, scrub, sqlite3, transaction, user_errors
 from pfi.augment.budget import PICODOLLARS, Budget, pico
 from pfi.augment.teacher import Usage
 from pfi.errors import StorageError
-from pfi.sqlite import Closes, connect, scrub, sqlite3, transaction, user_errors
 from pfi.trust.entries import fingerprint
 
 SCHEMA_VERSION = 2

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pfi.data.records import History, Record
 from pfi.memory import Memory
+from pfi.records import History, Record
 from pfi.tasks import Task
-from pfi.tasks.base import Trim
+from pfi.tasks.task import Trim
 
 
 @dataclass(frozen=True)

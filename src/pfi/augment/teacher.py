@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
 
-from pfi.data.records import Record
 from pfi.errors import PfiError
+from pfi.records import Record
 from pfi.tasks import Example, Task
 
 _ASK = "Answer with one JSON object of this JSON schema and with nothing else:\n"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pfi.augment.drafts import Draft
 from pfi.augment.likeness import SHINGLE, shingles, words
-from pfi.data.records import Record
 from pfi.errors import DataError
+from pfi.records import Record
 from pfi.tasks import Task
 
 #: How many times shorter than the user's shortest, or longer than their longest, a text may be.

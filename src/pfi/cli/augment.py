@@ -119,10 +119,10 @@ def augment(
     Nothing leaves this device without your consent, and all that does is in the ledger.
     Stopped, the same command goes on and pays nothing twice.  See docs/augment.md.
     """
+    from pfi._util.settings import nested_settings
     from pfi.device import pick_task
     from pfi.device.augmenting import Augmentation, augment_config, joined
     from pfi.device.pool import read_pool
-    from pfi.settings import nested_settings
 
     home = open_profile(profile)
     chosen = pick_task(home, task)

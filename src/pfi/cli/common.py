@@ -165,10 +165,10 @@ def federation_settings(path: Path | None, pairs: Sequence[str]) -> dict[str, An
     """
     import yaml
 
+    from pfi._util.settings import checked, nested_settings
     from pfi.errors import ConfigError
     from pfi.federate.check import check
     from pfi.federate.config import FederateConfig
-    from pfi.settings import checked, nested_settings
 
     values: Any = {}
     if path is not None:

@@ -36,7 +36,7 @@ def demo(
     from rich.console import Console
 
     from pfi.cli.study import build_config, run_study
-    from pfi.data.demo import write_demo
+    from pfi.datasets.demo import write_demo
     from pfi.evaluate.arms import DEFAULT_ARMS
 
     console = Console()

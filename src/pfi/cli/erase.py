@@ -22,8 +22,8 @@ from pfi.cli.common import (
 from pfi.cli.records import Source, lines_of
 
 if TYPE_CHECKING:
-    from pfi.data.records import Record
     from pfi.device import Home
+    from pfi.records import Record
 
 #: Records that are shown before they are erased.
 _SHOWN = 5
@@ -113,7 +113,7 @@ def erase(
 
 def _keep(told: dict[str, Any], file: Path | None) -> None:
     if file is not None:
-        from pfi.files import write_json
+        from pfi._util.files import write_json
 
         write_json(file, told)
         note(f"The signed statement is in {shown_path(file)}.")
@@ -192,8 +192,8 @@ def _chosen(
     home: Home, ids: list[str], source: str | None, before: str | None, task: str | None
 ) -> list[Record]:
     """The records that are meant, newest first."""
-    from pfi.data.records import parse_time
     from pfi.errors import ConfigError, DataError
+    from pfi.records import parse_time
 
     if bool(ids) == bool(source or before or task):
         what = "ids and conditions are given" if ids else "it is not said what to erase"

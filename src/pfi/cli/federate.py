@@ -304,11 +304,11 @@ def _need_flower() -> None:
 
 def _runtime(home: Home, task: str | None, invitation: Invitation) -> DeviceRuntime:
     """What answers for a profile."""
+    from pfi._util.settings import checked
     from pfi.device import pick_task
     from pfi.federate.check import check
     from pfi.federate.config import FederateConfig
     from pfi.federate.deploy.runtime import DeviceRuntime
-    from pfi.settings import checked
 
     where = "the invitation's settings"
     config = check(checked(FederateConfig, invitation.settings, where), where, None)

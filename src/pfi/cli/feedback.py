@@ -252,9 +252,9 @@ def refresh(
     A new version is used only if it beats the present one on recent records that neither has
     learnt from.
     """
+    from pfi._util.settings import nested_settings
     from pfi.device import pick_task
     from pfi.device.refresh import refresh_config
-    from pfi.settings import nested_settings
 
     home = open_profile(profile)
     values = nested_settings(settings or [])

@@ -57,9 +57,9 @@ def fit(
 
     An adapter is trained on the older ones for it, as yours was, and not kept.
     """
+    from pfi._util.settings import nested_settings
     from pfi.device import pick_task
     from pfi.device.gate import fit_gate, gate_config
-    from pfi.settings import nested_settings
 
     home = open_profile(profile)
     values = nested_settings(settings or [])

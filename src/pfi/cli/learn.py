@@ -61,9 +61,9 @@ def train(
     profile: Profile = "default",
 ) -> None:
     """Train your personal adapter of one task; it is used from its end on."""
+    from pfi._util.settings import nested_settings
     from pfi.device import parse_options, pick_task
     from pfi.device import train as run
-    from pfi.settings import nested_settings
 
     home = open_profile(profile)
     from pfi.learn import TrainConfig

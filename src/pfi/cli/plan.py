@@ -75,10 +75,10 @@ def plan(
     profile: Profile = "default",
 ) -> None:
     """Measure this machine, and choose engine, format, context, rank and where to train."""
+    from pfi._util.settings import checked
     from pfi.device import pick_task
     from pfi.device.planner import Limits
     from pfi.device.planning import apply_plan, plan_for
-    from pfi.settings import checked
 
     values = {
         "memory": None if memory is None else round(quantity(memory, "bytes", "--memory")),

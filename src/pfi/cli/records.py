@@ -23,8 +23,8 @@ from pfi.cli.common import (
 from pfi.cli.feedback import refresh_if_due
 
 if TYPE_CHECKING:
-    from pfi.data.records import Record
     from pfi.device import Imported
+    from pfi.records import Record
 
 Source = Annotated[
     str | None, typer.Option("--source", metavar="PREFIX", help="From a source that starts so.")
@@ -60,8 +60,8 @@ def import_(
     KIND says what to read (`pfi connectors` lists the kinds; `auto` looks), PATH is the file or
     folder.
     """
-    from pfi.data.connectors import get_connector, recognised
     from pfi.device import import_records, parse_options
+    from pfi.sources.connectors import get_connector, recognised
 
     home = open_profile(profile)
     if kind == "auto":
@@ -98,8 +98,8 @@ def connectors(
     kind: Annotated[str | None, typer.Argument()] = None,
 ) -> None:
     """List the kinds of files that can be imported, or the options of one KIND."""
-    from pfi.data.connectors import connectors, get_connector
     from pfi.device.imports import option_kinds
+    from pfi.sources.connectors import connectors, get_connector
 
     if kind is None:
         for found in connectors().values():

@@ -70,11 +70,11 @@ def serve(
     ] = False,
 ) -> None:
     """Answer programs that speak the OpenAI API, and show the console in a browser."""
+    from pfi._util.settings import checked, nested_settings
     from pfi.device.config import DEFAULT_PROFILE
     from pfi.errors import ConfigError
     from pfi.serve import ServeConfig, Service
     from pfi.serve.service import all_profiles
-    from pfi.settings import checked, nested_settings
 
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         what = f"the server needs {missing[0]}, which is not installed"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pfi._util.files import write_atomic, write_json
 from pfi.errors import StorageError
-from pfi.files import write_atomic, write_json
 from pfi.trust.sealing import SealError, seal, unseal_file
 from pfi.trust.signing import SIGNATURE, with_signature, without_signature
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pfi._util.files import locked, sha256_file, sync_folder
 from pfi.device.adapter_files import (
     ENDING,
     RESTORE,
@@ -32,7 +33,6 @@ from pfi.device.adapter_files import (
 )
 from pfi.device.manifests import AdapterInfo, Manifest
 from pfi.errors import StorageError
-from pfi.files import locked, sha256_file, sync_folder
 
 if TYPE_CHECKING:
     from pfi.learn import Adapter

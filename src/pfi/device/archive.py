@@ -21,6 +21,9 @@ import yaml
 from pydantic import ValidationError
 
 import pfi
+from pfi._util.files import locked, sync_folder
+from pfi._util.settings import one_line
+from pfi._util.sqlite import connect, copy_to_attached, key_text, sqlite3, user_errors
 from pfi.device import archive_format as form
 from pfi.device import statement
 from pfi.device.archive_format import Head, Reading, TarReader
@@ -31,9 +34,6 @@ from pfi.device.manifests import Manifest
 from pfi.device.open import open_home
 from pfi.device.vault import Vault
 from pfi.errors import DataError, PfiError, StorageError
-from pfi.files import locked, sync_folder
-from pfi.settings import one_line
-from pfi.sqlite import connect, copy_to_attached, key_text, sqlite3, user_errors
 from pfi.trust.signing import with_signature
 
 if TYPE_CHECKING:

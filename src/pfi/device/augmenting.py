@@ -15,16 +15,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from pfi._util.settings import checked
 from pfi.augment.budget import Budget
 from pfi.augment.config import AugmentConfig, FilterConfig, Policy
 from pfi.augment.desk import Desk, DeskReport, Estimate
 from pfi.augment.forms import write_answer, write_records
 from pfi.augment.store import TeacherStore
 from pfi.augment.teacher import Call, Reply, Teacher
-from pfi.data.records import Record
 from pfi.device.home import NAMES, Home
 from pfi.errors import ConfigError, DataError
-from pfi.settings import checked
+from pfi.records import Record
 from pfi.tasks import Task
 from pfi.trust.ledger import Ledger
 

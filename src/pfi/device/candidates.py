@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pfi.data.records import History, Record
+from pfi._util.settings import checked
 from pfi.device.drift import Check, gains, unharmed
 from pfi.device.home import Home
 from pfi.device.pairs import Pair
 from pfi.device.training import Candidate, Division, example_losses, train_candidate
 from pfi.memory.mixing import innocent
-from pfi.settings import checked
+from pfi.records import History, Record
 from pfi.tasks import Example, Task
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pfi._util.settings import checked
 from pfi.memory.config import SearchConfig
-from pfi.settings import checked
 
 DEFAULT_PROFILE = "default"
 CONFIG = "config.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from pfi.data.records import Record
+from pfi.records import Record
 
 RUN = 5
 #: A field of fewer words is a label, a name or a phrase that anybody may use.

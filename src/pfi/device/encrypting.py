@@ -10,11 +10,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pfi._util.files import locked, sync_folder, write_atomic
+from pfi._util.sqlite import connect, copy_to_attached, is_plain, key_text, sqlite3, user_errors
 from pfi.device.keys import KEYS, LOCK, make_keys
 from pfi.device.unlock import Lock
 from pfi.errors import StorageError
-from pfi.files import locked, sync_folder, write_atomic
-from pfi.sqlite import connect, copy_to_attached, is_plain, key_text, sqlite3, user_errors
 
 if TYPE_CHECKING:
     from pfi.device.home import Home

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pfi.data.records import Record
+from pfi._util.files import locked, write_atomic, write_json
 from pfi.device import statement
 from pfi.device.erased import ERASED
 from pfi.device.gate_file import forget, read_gate
@@ -26,7 +26,7 @@ from pfi.device.keys import KEYS, drop_keys
 from pfi.device.retrain_settings import note_retraining, settings_of
 from pfi.device.vault import Vault
 from pfi.errors import StorageError
-from pfi.files import locked, write_atomic, write_json
+from pfi.records import Record
 from pfi.trust.entries import fingerprint
 
 Adapters = Literal["drop", "retrain", "keep"]

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pfi
+from pfi._util.files import sha256_file, sync_folder, write_json
 from pfi.device.export_quality import Quality, choose_examples, measure
 from pfi.device.home import Home
 from pfi.device.runtime import Runtime
 from pfi.errors import ConfigError, StorageError
-from pfi.files import sha256_file, sync_folder, write_json
 from pfi.tasks import Task
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from pfi.data.records import Record, parse_time
+from pfi._util.settings import one_line
 from pfi.device.home import Home
 from pfi.device.runtime import question_fields
 from pfi.device.vault_feedback import Batch, Feedback, Rating, Shown
 from pfi.errors import ConfigError, DataError, PfiError
-from pfi.settings import one_line
+from pfi.records import Record, parse_time
 from pfi.tasks import Task, get_task
 
 SOURCE = "feedback:"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfi.data.records import History, Record
+from pfi._util.settings import checked
 from pfi.device.config import search_config
 from pfi.device.gate_file import Fitted, read_gate, write_gate
 from pfi.device.gate_prior import LEAST_TRIED, came_with, home_prior
@@ -25,7 +25,7 @@ from pfi.errors import DataError
 from pfi.memory import Memory, Retrieval
 from pfi.memory.gate import GateConfig, Prior, Tried, choices, choose
 from pfi.memory.mixing import innocent
-from pfi.settings import checked
+from pfi.records import History, Record
 from pfi.tasks import Task
 
 if TYPE_CHECKING:

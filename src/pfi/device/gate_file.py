@@ -7,9 +7,9 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from pfi._util.files import write_json
 from pfi.device.home import Home
 from pfi.errors import StorageError
-from pfi.files import write_json
 from pfi.memory.gate import Choice, GateConfig
 
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from pfi._util.files import write_atomic
 from pfi.device.adapter_files import Seals
 from pfi.device.adapters import AdapterStore
 from pfi.device.config import CONFIG, HomeConfig
 from pfi.device.keys import Keys, unlock
 from pfi.device.vault import Vault
 from pfi.errors import ConfigError, StorageError
-from pfi.files import write_atomic
 from pfi.trust.ledger import Ledger
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from pfi.data.records import Record
+from pfi._util.settings import one_line
 from pfi.device.home import Home
 from pfi.errors import ConfigError, DataError
-from pfi.settings import one_line
+from pfi.records import Record
 
 if TYPE_CHECKING:
-    from pfi.data.report import ImportReport
+    from pfi.readers.report import ImportReport
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def import_records(
         DataError: the source cannot be read.
         StorageError: the vault cannot be written.
     """
-    from pfi.data.connectors import get_connector
-    from pfi.data.report import ImportReport
+    from pfi.readers.report import ImportReport
+    from pfi.sources.connectors import get_connector
 
     connector = get_connector(kind)
     settings = connector.configure(options or {})

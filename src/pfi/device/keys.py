@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pfi._util.files import locked, write_atomic
 from pfi.device.unlock import (
     Argon,
     Held,
@@ -34,7 +35,6 @@ from pfi.device.unlock import (
     remember,
 )
 from pfi.errors import StorageError
-from pfi.files import locked, write_atomic
 from pfi.trust.entries import canonical
 from pfi.trust.sealing import SealError, seal, unseal
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pfi._util.files import locked
 from pfi.device.config import search_config
 from pfi.device.home import Home
 from pfi.errors import ConfigError
-from pfi.files import locked
 from pfi.tasks import tasks
 
 if TYPE_CHECKING:

@@ -11,6 +11,8 @@ from pathlib import Path
 import yaml
 from pydantic import RootModel, ValidationError
 
+from pfi._util.files import locked
+from pfi._util.settings import one_line
 from pfi.device.config import CONFIG, DEFAULT_PROFILE, HomeConfig
 from pfi.device.encrypting import encrypt_home, is_encrypted
 from pfi.device.erasure import finish_erasures
@@ -19,8 +21,6 @@ from pfi.device.keys import KEYS, LOCK, make_keys
 from pfi.device.unlock import Lock
 from pfi.device.vault import Vault
 from pfi.errors import ConfigError, StorageError
-from pfi.files import locked
-from pfi.settings import one_line
 
 
 class _Named(RootModel[list[str]]):

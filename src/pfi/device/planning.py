@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pfi.data.records import History
 from pfi.device.home import Home
 from pfi.device.machine import Machine, measure_machine
 from pfi.device.planner import Limits, Plan, plan
 from pfi.device.predict import Model, Work
 from pfi.device.shapes import ModelShape, read_shape
 from pfi.device.training import train_config
+from pfi.records import History
 from pfi.tasks import Example, Task
 
 if TYPE_CHECKING:

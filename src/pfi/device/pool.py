@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pfi.data.reading import bounded_lines, parse_json
-from pfi.data.records import Record
-from pfi.data.values import Unusable, as_text
 from pfi.errors import DataError
+from pfi.readers.pieces import bounded_lines, parse_json
+from pfi.readers.values import Unusable, as_text
+from pfi.records import Record
 from pfi.tasks import Task
 
 #: Users of a LaMP file whose profiles are taken, and the longest line, in characters.
@@ -51,7 +51,7 @@ def read_pool(path: Path, task: Task) -> list[Record]:
 
 
 def _lamp(path: Path, task: Task) -> list[Record]:
-    from pfi.data.lamp import open_users
+    from pfi.datasets.lamp import open_users
 
     ending = "_questions.json"
     if not path.name.endswith(ending):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from pfi.data.records import History, Record
+from pfi._util.settings import checked
 from pfi.device.adapters import Manifest
 from pfi.device.candidates import HeldBack, Material, RefreshConfig, Trial, Trials, hold_back
 from pfi.device.drift import UNSEEN, WINDOWS, Check, Drift, drifted, unseen
@@ -28,7 +28,7 @@ from pfi.device.training import (
     train_config,
 )
 from pfi.errors import StorageError
-from pfi.settings import checked
+from pfi.records import History, Record
 from pfi.tasks import Task
 from pfi.trust.entries import fingerprint
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from pfi.data.records import Record
 from pfi.device.config import search_config
 from pfi.device.home import Home
 from pfi.errors import BackboneError, ConfigError
 from pfi.models.engine import AdapterRef, OnePiece, Request, Sampling, text_of
+from pfi.records import Record
 from pfi.tasks import Task, get_task
 
 if TYPE_CHECKING:

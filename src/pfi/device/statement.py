@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pfi._util.files import write_json
 from pfi.device.home import Home
 from pfi.device.keys import Keys
 from pfi.errors import DataError, StorageError
-from pfi.files import write_json
 from pfi.trust.entries import Updates
 from pfi.trust.signing import SIGNATURE, with_signature, without_signature
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pfi.data.records import History, Record
+from pfi._util.settings import checked
 from pfi.device.adapters import AdapterInfo, Manifest
 from pfi.device.erased import refuse_erased
 from pfi.device.home import Home
 from pfi.errors import ConfigError, DataError
 from pfi.memory.mixing import innocent
-from pfi.settings import checked
+from pfi.records import History, Record
 from pfi.tasks import Example, Task
 from pfi.trust.entries import fingerprint
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pfi._util.files import write_atomic
 from pfi.errors import ConfigError, StorageError
-from pfi.files import write_atomic
 
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend

@@ -1,7 +1,7 @@
 """The vault: the one place where a device's records and feedback are stored.
 
 Only this file and `vault_feedback` know that it is SQLite; with a key it is encrypted, see
-`pfi.sqlite`.
+`pfi._util.sqlite`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pfi.data.records import History, Origin, Record
+from pfi._util.sqlite import Closes, connect, scrub, transaction, user_errors
 from pfi.device.copies import Copies
 from pfi.device.vault_excluded import NOT_EXCLUDED, ExcludedTable
 from pfi.device.vault_feedback import NOT_DOUBTFUL, FeedbackTables
 from pfi.device.vault_rows import COLUMNS, record_of, row_of, time_of
 from pfi.device.vault_schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from pfi.errors import StorageError
-from pfi.sqlite import Closes, connect, scrub, transaction, user_errors
+from pfi.records import History, Origin, Record
 
 BATCH = 500
 BUSY_SECONDS = 30.0

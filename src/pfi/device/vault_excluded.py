@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from pfi.sqlite import transaction
+from pfi._util.sqlite import transaction
 
 if TYPE_CHECKING:
-    from pfi.sqlite import sqlite3
+    from pfi._util.sqlite import sqlite3
 
 #: No more than the ids of records in the vault; the memory notes a change by the vault's mark.
 EXCLUDED_SCHEMA = (

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from pfi.data.records import Record
+from pfi._util.sqlite import sqlite3, transaction
 from pfi.device.copies import Copies
-from pfi.sqlite import sqlite3, transaction
+from pfi.records import Record
 
 Rating = Literal["good", "bad"]
 Trust = Literal["", "doubtful", "trusted"]

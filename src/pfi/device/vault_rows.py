@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from pfi.data.records import Origin, Provenance, Record
+from pfi.records import Origin, Provenance, Record
 
 COLUMNS = "id, task, input, output, time, origin, source, added, made"
 

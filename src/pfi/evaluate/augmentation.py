@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pfi._util.files import write_atomic
 from pfi.augment.config import AugmentConfig
 from pfi.augment.desk import Desk
 from pfi.augment.guard import Hides
@@ -23,11 +24,10 @@ from pfi.augment.pipeline import Augmented, Augmenter, describe
 from pfi.augment.store import TeacherStore
 from pfi.augment.teacher import Call, Reply, Teacher, TeacherError
 from pfi.augment.teachers.embedded import EmbeddedTeacher
-from pfi.data.records import History, Provenance, Record
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.events import Event, new_event
-from pfi.files import write_atomic
 from pfi.models import Backbone
+from pfi.records import History, Provenance, Record
 from pfi.tasks import Task
 from pfi.trust.ledger import Ledger
 

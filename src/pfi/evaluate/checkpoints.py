@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from urllib.parse import quote
 
+from pfi._util.files import write_atomic
 from pfi.evaluate.events import Event, new_event
-from pfi.files import write_atomic
 from pfi.learn import Adapter, TrainResult
 from pfi.models.adapters import CONFIG_FILE
 

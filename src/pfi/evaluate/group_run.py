@@ -20,7 +20,6 @@ from typing import Any
 from pfi.augment.guard import Guard
 from pfi.augment.pipeline import Augmented
 from pfi.augment.strategies import answer_call, read_answer
-from pfi.data.records import History, Record, User
 from pfi.evaluate.arms import KINDS, Arm, Kind, get_arm
 from pfi.evaluate.events import Event, new_event
 from pfi.evaluate.task_setup import Group, TaskSetup
@@ -40,6 +39,7 @@ from pfi.memory.trials import (
 )
 from pfi.models import Backbone, answer
 from pfi.models.bank import AdapterBank
+from pfi.records import History, Record, User
 from pfi.tasks import Example
 
 

@@ -10,13 +10,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from pfi.data.lamp import open_users
+from pfi._util.files import write_json
+from pfi.datasets.lamp import open_users
 from pfi.errors import ConfigError, DataError
 from pfi.evaluate.arms import Arm
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.group_run import GroupRun
 from pfi.evaluate.task_setup import Group, TaskSetup, prior_file
-from pfi.files import write_json
 from pfi.learn import Adapter
 from pfi.memory.gate import Prior, Tried
 from pfi.models import Backbone

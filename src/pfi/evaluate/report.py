@@ -17,6 +17,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pfi import __version__
+from pfi._util.files import write_atomic
 from pfi.evaluate.plots import Plot, history_plot, scatter_plot, training_plot
 from pfi.evaluate.report_augment import TaskAugmentation, augment_view, read_augmented
 from pfi.evaluate.report_data import (
@@ -51,7 +52,6 @@ from pfi.evaluate.report_text import (
     percent,
     shorten,
 )
-from pfi.files import write_atomic
 
 #: Below these, settings and examples are shown in short.
 _MOST_SETTINGS, _MOST_EXAMPLES = 12, 4

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pfi.data.records import History, Record, User
 from pfi.errors import ConfigError
 from pfi.evaluate.stream_config import StreamConfig
+from pfi.records import History, Record, User
 from pfi.tasks import Example, Task
 
 #: What a device may do with new records, over the shared adapter.

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pfi import __version__
+from pfi._util.files import write_atomic
 from pfi.errors import StorageError
 from pfi.evaluate.plots import (
     _BETTER,
@@ -31,7 +32,6 @@ from pfi.evaluate.report_data import Estimate, sign_of
 from pfi.evaluate.report_text import interval, number
 from pfi.evaluate.stream import POLICIES
 from pfi.evaluate.stream_metrics import GAINS
-from pfi.files import write_atomic
 from pfi.tasks import get_task
 
 #: How the policies are drawn: colour, marker, line.

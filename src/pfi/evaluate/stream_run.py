@@ -15,8 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pfi.data.lamp import LampUsers
-from pfi.data.records import Record, User
+from pfi._util.files import write_json
+from pfi.datasets.lamp import LampUsers
 from pfi.errors import ConfigError
 from pfi.evaluate.arms import DEFAULT_ARMS
 from pfi.evaluate.config import StudyConfig
@@ -25,10 +25,10 @@ from pfi.evaluate.stream import POLICIES, Step, Stream, check_flip, make_stream
 from pfi.evaluate.study import OnProgress, Study, machine
 from pfi.evaluate.task_run import TaskRun
 from pfi.evaluate.task_setup import TaskSetup
-from pfi.files import write_json
 from pfi.learn import Adapter, Job
 from pfi.models import Backbone, answer
 from pfi.models.bank import NO_ADAPTER, AdapterBank
+from pfi.records import Record, User
 from pfi.tasks import Example, Task
 
 

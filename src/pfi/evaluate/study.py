@@ -20,7 +20,8 @@ from typing import Any
 import yaml
 
 from pfi import __version__
-from pfi.data.lamp import LampUsers, available_tasks, open_users, write_predictions
+from pfi._util.files import write_atomic, write_json
+from pfi.datasets.lamp import LampUsers, available_tasks, open_users, write_predictions
 from pfi.errors import DataError, StorageError
 from pfi.evaluate.arms import central, get_arm
 from pfi.evaluate.config import StudyConfig
@@ -28,7 +29,6 @@ from pfi.evaluate.events import EventLog, new_event
 from pfi.evaluate.run import Run
 from pfi.evaluate.statistics import UserAnswers, summarise
 from pfi.evaluate.task_run import TaskRun
-from pfi.files import write_atomic, write_json
 from pfi.learn import get_trainer
 from pfi.memory.embedders import find_embedder
 from pfi.memory.index import check_search

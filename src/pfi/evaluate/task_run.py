@@ -6,8 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from pfi.data.lamp import LampUsers
-from pfi.data.records import User
+from pfi.datasets.lamp import LampUsers
 from pfi.evaluate.arms import FEDERATED, KINDS, Arm
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.events import Event, new_event, read_events
@@ -20,6 +19,7 @@ from pfi.evaluate.workers import run_in_workers
 from pfi.learn import Adapter, train_one
 from pfi.memory import Memory
 from pfi.models import Backbone
+from pfi.records import User
 from pfi.tasks import Example, Task
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from pfi.augment.teacher import Teacher
 from pfi.augment.teachers import make_teacher
 from pfi.augment.teachers.embedded import EmbeddedTeacher
-from pfi.data.lamp import LampUsers, open_users
-from pfi.data.records import Record
+from pfi.datasets.lamp import LampUsers, open_users
 from pfi.evaluate.arms import FEDERATED, Arm
 from pfi.evaluate.augmentation import Augmentation
 from pfi.evaluate.checkpoints import Checkpoints
@@ -23,6 +22,7 @@ from pfi.memory.embedders import Embedder, find_embedder
 from pfi.memory.gate import Prior
 from pfi.memory.index import VectorCache
 from pfi.models import Backbone
+from pfi.records import Record
 from pfi.tasks import Task
 
 

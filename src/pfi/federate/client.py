@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pfi._util.files import write_atomic
 from pfi.errors import FederationError, StorageError
 from pfi.federate.check import check
 from pfi.federate.config import FederateConfig
@@ -19,7 +20,6 @@ from pfi.federate.strategy import Strategy
 from pfi.federate.upload import bounded, pack
 from pfi.federate.users import Population
 from pfi.federate.work import Client, Memory, Update, Work
-from pfi.files import write_atomic
 from pfi.models.backbone import Backbone
 from pfi.models.packing import Piece
 from pfi.trust.entries import fingerprint

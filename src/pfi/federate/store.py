@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pfi._util.files import write_atomic, write_json
 from pfi.errors import ConfigError, FederationError, StorageError
 from pfi.federate.config import FederateConfig
 from pfi.federate.events import FILE, Events, read_rounds
 from pfi.federate.message import Message
 from pfi.federate.strategy import Strategy
-from pfi.files import write_atomic, write_json
 from pfi.trust.accounting import Spent
 
 #: Settings with which a run may go on otherwise than it began.

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
+from pfi._util.files import write_atomic, write_json
 from pfi.errors import StorageError
-from pfi.files import write_atomic, write_json
 
 STATE_FILE = "state.json"
 

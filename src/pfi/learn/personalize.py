@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
+from pfi._util.files import write_atomic, write_json
 from pfi.errors import ConfigError, DataError, StorageError
-from pfi.files import write_atomic, write_json
 from pfi.learn.engines import get_trainer
 from pfi.learn.results import Counter, ResultFile, ids_done, result_path, results, sizes, store
 from pfi.learn.training import Job, TrainConfig

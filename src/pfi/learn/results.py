@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pfi._util.files import sync_folder
 from pfi.errors import StorageError
-from pfi.files import sync_folder
 from pfi.learn.training import TrainResult
 
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")

@@ -10,8 +10,8 @@ import threading
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
+from pfi._util.sqlite import Closes, connect, scrub, sqlite3, transaction, user_errors
 from pfi.errors import StorageError
-from pfi.sqlite import Closes, connect, scrub, sqlite3, transaction, user_errors
 
 SCHEMA_VERSION = 1
 #: Marks the file as a memory: "pfi" and a number.

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from pfi.data.lamp import LampUsers, open_users, read_users
-from pfi.data.records import Record
+from pfi.datasets.lamp import LampUsers, open_users, read_users
 from pfi.learn.training import Job
 from pfi.memory.prompts import Retrieval
 from pfi.models import load_backbone
+from pfi.records import Record
 from pfi.tasks import Example, Task, get_task
 
 

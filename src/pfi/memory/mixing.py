@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pfi.data.records import History, Record
 from pfi.memory.prompts import Retrieval
+from pfi.records import History, Record
 from pfi.tasks import Example, Task
 
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from pfi.data.records import History, Record
 from pfi.memory.config import How
 from pfi.memory.index import Memory
+from pfi.records import History, Record
 from pfi.tasks import Example, Task
-from pfi.tasks.base import Trim
+from pfi.tasks.task import Trim
 
 
 @dataclass(frozen=True)

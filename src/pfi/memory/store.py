@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pfi.data.records import History
+from pfi._util.sqlite import sqlite3, transaction
 from pfi.memory.config import SearchConfig
 from pfi.memory.file import BUSY_SECONDS, MemoryFile, is_damage
 from pfi.memory.index import Memory
 from pfi.memory.vectors import STORED, VectorCache
 from pfi.memory.words import WordIndex, add_texts, create_index
-from pfi.sqlite import sqlite3, transaction
+from pfi.records import History
 from pfi.tasks import Task, get_task
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from pfi.data.records import Record
+from pfi.records import Record
 from pfi.tasks import Task
-from pfi.tasks.base import Trim
+from pfi.tasks.task import Trim
 
 #: Words of a user that are named at most.
 MOST_WORDS = 8

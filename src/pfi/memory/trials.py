@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pfi.data.records import History, Question, Record
 from pfi.learn import Adapter, AdapterConfig
 from pfi.memory.gate import (
     NOTHING,
@@ -31,6 +30,7 @@ from pfi.memory.prompts import Retrieval, lookalikes
 from pfi.models import Backbone, answer
 from pfi.models.bank import NO_ADAPTER, AdapterBank
 from pfi.models.scoring import score_labels, score_targets
+from pfi.records import History, Question, Record
 from pfi.tasks import METRICS, Task
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi._util.sqlite import sqlite3
 from pfi.errors import StorageError
-from pfi.sqlite import sqlite3
 
 _WORD = re.compile(r"\w+")
 #: Longer queries cost time and bring little; the first words are used.

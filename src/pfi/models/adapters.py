@@ -194,7 +194,7 @@ class Adapter:
 
     def save(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``."""
-        from pfi.files import write_atomic
+        from pfi._util.files import write_atomic
 
         folder.mkdir(parents=True, exist_ok=True)
         # The configuration is written last: its presence says that the adapter is whole.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pfi.files import locked, sha256_file
+from pfi._util.files import locked, sha256_file
 from pfi.models.gguf_file import Bits, check_family, write_backbone
 from pfi.models.llama_engine import LlamaEngine
 from pfi.models.prompter import load_prompter, reading

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pfi._util.files import sync_folder
 from pfi.errors import BackboneError, ConfigError
-from pfi.files import sync_folder
 from pfi.models.prompter import EMBEDDED
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pfi._util.files import lock, sync_folder
 from pfi.errors import StorageError
-from pfi.files import lock, sync_folder
 
 _BLOCK = 1 << 16
 

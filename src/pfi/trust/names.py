@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pfi.data.records import Record
+from pfi.records import Record
 from pfi.trust import words
 from pfi.trust.identifiers import Found, plain
 from pfi.trust.patterns import is_handle

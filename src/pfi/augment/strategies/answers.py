@@ -17,9 +17,9 @@ from pfi.augment.strategies.templates import describe, load_template, show_pairs
 from pfi.augment.subject import Subject
 from pfi.augment.teacher import Call, Material, Reply
 from pfi.augment.votes import Vote, hold
-from pfi.data.records import History, Record
+from pfi.records import History, Record
 from pfi.tasks import Example, Task
-from pfi.tasks.base import Trim
+from pfi.tasks.task import Trim
 
 
 def answerable(task: Task) -> bool:

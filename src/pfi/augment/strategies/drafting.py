@@ -12,8 +12,8 @@ from pfi.augment.forms import read_records, records_form, sketch
 from pfi.augment.strategies.templates import FIELD_TOKENS, Template, describe, show_records, tag
 from pfi.augment.subject import Subject
 from pfi.augment.teacher import Call, Material, Reply
-from pfi.data.records import History, Record
 from pfi.errors import DataError
+from pfi.records import History, Record
 from pfi.tasks import Task
 
 #: Yields calls, is sent their replies (None: no usable answer), returns drafts.

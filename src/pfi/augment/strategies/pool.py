@@ -16,7 +16,7 @@ from pfi.augment.coverage import Lexicon, choose_records
 from pfi.augment.strategies.answers import question_of
 from pfi.augment.strategies.drafting import derives
 from pfi.augment.subject import Subject
-from pfi.data.records import Record
+from pfi.records import Record
 from pfi.tasks import Example, Task
 
 #: Cosine from which on two questions count as the same.

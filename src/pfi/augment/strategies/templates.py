@@ -14,7 +14,7 @@ from importlib import resources
 
 from pfi.augment.subject import Subject
 from pfi.augment.teacher import Message
-from pfi.data.records import History, Record
+from pfi.records import History, Record
 from pfi.tasks import Example, Task
 
 #: Tokens of a field that a message shows; the rest of a longer text is cut off.

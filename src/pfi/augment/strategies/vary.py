@@ -11,7 +11,7 @@ from pfi.augment.strategies.drafting import Steps, longest, read_drafts
 from pfi.augment.strategies.templates import describe, load_template, show_records
 from pfi.augment.subject import Subject
 from pfi.augment.teacher import Call, Material
-from pfi.data.records import Record
+from pfi.records import Record
 
 
 def vary(subject: Subject, config: AugmentConfig, wanted: int) -> Steps:

@@ -19,9 +19,9 @@ import torch
 
 from pfi.augment.forms import Fields, write_answer, write_records
 from pfi.augment.teacher import Call, Material, Reply, Unusable, Usage
-from pfi.data.records import History, Record
 from pfi.memory import Memory, Retrieval
 from pfi.models import Backbone, generate, score_labels
+from pfi.records import History, Record
 from pfi.tasks import Example, Task
 
 #: Of how many times as many public records like a user's some are drawn.

@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pfi._util.files import write_atomic
 from pfi.errors import StorageError
 from pfi.federate.deploy.keys import CA, OPERATOR, read
 from pfi.federate.deploy.nodes import ROSTER, read_nodes
 from pfi.federate.secure.roster import Roster
-from pfi.files import write_atomic
 
 FILE = "invitation.json"
 

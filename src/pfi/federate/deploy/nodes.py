@@ -16,6 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from pfi._util.files import locked, write_atomic, write_json
 from pfi.errors import ConfigError, FederationError, PfiError, StorageError
 from pfi.federate.deploy.keys import (
     OPERATOR_KEY,
@@ -28,7 +29,6 @@ from pfi.federate.deploy.keys import (
     write_private,
 )
 from pfi.federate.secure.roster import Roster
-from pfi.files import locked, write_atomic, write_json
 
 NODES, ROSTER = "nodes.json", "roster.json"
 NODE_KEY, DEVICE_KEY, PUBLIC = "node.key", "device.key", "public.json"

@@ -12,6 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from pydantic import ValidationError
 
+from pfi._util.files import write_atomic
 from pfi.errors import ConfigError, PfiError
 from pfi.federate.check import check
 from pfi.federate.config import FederateConfig
@@ -28,7 +29,6 @@ from pfi.federate.secure.parties import Parties
 from pfi.federate.secure.roster import Roster
 from pfi.federate.strategies import get_strategy
 from pfi.federate.strategy import LinearStrategy, Strategy
-from pfi.files import write_atomic
 from pfi.models.backbone import load_backbone
 
 FAILURE = "failure.txt"

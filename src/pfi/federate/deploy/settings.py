@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pfi._util.files import write_atomic
 from pfi.errors import ConfigError
-from pfi.files import write_atomic
 
 FILE = "deploy.json"
 

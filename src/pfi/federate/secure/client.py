@@ -15,6 +15,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
+from pfi._util.files import locked, write_json
 from pfi.errors import FederationError
 from pfi.federate.message import Message
 from pfi.federate.secure import checks, field
@@ -34,7 +35,6 @@ from pfi.federate.secure.policy import Policy
 from pfi.federate.secure.quantise import quantise
 from pfi.federate.secure.roster import Identity, Roster
 from pfi.federate.secure.terms import STAGES, Terms, as_bytes, as_rows, request
-from pfi.files import locked, write_json
 
 #: A share of the mask key and one of the seed, as they are sealed for another client.
 SEALED_BYTES = 2 * field.SHARE_BYTES + TAG_BYTES

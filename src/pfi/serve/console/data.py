@@ -15,8 +15,8 @@ from pfi.serve.console.jobs import Job, Work
 from pfi.serve.console.view import ROOT, ConsoleRoute, Signed, Visit, count, toast
 
 if TYPE_CHECKING:
-    from pfi.data.records import Record
     from pfi.device import Home
+    from pfi.records import Record
 
 router = APIRouter(route_class=ConsoleRoute)
 _PAGE = 25
@@ -26,7 +26,7 @@ _LONGEST = 500
 @router.get("/data")
 def page(visit: Signed, source: str = "", task: str = "", text: str = "") -> Response:
     """What there is, by source, and the newest records."""
-    from pfi.data.connectors import connectors
+    from pfi.sources.connectors import connectors
 
     with visit.home.open_vault() as vault:
         sources, summary, out = vault.sources(), vault.summary(), vault.excluded.ids()

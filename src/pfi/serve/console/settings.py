@@ -86,9 +86,9 @@ def teacher(
     Raises:
         ConfigError: a value makes no sense; nothing is changed.
     """
+    from pfi._util.settings import checked
     from pfi.augment.config import AugmentConfig
     from pfi.device.augmenting import joined
-    from pfi.settings import checked
 
     given: dict[str, object] = {"kind": kind, "model": model.strip()}
     if base_url.strip():
@@ -107,9 +107,9 @@ def _change(visit: Visit, values: Mapping[str, object]) -> None:
     Raises:
         ConfigError: one of them makes no sense.
     """
+    from pfi._util.settings import checked
     from pfi.device.config import HomeConfig
     from pfi.device.open import open_home
-    from pfi.settings import checked
 
     written = open_home(visit.profile, root=visit.home.path.parent)
     checked(HomeConfig, {**written.config.model_dump(), **values}, "settings")

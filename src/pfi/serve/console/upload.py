@@ -24,8 +24,8 @@ from pfi.serve.console.progress import refresh_if_due
 from pfi.serve.console.view import ConsoleRoute, Signed
 
 if TYPE_CHECKING:
-    from pfi.data.report import ImportReport
     from pfi.device import Home
+    from pfi.readers.report import ImportReport
 
 router = APIRouter(route_class=ConsoleRoute)
 _MOST_FILES = 20_000
@@ -38,7 +38,7 @@ _ACTIVE = re.compile(r"(^|/)\.git/(config(\.worktree)?|hooks/.*|info/attributes|
 @router.get("/data/options")
 def options(visit: Signed, kind: str = "") -> Response:
     """The options of a connector, as input fields."""
-    from pfi.data.connectors import get_connector
+    from pfi.sources.connectors import get_connector
 
     connector = get_connector(kind) if kind else None
     return visit.page("_options.html", connector=connector)
@@ -68,9 +68,9 @@ async def import_files(request: Request, visit: Signed) -> Response:
 def _import(
     home: Home, files: Sequence[UploadFile], kind: str, values: Mapping[str, str]
 ) -> dict[str, object]:
-    from pfi.data.connectors import get_connector
-    from pfi.data.report import ImportReport
     from pfi.device import import_records, parse_options
+    from pfi.readers.report import ImportReport
+    from pfi.sources.connectors import get_connector
 
     names = [_safe(file.filename or "") for file in files]
     if not names:
@@ -110,7 +110,7 @@ def _sources(folder: Path, kind: str, report: ImportReport) -> dict[Path, str]:
     Raises:
         ConfigError: no connector knows any of them.
     """
-    from pfi.data.connectors import candidates
+    from pfi.sources.connectors import candidates
 
     top = sorted(folder.iterdir())
     if (folder / ".git").is_dir():

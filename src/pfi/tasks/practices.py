@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from pfi.data.records import History, Record
+from pfi.records import History, Record
 
 Made = Iterator[tuple[Record, Mapping[str, str], str]]
 #: Called with the history, what makes its choices, and records of other users.

@@ -17,11 +17,11 @@ from typing import IO
 
 from pydantic import Field
 
-from pfi.data.connectors import Connector, Options
-from pfi.data.records import Record
-from pfi.data.report import ImportReport
-from pfi.data.values import Unusable, past_time
 from pfi.errors import ConfigError, DataError
+from pfi.readers.report import ImportReport
+from pfi.readers.values import Unusable, past_time
+from pfi.records import Record
+from pfi.sources.connectors import Connector, Options
 
 #: Length of a change's text, of its list of files, and of one of its lines, in characters.
 CHANGE_LIMIT = 1200

@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from pfi.data.connectors import Options
-from pfi.data.exports import Member, is_zip, members
-from pfi.data.json_tree import OPENED, JsonTree
-from pfi.data.records import Record
-from pfi.data.report import ImportReport
-from pfi.data.values import Unusable
 from pfi.errors import DataError
+from pfi.readers.exports import Member, is_zip, members
+from pfi.readers.json_tree import OPENED, JsonTree
+from pfi.readers.report import ImportReport
+from pfi.readers.values import Unusable
+from pfi.records import Record
+from pfi.sources.connectors import Options
 
 #: Continuation needs some words to begin with and some to go on.
 LEAST_WORDS = 8

@@ -14,14 +14,14 @@ from typing import Any
 
 from pydantic import Field
 
-from pfi.data.connectors import Connector
-from pfi.data.exports import Member, members
-from pfi.data.json_tree import OPENED, JsonTree, Spot
-from pfi.data.records import Record
-from pfi.data.report import ImportReport
-from pfi.data.turns import ChatOptions, Message, own_keys, replies, zone_of
-from pfi.data.values import Unusable, as_id, past_time
 from pfi.errors import DataError
+from pfi.readers.exports import Member, members
+from pfi.readers.json_tree import OPENED, JsonTree, Spot
+from pfi.readers.report import ImportReport
+from pfi.readers.values import Unusable, as_id, past_time
+from pfi.records import Record
+from pfi.sources.chats import ChatOptions, Message, own_keys, replies, zone_of
+from pfi.sources.connectors import Connector
 
 #: Where the chats of a whole account are.
 _LISTS = {("chats", "list", "*"), ("left_chats", "list", "*")}

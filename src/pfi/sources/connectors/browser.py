@@ -15,12 +15,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import Field
 
-from pfi.data.browser_files import Bookmark, Visit, bookmarks, history, kind_of
-from pfi.data.connectors import Connector, Options
-from pfi.data.records import Record
-from pfi.data.report import ImportReport
-from pfi.data.values import Unusable
 from pfi.errors import DataError
+from pfi.readers.browser_files import Bookmark, Visit, bookmarks, history, kind_of
+from pfi.readers.report import ImportReport
+from pfi.readers.values import Unusable
+from pfi.records import Record
+from pfi.sources.connectors import Connector, Options
 
 _TITLE_LIMIT = 300
 _ADDRESS_LIMIT = 200

@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pfi.data.records import Record
-from pfi.data.report import ImportReport
 from pfi.errors import ConfigError, DataError
+from pfi.readers.report import ImportReport
+from pfi.records import Record
 
 __all__ = [
     "Connector",

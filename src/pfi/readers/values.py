@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from pfi.data.records import parse_time
+from pfi.records import parse_time
 
 if TYPE_CHECKING:
-    from pfi.tasks.base import Task
+    from pfi.tasks.task import Task
 
 #: Clocks and time zones differ; what is later than this from now is in the future.
 FUTURE_SLACK = timedelta(days=1)

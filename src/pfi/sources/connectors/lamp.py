@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pfi.data.connectors import Connector, Options
-from pfi.data.lamp import read_history
-from pfi.data.records import Record
-from pfi.data.report import ImportReport
+from pfi.datasets.lamp import read_history
 from pfi.errors import ConfigError
+from pfi.readers.report import ImportReport
+from pfi.records import Record
+from pfi.sources.connectors import Connector, Options
 from pfi.tasks import get_task, tasks
 
 

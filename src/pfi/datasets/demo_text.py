@@ -23,7 +23,7 @@ ASPECTS = ("plot", "writing", "characters")
 @cache
 def phrases() -> dict[str, Any]:
     """The word lists, by ``movie``, ``review`` and ``article``."""
-    file = resources.files("pfi.data") / "demo_phrases.yaml"
+    file = resources.files("pfi.datasets") / "demo_phrases.yaml"
     found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return found
 

@@ -16,9 +16,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pfi.data.reading import bounded_lines, open_file, parse_json
-from pfi.data.values import Unusable, past_time
 from pfi.errors import DataError
+from pfi.readers.pieces import bounded_lines, open_file, parse_json
+from pfi.readers.values import Unusable, past_time
 
 #: Largest JSON file and longest line that is read.
 JSON_LIMIT = 256 << 20
@@ -228,7 +228,7 @@ def _from_sqlite(path: Path) -> Iterator[Visit]:
             what = f"the file cannot be copied ({error.strerror})"
             raise DataError(what, path=path, fix="close the browser and try again") from error
         try:
-            # Not pfi.sqlite: the file is not ours, and not encrypted.
+            # Not pfi._util.sqlite: the file is not ours, and not encrypted.
             with closing(sqlite3.connect(copy)) as db:
                 db.execute("PRAGMA query_only = 1")
                 db.execute("PRAGMA trusted_schema = 0")

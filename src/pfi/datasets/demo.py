@@ -16,11 +16,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pfi.data import demo_text
-from pfi.data.demo_text import ASPECTS, PLAIN, Style
-from pfi.data.records import History, Question
+from pfi._util.files import write_atomic
+from pfi.datasets import demo_text
+from pfi.datasets.demo_text import ASPECTS, PLAIN, Style
 from pfi.errors import ConfigError, StorageError
-from pfi.files import write_atomic
+from pfi.records import History, Question
 from pfi.tasks import get_task
 
 TASKS = ("LaMP_2M", "LaMP_3", "LaMP_4")
@@ -33,7 +33,7 @@ ABOUT = (
 )
 README = f"""{ABOUT}
 
-Demo users for `pfi demo`, made by `pfi.data.demo` with seed {{seed}}: {{counts}}.
+Demo users for `pfi demo`, made by `pfi.datasets.demo` with seed {{seed}}: {{counts}}.
 Files are in the LaMP format, `<task>/{{{{train,dev,test}}}}_{{{{questions,outputs}}}}.json`, and
 every user has the same id in each task. `truth.json` holds every persona's parameters and, for
 every question, the gold answer and the `generic` one that most people would give. A persona's

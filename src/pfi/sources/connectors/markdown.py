@@ -16,11 +16,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from pfi.data.connectors import Connector, Options
-from pfi.data.records import Record, parse_time
-from pfi.data.report import ImportReport
-from pfi.data.values import Unusable, past_time
 from pfi.errors import DataError
+from pfi.readers.report import ImportReport
+from pfi.readers.values import Unusable, past_time
+from pfi.records import Record, parse_time
+from pfi.sources.connectors import Connector, Options
 
 #: Largest note that is read, in bytes, and longest piece of one, in characters.
 NOTE_LIMIT = 4 << 20

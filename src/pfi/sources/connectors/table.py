@@ -15,12 +15,12 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from pfi.data.connectors import Connector, Options
-from pfi.data.reading import bounded_lines, parse_json
-from pfi.data.records import Record
-from pfi.data.report import ImportReport
-from pfi.data.values import Unusable, all_keys, as_id, needed_keys, past_time, record_fields
 from pfi.errors import ConfigError, DataError
+from pfi.readers.pieces import bounded_lines, parse_json
+from pfi.readers.report import ImportReport
+from pfi.readers.values import Unusable, all_keys, as_id, needed_keys, past_time, record_fields
+from pfi.records import Record
+from pfi.sources.connectors import Connector, Options
 from pfi.tasks import Task, get_task
 
 _JSON = (".jsonl", ".ndjson")

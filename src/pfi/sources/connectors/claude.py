@@ -12,11 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pfi.data.assistants import AssistantOptions, Said, Talk, holds, records_of, talks
-from pfi.data.connectors import Connector
-from pfi.data.records import Record
-from pfi.data.report import ImportReport
-from pfi.data.values import Unusable, past_time
+from pfi.readers.report import ImportReport
+from pfi.readers.values import Unusable, past_time
+from pfi.records import Record
+from pfi.sources.assistants import AssistantOptions, Said, Talk, holds, records_of, talks
+from pfi.sources.connectors import Connector
 
 
 class ClaudeOptions(AssistantOptions):

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from pfi.data.reading import JsonArray, open_file, parse_json, read_object
-from pfi.data.records import History, Question, Record, User
-from pfi.data.report import ImportReport
-from pfi.data.values import Unusable, as_id, as_text, as_time, past_time, record_fields
+from pfi._util.files import write_json
 from pfi.errors import ConfigError, DataError
-from pfi.files import write_json
+from pfi.readers.pieces import JsonArray, open_file, parse_json, read_object
+from pfi.readers.report import ImportReport
+from pfi.readers.values import Unusable, as_id, as_text, as_time, past_time, record_fields
+from pfi.records import History, Question, Record, User
 
 if TYPE_CHECKING:
-    from pfi.tasks.base import Task
+    from pfi.tasks.task import Task
 
 __all__ = [
     "LampUsers",

@@ -15,10 +15,10 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator
 
-from pfi.data.connectors import Options
-from pfi.data.records import Record
-from pfi.data.report import ImportReport
 from pfi.errors import ConfigError
+from pfi.readers.report import ImportReport
+from pfi.records import Record
+from pfi.sources.connectors import Options
 
 TASK = "chat_reply"
 #: Longest input and output, in characters; of the input the end is kept.

@@ -19,13 +19,13 @@ from typing import Literal, NamedTuple, get_args
 
 from pydantic import Field
 
-from pfi.data.connectors import Connector
-from pfi.data.exports import Member, is_zip, members
-from pfi.data.records import Record
-from pfi.data.report import ImportReport
-from pfi.data.turns import ChatOptions, Message, own_keys, replies, zone_of
-from pfi.data.values import Unusable, past_time
 from pfi.errors import ConfigError, DataError
+from pfi.readers.exports import Member, is_zip, members
+from pfi.readers.report import ImportReport
+from pfi.readers.values import Unusable, past_time
+from pfi.records import Record
+from pfi.sources.chats import ChatOptions, Message, own_keys, replies, zone_of
+from pfi.sources.connectors import Connector
 
 Order = Literal["dmy", "mdy", "ymd"]
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pfi.data.connectors import Connector, Options
-from pfi.data.mail_files import (
+from pfi.errors import ConfigError, DataError
+from pfi.readers.mail_files import (
     Place,
     folder_name,
     headers_of,
@@ -30,11 +30,11 @@ from pfi.data.mail_files import (
     mails,
     read_mail,
 )
-from pfi.data.mail_text import Text, body_of, divide, header_text, parse_mail
-from pfi.data.records import Record
-from pfi.data.report import ImportReport
-from pfi.data.values import Unusable, past_time
-from pfi.errors import ConfigError, DataError
+from pfi.readers.mail_text import Text, body_of, divide, header_text, parse_mail
+from pfi.readers.report import ImportReport
+from pfi.readers.values import Unusable, past_time
+from pfi.records import Record
+from pfi.sources.connectors import Connector, Options
 
 #: Longest text and longest answered mail, in characters; longer ones are cut.
 TEXT_LIMIT = 3000

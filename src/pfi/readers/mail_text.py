@@ -13,8 +13,8 @@ from email.header import decode_header
 from email.message import Message
 from email.parser import BytesParser
 
-from pfi.data.html_text import html_to_text
-from pfi.data.values import Unusable
+from pfi.readers.html_text import html_to_text
+from pfi.readers.values import Unusable
 
 _HTML_LIMIT = 1 << 20
 _DEPTH = 20

@@ -19,10 +19,10 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pfi.data.records import History, Question, Record
 from pfi.errors import ConfigError
+from pfi.records import History, Question, Record
 from pfi.tasks.metrics import METRICS
-from pfi.tasks.practice import PRACTICES
+from pfi.tasks.practices import PRACTICES
 
 #: Shortens a text to at most that many tokens of the backbone at hand.
 Trim = Callable[[str, int], str]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
-from pfi.data.reading import JsonArray
 from pfi.errors import DataError
+from pfi.readers.pieces import JsonArray
 
 #: Where in a file a value is: keys of objects, and `*` for any place in a list.
 Spot = tuple[str, ...]

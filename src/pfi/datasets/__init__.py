@@ -1,0 +1,1 @@
+"""LaMP files and the made-up people of the demo."""

@@ -1,0 +1,1 @@
+"""What people have written elsewhere, as records: connectors and what several of them share."""
