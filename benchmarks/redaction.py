@@ -17,7 +17,7 @@ from identifier_cases import CHECKSUM_KINDS, generated_cases, written_cases  # n
 from redaction_score import Score, score  # noqa: E402
 
 from pfi._util.files import write_atomic  # noqa: E402
-from pfi.trust.redaction import Redactor  # noqa: E402
+from pfi.privacy.redaction.redactor import Redactor  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "redaction.md"
 # What the patterns scored when they first met each written part, before any change for it:

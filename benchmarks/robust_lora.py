@@ -22,6 +22,7 @@ import numpy as np
 from robust import RESULTS, Found, page
 
 from pfi._util.files import write_atomic, write_json
+from pfi.federate.attacks import ATTACKS, label_flip
 from pfi.federate.config import FederateConfig
 from pfi.federate.message import Failure, Message
 from pfi.federate.rounds import Federation, divide
@@ -30,7 +31,6 @@ from pfi.federate.simulate import SimulatedFleet
 from pfi.federate.users import Users
 from pfi.models.backbone import load_backbone
 from pfi.tasks import Example, get_task
-from pfi.trust.attacks import ATTACKS, label_flip
 
 SHARE, USERS = 0.2, 15
 RULES = {"mean": None, "spectral (default)": {}, "nnm + geometric-median": {

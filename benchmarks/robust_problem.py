@@ -14,9 +14,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi.federate.attacks import ATTACKS, strongest
 from pfi.federate.robust import RobustCombiner, RobustConfig
 from pfi.federate.seeds import generator
-from pfi.trust.attacks import ATTACKS, strongest
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

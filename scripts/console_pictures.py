@@ -26,12 +26,12 @@ from pfi.datasets.demo import write_demo
 from pfi.device import Home, HomeConfig, import_records, train
 from pfi.device.gate import fit_gate
 from pfi.device.open import create_home, open_home
+from pfi.privacy.ledger.ledger import leave
 from pfi.serve import ServeConfig, Service
 from pfi.serve.app import create_app
 from pfi.serve.console import sign_in_link
 from pfi.serve.server import address, listen, make_server
 from pfi.tasks import get_task
-from pfi.trust.ledger import leave
 
 PICTURES = Path(__file__).parents[1] / "docs/images"
 FLAGS = [

@@ -14,9 +14,9 @@ from pfi.augment.teacher import Usage
 from pfi.device.adapters import AdapterInfo, AdapterStore
 from pfi.device.vault import Vault
 from pfi.memory import MemoryStore
+from pfi.privacy.ledger.entries import Entry, canonical, digest, line_of
+from pfi.privacy.ledger.ledger import Ledger
 from pfi.records import History, Record
-from pfi.trust.entries import Entry, canonical, digest, line_of
-from pfi.trust.ledger import Ledger
 
 SECRET = "quxblorft"  # in every text
 ABOUT: dict[str, Any] = {"device": "old", "to": "host", "kind": "call", "policy": "none"}

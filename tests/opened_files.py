@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from pfi.device import Home
-from pfi.trust.sealing import unseal
+from pfi.privacy.crypto.sealing import unseal
 
 PAGE, RESERVED = 4096, 80
 _SHA = re.compile(rb'"sealed":"([^"]*)"\}.*?"sha256":"([0-9a-f]{64})"')

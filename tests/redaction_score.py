@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from identifier_cases import CONTACTS, Case
 
-from pfi.trust.redaction import Found, Redactor
+from pfi.privacy.redaction.redactor import Found, Redactor
 
 
 @dataclass

@@ -13,9 +13,9 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from pfi.errors import ConfigError
-from pfi.federate.matrix_mechanism import Tree
-from pfi.federate.privacy import AdaptiveClip, PrivacyConfig, PrivateRounds
-from pfi.trust.accounting import _ORDERS, Accountant, Plan, calibrated
+from pfi.federate.privacy.accounting import _ORDERS, Accountant, Plan, calibrated
+from pfi.federate.privacy.dp_fedavg import AdaptiveClip, PrivacyConfig, PrivateRounds
+from pfi.federate.privacy.matrix_mechanism import Tree
 
 ROOT = Path(__file__).resolve().parents[1]
 #: A plan for which an epsilon is printed.

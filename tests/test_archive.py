@@ -35,10 +35,10 @@ from pfi.device.open import create_home, open_home
 from pfi.device.vault_feedback import Feedback
 from pfi.errors import ConfigError, DataError, PfiError, StorageError
 from pfi.models.adapters import Adapter
+from pfi.privacy.crypto.signing import with_signature
+from pfi.privacy.ledger.ledger import Ledger
 from pfi.records import Record
 from pfi.tasks import get_task
-from pfi.trust.ledger import Ledger
-from pfi.trust.signing import with_signature
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 TASK = "LaMP_4"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pfi.federate import attacks
+from pfi.federate.attacks import ATTACKS
 from pfi.federate.robust import RobustConfig
 from pfi.tasks import Example
-from pfi.trust import attacks
-from pfi.trust.attacks import ATTACKS
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 

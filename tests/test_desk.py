@@ -28,10 +28,10 @@ from pfi.augment.desk import Desk, DeskReport
 from pfi.augment.store import Answer, TeacherStore
 from pfi.augment.teacher import Call, Material, Message, Reply, TeacherError, Unusable, Usage
 from pfi.errors import ConfigError, StorageError
+from pfi.privacy.ledger.ledger import Ledger
+from pfi.privacy.redaction.redactor import Redactor
 from pfi.records import Record
 from pfi.tasks import get_task
-from pfi.trust.ledger import Ledger
-from pfi.trust.redaction import Redactor
 
 PRICED = TeacherConfig(usd_per_million_prompt=1.0, usd_per_million_completion=3.0)
 

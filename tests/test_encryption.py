@@ -33,8 +33,8 @@ from pfi.device.open import create_home, open_home
 from pfi.device.vault import Vault
 from pfi.errors import ConfigError, StorageError
 from pfi.federate.client import Memories
+from pfi.privacy.ledger.ledger import Ledger, Verified
 from pfi.tasks import get_task
-from pfi.trust.ledger import Ledger, Verified
 
 URL = "http://teacher.example/v1"
 posix = pytest.mark.skipif(os.name != "posix", reason="fork and SIGKILL")

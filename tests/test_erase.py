@@ -29,9 +29,9 @@ from pfi.device.training import train
 from pfi.errors import DataError, StorageError
 from pfi.models import Backbone, load_backbone
 from pfi.models.adapters import Adapter
+from pfi.privacy.ledger.entries import fingerprint
 from pfi.records import Provenance, Record
 from pfi.tasks import get_task
-from pfi.trust.entries import fingerprint
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 TASK = "LaMP_4"
@@ -188,7 +188,7 @@ def test_erase_asks(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_erase_finishes_what_was_cut_off(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pfi.trust.ledger.Ledger.erase", lambda *a, **n: 1 / 0)
+        patch.setattr("pfi.privacy.ledger.ledger.Ledger.erase", lambda *a, **n: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             erase(home, ["r0"])
     result = pfi("erase")

@@ -33,10 +33,10 @@ from pfi.device.open import create_home, open_home
 from pfi.device.vault_feedback import Feedback, Shown
 from pfi.errors import StorageError
 from pfi.memory.embedders import HashEmbedder
+from pfi.privacy.ledger.entries import fingerprint
+from pfi.privacy.ledger.ledger import Ledger
 from pfi.records import History, Record
 from pfi.tasks import get_task
-from pfi.trust.entries import fingerprint
-from pfi.trust.ledger import Ledger
 
 TASK = get_task("LaMP_4")
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -249,9 +249,9 @@ STAGES = [
     "pfi.memory.store.MemoryStore._remove",
     "pfi.augment.store.TeacherStore.erase",
     "pfi.augment.store.scrub",
-    "pfi.trust.ledger.Ledger.erase",
-    "pfi.trust.ledger_file.LedgerFile.rewrite",
-    "pfi.trust.ledger_file.sync_folder",
+    "pfi.privacy.ledger.ledger.Ledger.erase",
+    "pfi.privacy.ledger.file.LedgerFile.rewrite",
+    "pfi.privacy.ledger.file.sync_folder",
 ]
 
 
@@ -328,7 +328,7 @@ erase(open_home(), ["r2"])
     ("module", "attribute", "name", "after"),
     [
         ("pfi.device.vault", "", "scrub", False),
-        ("pfi.trust.ledger_file", ".os", "fdopen", True),
+        ("pfi.privacy.ledger.file", ".os", "fdopen", True),
     ],
 )
 def test_killed_for_real(home: Home, module: str, attribute: str, name: str, after: bool) -> None:

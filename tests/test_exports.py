@@ -24,9 +24,9 @@ from pfi.device.exports import Report, export_gguf, export_merged, export_peft, 
 from pfi.device.open import create_home
 from pfi.errors import BackboneError, ConfigError, DataError, StorageError
 from pfi.models import Backbone, load_backbone
+from pfi.privacy.ledger.entries import fingerprint
 from pfi.records import Record
 from pfi.tasks import get_task
-from pfi.trust.entries import fingerprint
 
 Folder = Callable[[str], Path]
 TASK = get_task("LaMP_4")

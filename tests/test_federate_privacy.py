@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from scipy import stats
 
 from pfi.errors import ConfigError, FederationError
-from pfi.federate.matrix_mechanism import Banded, Factor, Tree
-from pfi.federate.privacy import PrivacyConfig, PrivateRounds
-from pfi.federate.private_mean import PrivateMean, clipped, secret_normal
+from pfi.federate.privacy.dp_fedavg import PrivacyConfig, PrivateRounds
+from pfi.federate.privacy.matrix_mechanism import Banded, Factor, Tree
+from pfi.federate.privacy.private_mean import PrivateMean, clipped, secret_normal
 from pfi.federate.sampling import Participation, fixed_cohort, poisson_cohort
 
 NAMES = [f"c{i:03d}" for i in range(40)]
@@ -648,6 +648,9 @@ def test_no_mechanism_is_no_privacy() -> None:
 
 
 def test_importing_needs_neither_torch_nor_the_accountant() -> None:
-    code = "import sys, pfi.federate.privacy; print({'torch', 'dp_accounting'} & set(sys.modules))"
+    code = (
+        "import sys, pfi.federate.privacy.dp_fedavg; "
+        "print({'torch', 'dp_accounting'} & set(sys.modules))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from identifier_cases import PUBLISHED
 
-from pfi.trust import checksums
-from pfi.trust.redaction import Redactor
+from pfi.privacy.redaction import checksums
+from pfi.privacy.redaction.redactor import Redactor
 
 
 def test_changed_check_digits_do_not_count() -> None:

@@ -25,8 +25,8 @@ from pfi.device.keys import KEYS, KeysFile, change_lock, make_keys, read_keys_fi
 from pfi.device.keys import unlock as unlocked
 from pfi.device.open import create_home, open_home
 from pfi.errors import ConfigError, PfiError, StorageError
+from pfi.privacy.crypto.sealing import SealError, seal, unseal
 from pfi.records import Record
-from pfi.trust.sealing import SealError, seal, unseal
 
 LONG = "correct horse battery"
 

@@ -25,9 +25,8 @@ from pfi.device.open import create_home
 from pfi.device.statement import lines, sent
 from pfi.errors import StorageError
 from pfi.federate.message import Message
-from pfi.trust import Entry, Ledger, leave
-from pfi.trust.entries import fingerprint
-from pfi.trust.ledger import Verified
+from pfi.privacy.ledger.entries import Entry, fingerprint
+from pfi.privacy.ledger.ledger import Ledger, Verified, leave
 
 ABOUT: dict[str, Any] = {
     "device": "ana",
@@ -207,7 +206,7 @@ def test_threads_and_processes_share_one_chain(ledger: Ledger) -> None:
 
 KILLED = """
 import sys
-from pfi.trust import Ledger, leave
+from pfi.privacy.ledger.ledger import Ledger, leave
 ledger, n = Ledger(sys.argv[1]), 0
 print("ready", flush=True)
 while True:

@@ -19,10 +19,10 @@ from identifier_cases import (
 )
 from redaction_score import Score, score
 
+from pfi.privacy.redaction import urls
+from pfi.privacy.redaction.phones import REGIONS
+from pfi.privacy.redaction.redactor import KINDS, Redactor, names_in
 from pfi.records import Record
-from pfi.trust import urls
-from pfi.trust.phones import REGIONS
-from pfi.trust.redaction import KINDS, Redactor, names_in
 
 ROOT = Path(__file__).parent.parent
 

@@ -179,7 +179,7 @@ def test_a_file_sealed_as_anything_else_is_refused_even_with_its_sums(
     """The seal itself binds profile, kind, version, backbone and name, whatever a manifest says."""
     assert store.seals
     weights = adapter(1.0).to_bytes()["adapter_model.safetensors"]
-    from pfi.trust.sealing import seal
+    from pfi.privacy.crypto.sealing import seal
 
     file = store.folder / "0001" / "adapter_model.safetensors.sealed"
     right = f"{home.keys.profile}|personal/0001|tiny|adapter_model.safetensors"

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfi.errors import StorageError
-from pfi.trust.sealing import OVERHEAD, SealError, is_sealed, seal, unseal, unseal_file
-from pfi.trust.signing import sign, verify, with_signature, without_signature
+from pfi.privacy.crypto.sealing import OVERHEAD, SealError, is_sealed, seal, unseal, unseal_file
+from pfi.privacy.crypto.signing import sign, verify, with_signature, without_signature
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 

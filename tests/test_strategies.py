@@ -29,9 +29,9 @@ from pfi.augment.subject import Subject
 from pfi.augment.teacher import Call, Reply
 from pfi.augment.votes import hold, majority, median, medoid
 from pfi.errors import ConfigError
+from pfi.privacy.redaction.redactor import Redactor
 from pfi.records import History, Record
 from pfi.tasks import Example, Task, get_task, tasks
-from pfi.trust.redaction import Redactor
 
 WORDS = [
     "river", "stone", "garden", "engine", "letter", "market", "window", "bread", "winter",

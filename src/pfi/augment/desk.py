@@ -23,7 +23,7 @@ from pfi.augment.config import AugmentConfig
 from pfi.augment.store import Answer, Grant, TeacherStore
 from pfi.augment.teacher import Call, Reply, Teacher, Unusable, Usage
 from pfi.errors import ConfigError, StorageError
-from pfi.trust.ledger import Ledger, leave
+from pfi.privacy.ledger.ledger import Ledger, leave
 
 if TYPE_CHECKING:
     from pfi.augment.guard import Hides

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from pfi.augment.drafts import Draft
+from pfi.privacy.redaction.redactor import Redactor, names_in
 from pfi.records import History, Record
-from pfi.trust.redaction import Redactor, names_in
 
 
 class Hides(Protocol):

@@ -20,7 +20,7 @@ from pfi._util.sqlite import Closes, connect, scrub, sqlite3, transaction, user_
 from pfi.augment.budget import PICODOLLARS, Budget, pico
 from pfi.augment.teacher import Usage
 from pfi.errors import StorageError
-from pfi.trust.entries import fingerprint
+from pfi.privacy.ledger.entries import fingerprint
 
 SCHEMA_VERSION = 2
 BATCH = 500

@@ -23,7 +23,7 @@ _DIFFERENT = 0.5
 #: Words of the task's question that a text must not contain in a row.
 _ASKED = 6
 
-# As `pfi.trust.redaction` makes them; a letter tells spellings of one value apart.
+# As `pfi.privacy.redaction.redactor` makes them; a letter tells spellings of one value apart.
 _PLACEHOLDER = re.compile(r"\[[A-Z]{2,}(?:_[A-Z]+)*_\d+[a-z]*\]")
 _BOILERPLATE = [
     re.compile(pattern, re.IGNORECASE)

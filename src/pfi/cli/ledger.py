@@ -14,7 +14,8 @@ import typer
 from pfi.cli.common import AsJson, Profile, add_command, examples, open_profile, printable, short
 
 if TYPE_CHECKING:
-    from pfi.trust import Entry, Ledger
+    from pfi.privacy.ledger.entries import Entry
+    from pfi.privacy.ledger.ledger import Ledger
 
 LedgerFile = Annotated[
     Path | None,
@@ -89,7 +90,7 @@ def verify(profile: Profile = "default", path: LedgerFile = None) -> None:
 
 def _ledger(profile: str, path: Path | None) -> Ledger:
     from pfi.errors import StorageError
-    from pfi.trust import Ledger
+    from pfi.privacy.ledger.ledger import Ledger
 
     if path is None:
         return open_profile(profile).open_ledger()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pfi._util.files import write_atomic, write_json
 from pfi.errors import StorageError
-from pfi.trust.sealing import SealError, seal, unseal_file
-from pfi.trust.signing import SIGNATURE, with_signature, without_signature
+from pfi.privacy.crypto.sealing import SealError, seal, unseal_file
+from pfi.privacy.crypto.signing import SIGNATURE, with_signature, without_signature
 
 if TYPE_CHECKING:
     from pfi.device.keys import Keys

@@ -34,7 +34,7 @@ from pfi.device.manifests import Manifest
 from pfi.device.open import open_home
 from pfi.device.vault import Vault
 from pfi.errors import DataError, PfiError, StorageError
-from pfi.trust.signing import with_signature
+from pfi.privacy.crypto.signing import with_signature
 
 if TYPE_CHECKING:
     from pfi.device.adapters import AdapterStore

@@ -269,7 +269,7 @@ class Reading:
 
     def _check(self, listed: bytes | None) -> None:
         """Compare what was read with the signed list of it."""
-        from pfi.trust.signing import without_signature
+        from pfi.privacy.crypto.signing import without_signature
 
         if self.head is None:
             raise DataError("this is no archive of pfi", path=self.path)

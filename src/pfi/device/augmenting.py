@@ -24,9 +24,9 @@ from pfi.augment.store import TeacherStore
 from pfi.augment.teacher import Call, Reply, Teacher
 from pfi.device.home import NAMES, Home
 from pfi.errors import ConfigError, DataError
+from pfi.privacy.ledger.ledger import Ledger
 from pfi.records import Record
 from pfi.tasks import Task
-from pfi.trust.ledger import Ledger
 
 if TYPE_CHECKING:
     from pfi.augment.guard import Hides
@@ -198,7 +198,7 @@ class Augmentation:
     def _augmenter(self, config: AugmentConfig, desk: Desk) -> Augmenter:
         from pfi.augment.judge import BackboneJudge
         from pfi.augment.pipeline import Augmenter
-        from pfi.trust.redaction import names_in
+        from pfi.privacy.redaction.redactor import names_in
 
         judge, trim = BackboneJudge(self._model), self._model.trim
         # A name that only a held-back record gives away is hidden in the others too.

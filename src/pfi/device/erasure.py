@@ -26,8 +26,8 @@ from pfi.device.keys import KEYS, drop_keys
 from pfi.device.retrain_settings import note_retraining, settings_of
 from pfi.device.vault import Vault
 from pfi.errors import StorageError
+from pfi.privacy.ledger.entries import fingerprint
 from pfi.records import Record
-from pfi.trust.entries import fingerprint
 
 Adapters = Literal["drop", "retrain", "keep"]
 _REMOVING = "removing"  # there once a profile is to go, whatever is left of it

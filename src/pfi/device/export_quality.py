@@ -17,8 +17,8 @@ from pfi.device.home import Home
 from pfi.device.training import answer_scores, example_losses
 from pfi.errors import DataError
 from pfi.models.engine import AdapterRef, Request, Sampling, text_of
+from pfi.privacy.ledger.entries import fingerprint
 from pfi.tasks import Example, Task
-from pfi.trust.entries import fingerprint
 
 if TYPE_CHECKING:
     from pfi.models import Backbone

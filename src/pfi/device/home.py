@@ -22,7 +22,7 @@ from pfi.device.config import CONFIG, HomeConfig
 from pfi.device.keys import Keys, unlock
 from pfi.device.vault import Vault
 from pfi.errors import ConfigError, StorageError
-from pfi.trust.ledger import Ledger
+from pfi.privacy.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
     from pfi.augment.store import TeacherStore

@@ -35,8 +35,8 @@ from pfi.device.unlock import (
     remember,
 )
 from pfi.errors import StorageError
-from pfi.trust.entries import canonical
-from pfi.trust.sealing import SealError, seal, unseal
+from pfi.privacy.crypto.sealing import SealError, seal, unseal
+from pfi.privacy.ledger.entries import canonical
 
 KEYS = "keys.json"
 LOCK = "keys.lock"  # held by whoever makes or changes a profile's keys

@@ -28,9 +28,9 @@ from pfi.device.training import (
     train_config,
 )
 from pfi.errors import StorageError
+from pfi.privacy.ledger.entries import fingerprint
 from pfi.records import History, Record
 from pfi.tasks import Task
-from pfi.trust.entries import fingerprint
 
 if TYPE_CHECKING:
     from pfi.learn import Adapter

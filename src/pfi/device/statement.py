@@ -16,8 +16,8 @@ from pfi._util.files import write_json
 from pfi.device.home import Home
 from pfi.device.keys import Keys
 from pfi.errors import DataError, StorageError
-from pfi.trust.entries import Updates
-from pfi.trust.signing import SIGNATURE, with_signature, without_signature
+from pfi.privacy.crypto.signing import SIGNATURE, with_signature, without_signature
+from pfi.privacy.ledger.entries import Updates
 
 FOLDER = "erasures"  # of a home, where its statements are
 FORMAT = 1

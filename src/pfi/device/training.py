@@ -17,9 +17,9 @@ from pfi.device.erased import refuse_erased
 from pfi.device.home import Home
 from pfi.errors import ConfigError, DataError
 from pfi.memory.mixing import innocent
+from pfi.privacy.ledger.entries import fingerprint
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
-from pfi.trust.entries import fingerprint
 
 if TYPE_CHECKING:
     from pfi.learn import Adapter, TrainConfig

@@ -27,9 +27,9 @@ from pfi.augment.teachers.embedded import EmbeddedTeacher
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.events import Event, new_event
 from pfi.models import Backbone
+from pfi.privacy.ledger.ledger import Ledger
 from pfi.records import History, Provenance, Record
 from pfi.tasks import Task
-from pfi.trust.ledger import Ledger
 
 #: Synthetic records of a user that the event log shows.
 _SHOWN = 3

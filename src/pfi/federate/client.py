@@ -22,8 +22,8 @@ from pfi.federate.users import Population
 from pfi.federate.work import Client, Memory, Update, Work
 from pfi.models.backbone import Backbone
 from pfi.models.packing import Piece
-from pfi.trust.entries import fingerprint
-from pfi.trust.sealing import SealError, seal, unseal
+from pfi.privacy.crypto.sealing import SealError, seal, unseal
+from pfi.privacy.ledger.entries import fingerprint
 
 
 class Memories:

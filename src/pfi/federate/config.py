@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pfi.federate.accept import AcceptConfig
 from pfi.federate.compress import CompressConfig
 from pfi.federate.optimizers import ServerConfig
-from pfi.federate.privacy import PrivacyConfig
+from pfi.federate.privacy.dp_fedavg import PrivacyConfig
 from pfi.federate.robust import RobustConfig, bad_groups
 from pfi.federate.secure.policy import SecureConfig
 from pfi.learn.training import TrainConfig

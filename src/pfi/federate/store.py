@@ -15,8 +15,8 @@ from pfi.errors import ConfigError, FederationError, StorageError
 from pfi.federate.config import FederateConfig
 from pfi.federate.events import FILE, Events, read_rounds
 from pfi.federate.message import Message
+from pfi.federate.privacy.accounting import Spent
 from pfi.federate.strategy import Strategy
-from pfi.trust.accounting import Spent
 
 #: Settings with which a run may go on otherwise than it began.
 _FREE = ("rounds", "simulate", "seconds")

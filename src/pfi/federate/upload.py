@@ -9,7 +9,7 @@ from pfi.federate.combine import Vector
 from pfi.federate.compress import RESIDUAL, compress, decompress
 from pfi.federate.config import FederateConfig
 from pfi.federate.message import Message
-from pfi.federate.private_mean import clipped
+from pfi.federate.privacy.private_mean import clipped
 from pfi.federate.seeds import generator
 from pfi.federate.work import Client, Memory, Update
 

@@ -24,9 +24,9 @@ from pfi.federate.secure.roster import Identity, Roster
 from pfi.federate.strategy import LinearStrategy
 from pfi.federate.users import local_examples
 from pfi.models.backbone import load_backbone
+from pfi.privacy.ledger.entries import FINISH, MEASURE, READY, SECURE, UPDATE
+from pfi.privacy.ledger.ledger import leave
 from pfi.tasks import Example, Task
-from pfi.trust.entries import FINISH, MEASURE, READY, SECURE, UPDATE
-from pfi.trust.ledger import leave
 
 MEMORIES = "kept"  # where a client keeps what it has from round to round
 JOINED = "rounds.json"  # of secure aggregation

@@ -13,7 +13,7 @@ from pfi.errors import DataError, StorageError
 from pfi.serve.console.view import ConsoleRoute, Signed
 
 if TYPE_CHECKING:
-    from pfi.trust import Entry
+    from pfi.privacy.ledger.entries import Entry
 
 router = APIRouter(route_class=ConsoleRoute)
 _SHOWN = 100

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pfi.trust import words
+from pfi.privacy.redaction import words
 
 # Possessive, and only at a border: linear in the text.
 _URL = re.compile(

@@ -8,7 +8,7 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from pfi.trust.entries import canonical
+from pfi.privacy.ledger.entries import canonical
 
 SIGNATURE = "signature"
 

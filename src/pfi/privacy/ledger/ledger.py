@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pfi.errors import StorageError
-from pfi.trust.entries import (
+from pfi.privacy.crypto.sealing import SealError, seal, unseal
+from pfi.privacy.ledger.entries import (
     CHANGED,
     FIRST,
     Entry,
@@ -28,8 +29,7 @@ from pfi.trust.entries import (
     next_entry,
     utf8,
 )
-from pfi.trust.ledger_file import LedgerFile
-from pfi.trust.sealing import SealError, seal, unseal
+from pfi.privacy.ledger.file import LedgerFile
 
 T = TypeVar("T")
 ERASURE = "erasure"  # the kind of an entry that names others whose text was erased

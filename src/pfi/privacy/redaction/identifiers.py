@@ -12,9 +12,9 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pfi.trust import checksums, urls
-from pfi.trust.patterns import PATTERNS
-from pfi.trust.phones import national_phones
+from pfi.privacy.redaction import checksums, urls
+from pfi.privacy.redaction.patterns import PATTERNS
+from pfi.privacy.redaction.phones import national_phones
 
 KINDS = {
     "EMAIL": "e-mail addresses",

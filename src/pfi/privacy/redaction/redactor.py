@@ -9,8 +9,8 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 
-from pfi.trust.identifiers import KINDS, Found, identifiers, plain
-from pfi.trust.names import NameFinder, names_in
+from pfi.privacy.redaction.identifiers import KINDS, Found, identifiers, plain
+from pfi.privacy.redaction.names import NameFinder, names_in
 
 __all__ = ["KINDS", "Found", "Redactor", "names_in"]
 

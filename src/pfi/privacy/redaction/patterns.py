@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 
-from pfi.trust import checksums, words
+from pfi.privacy.redaction import checksums, words
 
 # Checks of what a pattern found ------------------------------------------------------
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from pfi.privacy.redaction import words
+from pfi.privacy.redaction.identifiers import Found, plain
+from pfi.privacy.redaction.patterns import is_handle
 from pfi.records import Record
-from pfi.trust import words
-from pfi.trust.identifiers import Found, plain
-from pfi.trust.patterns import is_handle
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+(?:['’][^\W{_CJK}]+)*")

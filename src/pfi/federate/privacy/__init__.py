@@ -1,0 +1,1 @@
+"""User-level differential privacy in the round, and its accounting."""

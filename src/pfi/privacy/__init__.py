@@ -1,0 +1,1 @@
+"""What protects texts and files: redaction, the ledger, ciphers and signatures."""

@@ -1,0 +1,1 @@
+"""The ledger: the append-only list of everything that left a device."""

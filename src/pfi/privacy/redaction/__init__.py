@@ -1,0 +1,1 @@
+"""The privacy filter: identifiers become placeholders on the way out."""
