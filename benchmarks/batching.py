@@ -36,9 +36,9 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     from peers import generate_plain, mixed_model
     from personalize_data import make_model
 
-    from pfi.models import load_backbone
-    from pfi.models.engine import AdapterRef, Request, Sampling, text_of
-    from pfi.models.torch_engine import TorchEngine
+    from pfi.inference.engine import AdapterRef, Request, Sampling, text_of
+    from pfi.inference.torch.engine import TorchEngine
+    from pfi.models.backbone import load_backbone
 
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:

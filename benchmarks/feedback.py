@@ -36,7 +36,7 @@ from pfi.device.home import Home
 from pfi.device.open import create_home, open_home
 from pfi.device.refresh import Refreshed, refresh
 from pfi.device.training import answer_scores
-from pfi.models import Backbone, load_backbone
+from pfi.models.backbone import Backbone, load_backbone
 from pfi.records import Record
 from pfi.tasks import Example, Task
 

@@ -31,7 +31,7 @@ from pfi.augment.judge import BackboneJudge
 from pfi.augment.likeness import subject_text, whole_text
 from pfi.augment.subject import Subject
 from pfi.datasets.lamp import available_tasks, read_users
-from pfi.models import load_backbone
+from pfi.models.backbone import load_backbone
 from pfi.records import History, Record, User
 from pfi.tasks import Example, Task, get_task
 

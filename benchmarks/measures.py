@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from peers import Trained, generate_plain, mixed_model, steps_of, with_loop, with_trainer
 from personalize_data import stage
 
+from pfi.inference.generation import generate
 from pfi.learn import TRAINERS, Adapter, Job, TrainConfig
 from pfi.learn.peft_trainer import collate, target_loss
 from pfi.learn.training import encode
-from pfi.models import Backbone, generate, load_backbone
 from pfi.models.adapters import lora_config
+from pfi.models.backbone import Backbone, load_backbone
 from pfi.tasks import Example
 
 DECODE_PROMPT, DECODE_NEW, DECODE_USERS = 56, 64, 16
@@ -205,7 +206,7 @@ def decode(spec: dict[str, Any]) -> dict[str, Any]:
     if spec["precision"] == "bfloat16" and method != "bank":
         model.to(torch.bfloat16)
     if method == "bank":
-        from pfi.models.bank import AdapterBank
+        from pfi.models.bank.bank import AdapterBank
 
         bank = AdapterBank(backbone, TrainConfig(), DECODE_USERS, precision=spec["precision"])
         places = [bank.add(adapter) for adapter in adapters]

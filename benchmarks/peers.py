@@ -16,8 +16,8 @@ import torch
 from pfi.learn import Adapter, Job, TrainConfig
 from pfi.learn.peft_trainer import IGNORED, collate
 from pfi.learn.training import batches, encode, rate_at
-from pfi.models import Backbone
 from pfi.models.adapters import lora_config
+from pfi.models.backbone import Backbone
 
 
 class Trained(NamedTuple):

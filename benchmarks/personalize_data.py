@@ -63,7 +63,7 @@ SHORT = ("1x64", "4x64")
 
 def make_model(name: str, folder: Path, seed: int) -> str:
     """Where the model can be loaded from; a random one is made with the embedded tokenizer."""
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
 
     shape = SIZES[name].shape
     if shape is None:
@@ -94,7 +94,7 @@ def make_data(
     from pfi.datasets.demo import write_demo
     from pfi.datasets.lamp import read_users
     from pfi.learn.training import encode
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
     from pfi.tasks import get_task
 
     kind, backbone = SCENARIOS[scenario], load_backbone("embedded", device="cpu")
@@ -135,7 +135,7 @@ def stage(spec: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from pfi.learn import TrainConfig, get_trainer, train_one
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
     from pfi.tasks import Example
 
     torch.set_num_threads(spec["threads"])

@@ -122,7 +122,7 @@ class Files:
 
     def gguf(self, model: str, bits: str) -> Path:
         """A model's file for llama.cpp."""
-        from pfi.models.gguf_cache import backbone_file
+        from pfi.inference.llama.gguf_cache import backbone_file
 
         return backbone_file(self.model(model), self.cache / "gguf", bits)  # type: ignore[arg-type]
 
@@ -130,9 +130,9 @@ class Files:
         """An adapter's file for llama.cpp."""
         file = folder.with_suffix(".gguf")
         if not file.exists():
+            from pfi.inference.llama.gguf import write_adapter
+            from pfi.inference.llama.gguf_cache import load_config
             from pfi.models.adapters import Adapter
-            from pfi.models.gguf_cache import load_config
-            from pfi.models.gguf_file import write_adapter
 
             write_adapter(Adapter.load(folder), load_config(self.model(model)), file)
         return file

@@ -82,9 +82,9 @@ def adapter_folders(name: str, cache: Path, count: int, rank: int = 8, seed: int
     if missing:
         import torch
 
-        from pfi.models import load_backbone
         from pfi.models.adapters import AdapterConfig
-        from pfi.models.bank import AdapterBank
+        from pfi.models.backbone import load_backbone
+        from pfi.models.bank.bank import AdapterBank
 
         backbone = load_backbone(str(model_folder(name, cache, seed)), device="cpu")
         bank = AdapterBank(backbone, AdapterConfig(rank=rank), 1)

@@ -111,14 +111,14 @@ class Engine:
     """An engine of pfi."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        from pfi.models.engine import AdapterRef
+        from pfi.inference.engine import AdapterRef
 
         rows = job.get("rows", 1)
         if job["peer"] == "pfi torch":
             import torch
 
-            from pfi.models import load_backbone
-            from pfi.models.torch_engine import TorchEngine
+            from pfi.inference.torch.engine import TorchEngine
+            from pfi.models.backbone import load_backbone
 
             torch.set_num_threads(job["threads"])
             backbone = load_backbone(job["model"])
@@ -128,7 +128,7 @@ class Engine:
                 backbone, capacity=max(2, rows), rank=8, max_rows=rows, precision=bits
             )
         else:
-            from pfi.models.gguf_cache import open_llama
+            from pfi.inference.llama.gguf_cache import open_llama
 
             self.engine = open_llama(
                 job["model"],
@@ -152,7 +152,7 @@ class Engine:
         self.refs = [ref(folder) for folder in job["adapters"]]
 
     def run(self, prompts: Sequence[Sequence[int]], new: int, timed: Timed, mixed: bool) -> None:
-        from pfi.models.engine import Request, Sampling
+        from pfi.inference.engine import Request, Sampling
 
         sampling = Sampling(max_tokens=new)
         streams = [

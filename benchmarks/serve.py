@@ -46,8 +46,8 @@ def make_homes(root: Path, users: int, rank: int) -> dict[str, Any]:
 
     from pfi.device import AdapterInfo, HomeConfig
     from pfi.device.open import create_home
-    from pfi.models import load_backbone
     from pfi.models.adapters import Adapter, AdapterConfig, lora_config
+    from pfi.models.backbone import load_backbone
     from pfi.records import Record
 
     backbone = load_backbone("embedded")
@@ -112,7 +112,7 @@ def app_loads(service: Any) -> int:
 
 def engine_alone(root: Path, users: int, rank: int, requests: int, new: int) -> dict[str, Any]:
     """The same questions put to the engine itself, made ready beforehand."""
-    from pfi.models.engine import Sampling
+    from pfi.inference.engine import Sampling
     from pfi.serve import ServeConfig, Service
 
     config = ServeConfig.model_validate({"rows": users})

@@ -17,7 +17,7 @@ from pfi.device.config import HomeConfig
 from pfi.device.home import Home
 from pfi.device.open import create_home
 from pfi.device.runtime import Prepared, question_fields
-from pfi.models.engine import Piece, Sampling
+from pfi.inference.engine import Piece, Sampling
 from pfi.records import Record
 from pfi.serve import ServeConfig, Service
 from pfi.serve.app import create_app

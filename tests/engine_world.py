@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from pfi.models import Backbone
+from pfi.inference.engine import AdapterRef, Finish, Piece, Stream
+from pfi.inference.generation import decode, greedy
 from pfi.models.adapters import Adapter, AdapterConfig, lora_config
-from pfi.models.engine import AdapterRef, Finish, Piece, Stream
-from pfi.models.generation import decode, greedy
+from pfi.models.backbone import Backbone
 
 
 def sharpen(backbone: Backbone) -> Backbone:

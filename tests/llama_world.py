@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from engine_world import World, make_adapter, sharpen
 
-from pfi.models import load_backbone
-from pfi.models.gguf_file import write_backbone
-from pfi.models.llama_c import available
-from pfi.models.llama_engine import LlamaEngine
+from pfi.inference.llama.c import available
+from pfi.inference.llama.engine import LlamaEngine
+from pfi.inference.llama.gguf import write_backbone
+from pfi.models.backbone import load_backbone
 
 needs_llama = pytest.mark.skipif(not available(), reason="xllamacpp is not installed")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from pfi.device import Home, HomeConfig
 from pfi.device.open import create_home
+from pfi.inference.engine import AdapterRef, EngineStats, Piece, Request
 from pfi.memory.embedders import HashEmbedder
-from pfi.models.engine import AdapterRef, EngineStats, Piece, Request
 from pfi.models.prompter import Prompter, load_prompter
 from pfi.records import Record
 from pfi.serve import ServeConfig, Service

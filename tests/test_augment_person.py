@@ -25,7 +25,7 @@ from pfi.device.pool import read_pool
 from pfi.device.training import divide
 from pfi.device.vault import SCHEMA_VERSION, Vault
 from pfi.errors import ConfigError, DataError
-from pfi.models import Backbone, load_backbone
+from pfi.models.backbone import Backbone, load_backbone
 from pfi.records import Provenance, Record
 from pfi.tasks import get_task
 

@@ -13,12 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from pfi.errors import BackboneError, ConfigError
 from pfi.learn.gradients import clipped_sum, gradients
-from pfi.models import AdapterBank, load_backbone
 from pfi.models.adapters import Adapter, AdapterConfig
-from pfi.models.backbone import Backbone
-from pfi.models.bank import NO_ADAPTER
-from pfi.models.packing import Piece, Row, pack, target_losses
-from pfi.models.partial import split
+from pfi.models.backbone import Backbone, load_backbone
+from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
+from pfi.models.bank.frozen_layers import split
+from pfi.models.bank.packing import Piece, Row, pack, target_losses
 
 Folder = Callable[[str], Path]
 CONFIG = AdapterConfig(rank=4, alpha=8)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfi.models import AdapterBank, Backbone, generate, load_backbone, score_labels
+from pfi.inference.generation import generate
 from pfi.models.adapters import Adapter, AdapterConfig
-from pfi.models.bank import NO_ADAPTER
+from pfi.models.backbone import Backbone, load_backbone
+from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
+from pfi.models.scoring import score_labels
 
 Folder = Callable[[str], Path]
 PROMPTS = ["a quick brown fox", "the lazy dog jumps " * 4, "1", "good film, bad book " * 2]

@@ -19,10 +19,10 @@ from pfi.learn import Job, TrainConfig, TrainResult, get_trainer
 from pfi.learn.bank_trainer import BankTrainer
 from pfi.learn.peft_trainer import PeftTrainer
 from pfi.learn.slots import SlotAdamW
-from pfi.models import AdapterBank, load_backbone
 from pfi.models.adapters import Adapter
-from pfi.models.backbone import Backbone
-from pfi.models.packing import Row, target_losses
+from pfi.models.backbone import Backbone, load_backbone
+from pfi.models.bank.bank import AdapterBank
+from pfi.models.bank.packing import Row, target_losses
 from pfi.tasks import Example
 
 Folder = Callable[[str], Path]

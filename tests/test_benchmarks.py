@@ -74,7 +74,7 @@ def test_decoding_is_of_full_length(
     load: Any, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measures = load("measures")
-    from pfi.models import Backbone
+    from pfi.models.backbone import Backbone
 
     monkeypatch.setattr(measures, "DECODE_NEW", 5)
     before = Backbone.end_id

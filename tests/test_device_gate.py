@@ -25,6 +25,8 @@ from pfi.device.gate_file import Fitted, describe, forget, gate_status, read_gat
 from pfi.device.gate_prior import LEAST_TRIED, WithPrior, read_prior, weak_prior
 from pfi.device.open import create_home
 from pfi.errors import ConfigError, DataError, StorageError
+from pfi.inference.engine import text_of
+from pfi.inference.torch.engine import TorchEngine
 from pfi.learn import Adapter
 from pfi.memory import Memory
 from pfi.memory.embedders import HashEmbedder
@@ -39,9 +41,7 @@ from pfi.memory.gate import (
     plain_choices,
 )
 from pfi.memory.trials import Mixer, divide, mixed_answers, question_trials, record_trials
-from pfi.models import Backbone, load_backbone
-from pfi.models.engine import text_of
-from pfi.models.torch_engine import TorchEngine
+from pfi.models.backbone import Backbone, load_backbone
 from pfi.records import History, Question, Record
 from pfi.tasks import get_task
 

@@ -518,7 +518,7 @@ def test_names_of_python_in_prose_exist() -> None:
 
 
 def test_the_settings_of_an_engine_are_those_of_its_class() -> None:
-    from pfi.models.torch_engine import TorchEngine
+    from pfi.inference.torch.engine import TorchEngine
 
     page = (ROOT / "docs" / "runtime.md").read_text("utf-8")
     table = page.partition("## The torch engine\n")[2].partition("\n\n- ")[0]

@@ -17,13 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfi.errors import BackboneError, ConfigError
-from pfi.models import AdapterBank, load_backbone, row_attention
-from pfi.models.adapter_slots import AdapterSlots
+from pfi.inference.detokenizer import Written
+from pfi.inference.engine import AdapterRef, Request, Sampling, most_tokens
+from pfi.inference.torch.adapter_slots import AdapterSlots
+from pfi.inference.torch.kv_cache import RowStore
+from pfi.inference.torch.prefix_cache import LEAST, PrefixCache
+from pfi.models import attention as row_attention
 from pfi.models.adapters import Adapter, AdapterConfig
-from pfi.models.engine import AdapterRef, Request, Sampling, most_tokens
-from pfi.models.prefix_cache import LEAST, PrefixCache
-from pfi.models.row_cache import RowStore
-from pfi.models.written import Written
+from pfi.models.backbone import load_backbone
+from pfi.models.bank.bank import AdapterBank
 
 Folder = Callable[[str], Path]
 

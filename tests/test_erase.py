@@ -27,8 +27,8 @@ from pfi.device.retrain_settings import SETTING, settings_of
 from pfi.device.retraining import retrain
 from pfi.device.training import train
 from pfi.errors import DataError, StorageError
-from pfi.models import Backbone, load_backbone
 from pfi.models.adapters import Adapter
+from pfi.models.backbone import Backbone, load_backbone
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.records import Provenance, Record
 from pfi.tasks import get_task

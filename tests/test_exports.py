@@ -23,7 +23,7 @@ from pfi.device.export_quality import Quality, choose_examples
 from pfi.device.exports import Report, export_gguf, export_merged, export_peft, learnt
 from pfi.device.open import create_home
 from pfi.errors import BackboneError, ConfigError, DataError, StorageError
-from pfi.models import Backbone, load_backbone
+from pfi.models.backbone import Backbone, load_backbone
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.records import Record
 from pfi.tasks import get_task

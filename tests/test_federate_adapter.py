@@ -24,9 +24,9 @@ from pfi.federate.layout import Layer, Layout
 from pfi.federate.message import Message
 from pfi.federate.strategies import get_strategy
 from pfi.federate.work import Client, Losses, Model
-from pfi.models import load_backbone
 from pfi.models.adapters import Adapter, AdapterConfig
-from pfi.models.bank import AdapterBank
+from pfi.models.backbone import load_backbone
+from pfi.models.bank.bank import AdapterBank
 from pfi.tasks import Example
 
 Folder = Callable[[str], Path]

@@ -24,7 +24,7 @@ from pfi.federate.simulate import SimulatedFleet
 from pfi.federate.work import Client, Losses, Train
 from pfi.models.adapters import Adapter, AdapterConfig, lora_config
 from pfi.models.backbone import Backbone, load_backbone
-from pfi.models.packing import Row, target_losses
+from pfi.models.bank.packing import Row, target_losses
 from pfi.tasks import Example
 
 State = dict[str, Any]

@@ -18,7 +18,7 @@ from pfi.augment.filters import FILTERS, Filtered, apply_filters
 from pfi.augment.judge import BackboneJudge, Vectors
 from pfi.augment.likeness import Copies, rouge_l, shingles, words
 from pfi.augment.subject import Subject
-from pfi.models import load_backbone
+from pfi.models.backbone import load_backbone
 from pfi.records import History, Record
 from pfi.tasks import Example, get_task
 

@@ -14,18 +14,13 @@ import torch
 from conftest import FAMILIES
 
 from pfi.errors import ConfigError
-from pfi.models import (
-    Backbone,
-    answer,
-    decoding,
-    generate,
-    load_backbone,
-    padding,
-    score_labels,
-    stream,
-)
-from pfi.models.generation import Nucleus
-from pfi.models.padding import _FAMILIES, takes_masks
+from pfi.inference import decoding
+from pfi.inference.answering import answer
+from pfi.inference.generation import Nucleus, generate, stream
+from pfi.models import attention as padding
+from pfi.models.attention import _FAMILIES, takes_masks
+from pfi.models.backbone import Backbone, load_backbone
+from pfi.models.scoring import score_labels
 from pfi.tasks import get_task
 
 Folder = Callable[[str], Path]

@@ -14,10 +14,10 @@ from engine_world import make_adapter, sharpen
 from llama_world import needs_llama
 
 from pfi.errors import BackboneError, ConfigError
-from pfi.models import Backbone, load_backbone
-from pfi.models.gguf_cache import backbone_file, fingerprint
-from pfi.models.gguf_file import BITS, bits_of, write_adapter, write_backbone
-from pfi.models.llama_c import Context, Model
+from pfi.inference.llama.c import Context, Model
+from pfi.inference.llama.gguf import BITS, bits_of, write_adapter, write_backbone
+from pfi.inference.llama.gguf_cache import backbone_file, fingerprint
+from pfi.models.backbone import Backbone, load_backbone
 from pfi.models.prompter import Prompter
 
 pytestmark = needs_llama
@@ -174,7 +174,7 @@ def _distance(found: np.ndarray, expected: np.ndarray) -> float:
 
 def _with_weights(backbone: Backbone, read: dict[str, np.ndarray]) -> None:
     """Put weights read from a file into the model, queries and keys turned back."""
-    from pfi.models.gguf_file import tensor_name
+    from pfi.inference.llama.gguf import tensor_name
 
     state, config = {}, backbone.model.config
     for key in backbone.model.state_dict():
@@ -219,7 +219,7 @@ def test_the_tokenizer_in_the_file_is_ours(
 
 
 def test_how_texts_are_split_has_llama_cpps_name() -> None:
-    from pfi.models.gguf_vocab import _splitting
+    from pfi.inference.llama.gguf import _splitting
 
     level = {"type": "ByteLevel", "use_regex": True}
 
@@ -243,7 +243,7 @@ def test_plain_llama_cpp_answers_as_the_merged_weights(
     import httpx
     import xllamacpp
 
-    from pfi.models.generation import decode, greedy
+    from pfi.inference.generation import decode, greedy
 
     backbone = sharpen(load_backbone(backbone_folder("llama")))
     adapter, ids = make_adapter(backbone, 3), backbone.prompt_ids("a quick brown fox")

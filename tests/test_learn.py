@@ -14,7 +14,7 @@ from pfi.errors import BackboneError, ConfigError, DataError
 from pfi.learn import TRAINERS, Adapter, TrainConfig, TrainResult, get_trainer, train_one
 from pfi.learn.peft_trainer import IGNORED, collate
 from pfi.learn.training import batches, encode, rate_at
-from pfi.models import Backbone, load_backbone
+from pfi.models.backbone import Backbone, load_backbone
 from pfi.tasks import Example
 
 Folder = Callable[[str], Path]

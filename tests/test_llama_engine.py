@@ -16,12 +16,14 @@ from engine_world import World, joined, read, until, whole
 from llama_world import make_engine, make_world, needs_llama
 
 from pfi.errors import BackboneError, ConfigError
-from pfi.models import generate, load_backbone, score_labels
+from pfi.inference.engine import AdapterRef, Engine, Request, Sampling, text_of
+from pfi.inference.generation import generate
+from pfi.inference.llama.c import Model
+from pfi.inference.llama.engine import LlamaEngine
+from pfi.inference.llama.gguf_cache import open_llama
 from pfi.models.adapters import Adapter, stacked
-from pfi.models.engine import AdapterRef, Engine, Request, Sampling, text_of
-from pfi.models.gguf_cache import open_llama
-from pfi.models.llama_c import Model
-from pfi.models.llama_engine import LlamaEngine
+from pfi.models.backbone import load_backbone
+from pfi.models.scoring import score_labels
 
 pytestmark = needs_llama
 Folder = Callable[[str], Path]
@@ -337,7 +339,7 @@ def test_draws_follow_from_the_seed(world: World, engine: LlamaEngine) -> None:
 
 
 def test_draws_are_those_of_the_torch_engine(world: World, engine: LlamaEngine) -> None:
-    from pfi.models.torch_engine import TorchEngine
+    from pfi.inference.torch.engine import TorchEngine
 
     with TorchEngine(world.backbone, rank=2) as other:
         for seed, top_p in ((1, 1.0), (2, 0.9), (3, 0.5)):
@@ -434,7 +436,7 @@ def test_without_the_package_there_is_a_clear_error(
 ) -> None:
     import sys
 
-    from pfi.models import llama_c
+    from pfi.inference.llama import c as llama_c
 
     llama_c.library.cache_clear()
     monkeypatch.setitem(sys.modules, "xllamacpp.xllamacpp", None)

@@ -10,7 +10,10 @@ import torch
 from conftest import FAMILIES
 
 from pfi.errors import BackboneError
-from pfi.models import answer, generate, load_backbone, score_labels, stream
+from pfi.inference.answering import answer
+from pfi.inference.generation import generate, stream
+from pfi.models.backbone import load_backbone
+from pfi.models.scoring import score_labels
 from pfi.tasks import get_task
 
 Folder = Callable[[str], Path]

@@ -14,9 +14,8 @@ from pfi.learn.bank_trainer import BankRun, BankTrainer
 from pfi.learn.gradients import gradients
 from pfi.learn.objectives import Part, piece_sums
 from pfi.learn.peft_trainer import PeftTrainer
-from pfi.models import load_backbone
-from pfi.models.backbone import Backbone
-from pfi.models.packing import Piece, Row
+from pfi.models.backbone import Backbone, load_backbone
+from pfi.models.bank.packing import Piece, Row
 
 Folder = Callable[[str], Path]
 WORDS = ["brown", "lazy", "film", "book", "title", "fox", "dog", "jumps", "over", "good"]

@@ -19,7 +19,7 @@ from pfi.learn import TRAINERS, Adapter, Job, TrainConfig, get_trainer, train_on
 from pfi.learn.bank_trainer import BankTrainer
 from pfi.learn.personalize import personalize
 from pfi.learn.results import adapter_folder, result_path, results
-from pfi.models import load_backbone
+from pfi.models.backbone import load_backbone
 from pfi.tasks import Example
 
 Folder = Callable[[str], Path]

@@ -26,7 +26,7 @@ from pfi.learn import TRAINERS, Adapter, Job, TrainConfig, TrainResult, get_trai
 from pfi.learn.personalize import personalize
 from pfi.learn.results import adapter_folder, results
 from pfi.memory.jobs import LampJobs
-from pfi.models import load_backbone
+from pfi.models.backbone import load_backbone
 from pfi.tasks import Example
 
 Folder = Callable[[str], Path]

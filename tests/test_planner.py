@@ -210,7 +210,7 @@ def test_training_adapts_fewer_blocks_where_time_is_short_and_none_where_it_is_t
 
 def test_what_can_be_planned_can_be_run() -> None:
     from pfi.device.engines import EngineChoice
-    from pfi.models import gguf_file
+    from pfi.inference.llama import gguf as gguf_file
 
     assert set(gguf_file._FAMILIES) == LLAMA_KINDS
     for engine, bits, _ in WAYS:
@@ -263,9 +263,9 @@ def test_a_small_array_is_read_at_the_speed_of_the_cache() -> None:
 def test_sizes_from_headers_are_those_of_the_loaded_model(
     backbone_folder: Callable[[str], Path], family: str
 ) -> None:
-    from pfi.models import load_backbone
     from pfi.models.adapters import AdapterConfig
-    from pfi.models.bank import AdapterBank
+    from pfi.models.backbone import load_backbone
+    from pfi.models.bank.bank import AdapterBank
 
     folder = str(backbone_folder(family))
     found = read_shape(folder)
@@ -278,7 +278,7 @@ def test_sizes_from_headers_are_those_of_the_loaded_model(
 
 
 def test_cached_keys_and_values_are_as_large_as_predicted() -> None:
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
 
     backbone = load_backbone("embedded", device="cpu")
     import torch
@@ -294,7 +294,7 @@ def test_an_encoder_decoder_model_also_keeps_what_its_encoder_gave(
 ) -> None:
     import torch
 
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
 
     folder = str(backbone_folder("t5"))
     ids = torch.ones(1, 20, dtype=torch.long)
@@ -367,8 +367,8 @@ torch.set_num_threads(1)
 from pfi.device.engines import EngineChoice, make_engine
 from pfi.device.machine import base_memory
 from pfi.learn import TrainConfig, get_trainer, train_one
-from pfi.models import load_backbone
-from pfi.models.engine import Request, Sampling, text_of
+from pfi.models.backbone import load_backbone
+from pfi.inference.engine import Request, Sampling, text_of
 from pfi.tasks import Example
 
 def peak():
@@ -396,7 +396,7 @@ def test_predicted_peak_memory_is_near_the_measured_one(tmp_path: Path) -> None:
     from conftest import save_tokenizer
 
     from pfi.learn.training import as_piece
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
     from pfi.tasks import Example
 
     size = save_tokenizer(tmp_path)
@@ -433,7 +433,7 @@ def test_the_short_real_run_measures_models_of_any_kind(
 ) -> None:
     from pfi.device.trial import try_backbone
     from pfi.learn import TrainConfig
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
     from pfi.tasks import Example
 
     examples = [Example("good bad fine", "book", {}, "")] * 3

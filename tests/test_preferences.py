@@ -26,8 +26,8 @@ from pfi.learn import (
     train_preferences,
 )
 from pfi.learn.bank_trainer import BankRun
-from pfi.models import AdapterBank, load_backbone
-from pfi.models.backbone import Backbone
+from pfi.models.backbone import Backbone, load_backbone
+from pfi.models.bank.bank import AdapterBank
 
 Folder = Callable[[str], Path]
 WORDS = ["brown", "lazy", "film", "book", "title", "fox", "dog", "jumps", "over", "good"]

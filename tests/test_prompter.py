@@ -11,7 +11,7 @@ import pytest
 from conftest import FAMILIES
 
 from pfi.errors import ConfigError
-from pfi.models import load_backbone
+from pfi.models.backbone import load_backbone
 from pfi.models.prompter import Prompter, load_prompter
 
 Folder = Callable[[str], Path]

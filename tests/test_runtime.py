@@ -15,13 +15,14 @@ from pfi.device.engines import EngineChoice, make_engine
 from pfi.device.open import create_home
 from pfi.device.runtime import generic
 from pfi.errors import ConfigError
+from pfi.inference.answering import answer
+from pfi.inference.engine import Sampling, text_of
+from pfi.inference.torch.engine import TorchEngine
 from pfi.learn import Adapter
 from pfi.memory.summary import summarise
-from pfi.models import Backbone, answer, load_backbone
 from pfi.models.adapters import AdapterConfig
-from pfi.models.bank import AdapterBank
-from pfi.models.engine import Sampling, text_of
-from pfi.models.torch_engine import TorchEngine
+from pfi.models.backbone import Backbone, load_backbone
+from pfi.models.bank.bank import AdapterBank
 from pfi.records import Record
 from pfi.tasks import get_task
 

@@ -367,7 +367,7 @@ def test_an_error_after_the_first_piece_is_told_in_the_stream(
     ann: openai.OpenAI, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: Any) -> Iterator[Any]:
-        from pfi.models.engine import Piece
+        from pfi.inference.engine import Piece
 
         yield Piece("begun")
         time.sleep(0.1)

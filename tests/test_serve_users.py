@@ -140,8 +140,8 @@ def test_a_hundred_requests_of_ten_users_on_the_torch_engine(tmp_path: Path) -> 
     from engine_world import World as Merged
     from engine_world import make_adapter
 
-    from pfi.models import load_backbone
-    from pfi.models.torch_engine import TorchEngine
+    from pfi.inference.torch.engine import TorchEngine
+    from pfi.models.backbone import load_backbone
 
     names = [f"user{number}x" for number in range(10)]
     homes = make_homes(tmp_path, names, records=2)

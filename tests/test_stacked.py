@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from pfi.errors import BackboneError
-from pfi.models import AdapterBank, Backbone, load_backbone
 from pfi.models.adapters import Adapter, AdapterConfig, lora_config, stacked
+from pfi.models.backbone import Backbone, load_backbone
+from pfi.models.bank.bank import AdapterBank
 
 Folder = Callable[[str], Path]
 

@@ -25,9 +25,10 @@ from pfi.evaluate.stream_config import StreamConfig
 from pfi.evaluate.stream_metrics import points_scale, scored, stream_metrics
 from pfi.evaluate.stream_report import stream_table, write_stream_report
 from pfi.evaluate.stream_run import StreamStudy
+from pfi.inference.answering import answer
 from pfi.learn import TrainConfig
 from pfi.memory import Memory
-from pfi.models import answer, load_backbone
+from pfi.models.backbone import load_backbone
 from pfi.models.scoring import score_labels
 from pfi.records import History, Question, Record, User
 from pfi.tasks import get_task

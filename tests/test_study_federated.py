@@ -23,7 +23,7 @@ from pfi.evaluate.task_setup import TaskSetup
 from pfi.federate.rounds import Federation
 from pfi.federate.simulate import SimulatedFleet
 from pfi.learn import Adapter, TrainConfig
-from pfi.models import load_backbone
+from pfi.models.backbone import load_backbone
 from pfi.tasks import Example, get_task
 
 TASK = "LaMP_3"

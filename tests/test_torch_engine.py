@@ -17,12 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pfi.errors import BackboneError, ConfigError
-from pfi.models import AdapterBank, load_backbone, padding, row_attention, score_labels
+from pfi.inference.engine import AdapterRef, Engine, Request, Sampling
+from pfi.inference.torch.batch import BatchRows
+from pfi.inference.torch.engine import TorchEngine
+from pfi.inference.torch.unbatched import LoneRows
+from pfi.models import attention as padding
+from pfi.models import attention as row_attention
 from pfi.models.adapters import Adapter, AdapterConfig, stacked
-from pfi.models.batch_rows import BatchRows
-from pfi.models.engine import AdapterRef, Engine, Request, Sampling
-from pfi.models.lone_rows import LoneRows
-from pfi.models.torch_engine import TorchEngine
+from pfi.models.backbone import load_backbone
+from pfi.models.bank.bank import AdapterBank
+from pfi.models.scoring import score_labels
 
 Folder = Callable[[str], Path]
 TEXTS = [

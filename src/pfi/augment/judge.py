@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pfi.learn.training import as_piece
+from pfi.models.attention import pad_rows
 from pfi.models.backbone import Backbone
-from pfi.models.packing import passes
-from pfi.models.padding import pad_rows
+from pfi.models.bank.packing import passes
 from pfi.models.scoring import mean_losses
 from pfi.tasks import Example
 

@@ -124,7 +124,7 @@ def install(
     from pfi.device import AdapterInfo, pick_task
     from pfi.device.gate_prior import WithPrior
     from pfi.learn import Adapter
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
 
     home = open_profile(profile)
     chosen = pick_task(home, task).name

@@ -233,7 +233,7 @@ def simulate(
     from pfi.federate.rounds import Federation
     from pfi.federate.simulate import SimulatedFleet
     from pfi.federate.users import Users
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
     from pfi.tasks import get_task
 
     settings = FederateConfig.model_validate(federation_settings(config, set_ or []))

@@ -63,7 +63,7 @@ def gguf(
     from pfi.device import pick_task
     from pfi.device.exports import Placement, Report, export_gguf
     from pfi.errors import ConfigError
-    from pfi.models.gguf_file import bits_of
+    from pfi.inference.llama.gguf import bits_of
 
     placements: tuple[Placement, ...] = ("separate", "merged")
     chosen = next((each for each in placements if each == adapter), None)

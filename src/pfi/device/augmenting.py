@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pfi.augment.guard import Hides
     from pfi.augment.pipeline import Augmented, Augmenter
     from pfi.memory import Retrieval
-    from pfi.models import Backbone
+    from pfi.models.backbone import Backbone
 
 #: Words of the summary that a plan counts with, where the real one is not known yet.
 _SUMMARY_WORDS = 150
@@ -208,7 +208,7 @@ class Augmentation:
     @cached_property
     def _model(self) -> Backbone:
         """The backbone with the task's shared adapter: what any personal adapter lies on."""
-        from pfi.models import load_backbone
+        from pfi.models.backbone import load_backbone
 
         self._on_stage("loading the backbone")
         plain = self._given or load_backbone(self.home.config.backbone)

@@ -27,7 +27,7 @@ from pfi.tasks import Example, Task
 if TYPE_CHECKING:
     from pfi.learn import Adapter, TrainConfig
     from pfi.memory.mixing import MixConfig
-    from pfi.models import Backbone
+    from pfi.models.backbone import Backbone
 
 #: Held-back records of one source that are measured; more would take longer than training.
 MOST = 32

@@ -11,7 +11,7 @@ from pfi.errors import ConfigError
 
 if TYPE_CHECKING:
     from pfi.device.config import HomeConfig
-    from pfi.models.engine import Engine
+    from pfi.inference.engine import Engine
 
 EngineName = Literal["torch", "llama.cpp"]
 Bits = Literal["f32", "bf16", "f16", "q8_0", "q4_k_m"]
@@ -78,7 +78,7 @@ def make_engine(
         BackboneError: the backbone cannot be loaded, or llama.cpp is not installed.
     """
     if choice.name == "llama.cpp":
-        from pfi.models.gguf_cache import open_llama
+        from pfi.inference.llama.gguf_cache import open_llama
 
         return open_llama(
             choice.backbone,
@@ -90,8 +90,8 @@ def make_engine(
         )
     from dataclasses import replace
 
-    from pfi.models import load_backbone
-    from pfi.models.torch_engine import TorchEngine
+    from pfi.inference.torch.engine import TorchEngine
+    from pfi.models.backbone import load_backbone
 
     backbone = load_backbone(choice.backbone)
     if choice.context is not None:

@@ -16,14 +16,14 @@ from pydantic import BaseModel, ConfigDict
 from pfi.device.home import Home
 from pfi.device.training import answer_scores, example_losses
 from pfi.errors import DataError
-from pfi.models.engine import AdapterRef, Request, Sampling, text_of
+from pfi.inference.engine import AdapterRef, Request, Sampling, text_of
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.tasks import Example, Task
 
 if TYPE_CHECKING:
-    from pfi.models import Backbone
+    from pfi.inference.engine import Engine
     from pfi.models.adapters import Adapter
-    from pfi.models.engine import Engine
+    from pfi.models.backbone import Backbone
 
 #: The latest examples that are measured.
 MOST = 32
@@ -112,7 +112,7 @@ def measure(
     Raises:
         BackboneError: llama.cpp is not installed or cannot load the file.
     """
-    from pfi.models.llama_engine import LlamaEngine
+    from pfi.inference.llama.engine import LlamaEngine
 
     ref = AdapterRef("exported", lambda: adapter) if adapter else None  # type: ignore[arg-type, return-value]
     with LlamaEngine(exact.prompter, exact.model.config, path, slots=1) as engine:

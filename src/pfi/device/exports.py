@@ -24,9 +24,9 @@ from pfi.errors import ConfigError, StorageError
 from pfi.tasks import Task
 
 if TYPE_CHECKING:
-    from pfi.models import Backbone
+    from pfi.inference.llama.gguf import Bits
     from pfi.models.adapters import Adapter
-    from pfi.models.gguf_file import Bits
+    from pfi.models.backbone import Backbone
 
 Placement = Literal["separate", "merged"]
 #: The rise of the loss, in nats a token, up to which a quantised model is taken.
@@ -62,7 +62,7 @@ class Learnt:
 
     def merged(self) -> Backbone:
         """The backbone with all adapters merged into its weights, on the CPU."""
-        from pfi.models import load_backbone
+        from pfi.models.backbone import load_backbone
 
         plain = load_backbone(self.backbone, device="cpu")
         return plain.with_adapters([adapter.scaled(weight) for adapter, weight in self.adapters])
@@ -149,8 +149,8 @@ def export_gguf(
         DataError: there are no records to measure on.
         StorageError: a file cannot be read or written.
     """
-    from pfi.models.gguf_cache import backbone_file, load_config
-    from pfi.models.gguf_file import check_family, write_adapter, write_backbone
+    from pfi.inference.llama.gguf import check_family, write_adapter, write_backbone
+    from pfi.inference.llama.gguf_cache import backbone_file, load_config
 
     if out.suffix != ".gguf":
         raise ConfigError(f"{out.name} is no name of a GGUF file", fix=f"call it {out.name}.gguf")

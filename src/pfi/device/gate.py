@@ -31,7 +31,7 @@ from pfi.tasks import Task
 if TYPE_CHECKING:
     from pfi.learn import Adapter, AdapterConfig
     from pfi.memory.trials import Trial
-    from pfi.models import Backbone
+    from pfi.models.backbone import Backbone
 
 
 def gate_config(home: Home, settings: Mapping[str, Any] | None = None) -> GateConfig:
@@ -96,7 +96,7 @@ def fit_gate(
         BackboneError: the version in use was trained on another backbone.
         StorageError: an adapter, the vault or the gate's file cannot be read or written.
     """
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
 
     read_gate(home)  # a damaged file is told of before the work
     run = _Fit(home, task, gate_config(home, settings), seed, on_stage, on_step)

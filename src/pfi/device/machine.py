@@ -141,7 +141,7 @@ def base_memory() -> int:
     """Bytes that this process takes with the libraries and a tokenizer loaded, without weights."""
     import psutil
 
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
 
     backbone = load_backbone("embedded", device="cpu")
     weights = sum(weight.nbytes for weight in backbone.model.parameters())

@@ -26,7 +26,7 @@ WAYS: list[tuple[EngineName, Bits, int]] = [
     ("llama.cpp", "q4_k_m", 0),
 ]
 _NEARNESS = {(engine, bits): near for engine, bits, near in WAYS}
-#: Model kinds that llama.cpp can be given, see ``models/gguf_file.py``.
+#: Model kinds that llama.cpp can be given, see ``inference/llama/gguf.py``.
 LLAMA_KINDS = frozenset({"llama", "qwen2"})
 _LEAST_CONTEXT, _WANTED_CONTEXT = 256, 1024
 ASSUMED_WATTS = 30.0

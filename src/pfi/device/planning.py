@@ -18,7 +18,7 @@ from pfi.tasks import Example, Task
 
 if TYPE_CHECKING:
     from pfi.learn import TrainConfig
-    from pfi.models import Backbone
+    from pfi.models.backbone import Backbone
 
 _SAMPLED = 64  # records whose tokens are counted
 
@@ -63,7 +63,7 @@ def plan_for(
     model = Model(shape, _assumed(config, count), rank=config.rank)
     if not quick and _can_load(machine, shape, limits):
         from pfi.device.trial import try_backbone
-        from pfi.models import load_backbone
+        from pfi.models.backbone import load_backbone
 
         on_stage("trying the backbone")
         backbone = load_backbone(home.config.backbone)

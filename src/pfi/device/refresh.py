@@ -34,7 +34,7 @@ from pfi.tasks import Task
 
 if TYPE_CHECKING:
     from pfi.learn import Adapter
-    from pfi.models import Backbone
+    from pfi.models.backbone import Backbone
 
 Outcome = Literal["no need", "due", "rejected", "accepted"]
 _START = datetime.fromtimestamp(0, UTC)
@@ -125,7 +125,7 @@ def refresh(
         StorageError: an adapter or the vault cannot be read or written, or another version came
             into use meanwhile.
     """
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
 
     config = refresh_config(home, settings)
     indexed = False if dry_run else _index(home, on_stage)

@@ -16,7 +16,7 @@ from pfi.errors import DataError
 from pfi.tasks import get_task
 
 if TYPE_CHECKING:
-    from pfi.models import Backbone
+    from pfi.models.backbone import Backbone
 
 
 def retrain(

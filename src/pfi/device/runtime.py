@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from pfi.device.config import search_config
 from pfi.device.home import Home
 from pfi.errors import BackboneError, ConfigError
-from pfi.models.engine import AdapterRef, OnePiece, Request, Sampling, text_of
+from pfi.inference.engine import AdapterRef, OnePiece, Request, Sampling, text_of
 from pfi.records import Record
 from pfi.tasks import Task, get_task
 
 if TYPE_CHECKING:
+    from pfi.inference.engine import Engine, Stream
     from pfi.memory import Memory, MemoryStore
     from pfi.models.adapters import Adapter
-    from pfi.models.engine import Engine, Stream
     from pfi.models.prompter import Prompter, Turn
 
 FALLBACK_TASK = "instruction"

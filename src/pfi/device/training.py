@@ -24,7 +24,7 @@ from pfi.tasks import Example, Task
 if TYPE_CHECKING:
     from pfi.learn import Adapter, TrainConfig
     from pfi.memory.mixing import MixConfig
-    from pfi.models import Backbone
+    from pfi.models.backbone import Backbone
 
 #: The latest held-back examples that are measured; more would take longer than training.
 MAX_MEASURED = 64
@@ -121,7 +121,7 @@ def train(
         DataError: there are too few records.
         StorageError: an adapter or the vault cannot be read or written.
     """
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
 
     config, mixed = train_config(home, settings or {}), mix_config(home, mix or {})
     if not 0 <= holdout < 1:
@@ -328,7 +328,7 @@ def example_losses(backbone: Backbone, examples: Sequence[Example]) -> list[floa
 
 def answer_scores(backbone: Backbone, task: Task, examples: Sequence[Example]) -> dict[str, float]:
     """The task's metrics of the answers to the examples."""
-    from pfi.models import answer
+    from pfi.inference.answering import answer
 
     predictions = answer(backbone, task, [example.prompt for example in examples])
     return task.score(predictions, [example.target for example in examples])

@@ -14,7 +14,7 @@ from pfi.device.shapes import ModelShape
 
 if TYPE_CHECKING:
     from pfi.learn import TrainConfig
-    from pfi.models import Backbone
+    from pfi.models.backbone import Backbone
     from pfi.tasks import Example
 
 _PROMPT, _NEW = 128, 24  # tokens
@@ -46,9 +46,9 @@ def _decoding(backbone: Backbone, rank: int) -> tuple[float, float]:
     """Tokens a second of decoding, and of reading the prompt."""
     import torch
 
+    from pfi.inference.decoding import start
     from pfi.models.adapters import AdapterConfig
-    from pfi.models.bank import AdapterBank
-    from pfi.models.decoding import start
+    from pfi.models.bank.bank import AdapterBank
 
     bank = AdapterBank(backbone, AdapterConfig(rank=rank), 1)
     slot = bank.new(0)
@@ -76,7 +76,7 @@ def _decoding(backbone: Backbone, rank: int) -> tuple[float, float]:
 
 
 def _plain_decoding(backbone: Backbone, prompt: list[int]) -> tuple[float, float]:
-    from pfi.models.generation import decode, greedy
+    from pfi.inference.generation import decode, greedy
 
     seconds = []
     for new in (1, 9):

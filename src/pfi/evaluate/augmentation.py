@@ -26,7 +26,7 @@ from pfi.augment.teacher import Call, Reply, Teacher, TeacherError
 from pfi.augment.teachers.embedded import EmbeddedTeacher
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.events import Event, new_event
-from pfi.models import Backbone
+from pfi.models.backbone import Backbone
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.records import History, Provenance, Record
 from pfi.tasks import Task

@@ -13,7 +13,7 @@ from pfi.evaluate.events import Event, new_event, read_events
 from pfi.evaluate.run import Run
 from pfi.federate.config import FederateConfig
 from pfi.learn import Adapter
-from pfi.models import Backbone
+from pfi.models.backbone import Backbone
 from pfi.tasks import Example, Task
 
 #: What a ``round`` event says of a round, beside the task, the arm and the number.

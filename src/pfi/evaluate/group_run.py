@@ -23,6 +23,7 @@ from pfi.augment.strategies import answer_call, read_answer
 from pfi.evaluate.arms import KINDS, Arm, Kind, get_arm
 from pfi.evaluate.events import Event, new_event
 from pfi.evaluate.task_setup import Group, TaskSetup
+from pfi.inference.answering import answer
 from pfi.learn import Adapter, Job
 from pfi.memory import Memory
 from pfi.memory.gate import Tried, choices, choose
@@ -37,8 +38,8 @@ from pfi.memory.trials import (
     record_trials,
     try_choices,
 )
-from pfi.models import Backbone, answer
-from pfi.models.bank import AdapterBank
+from pfi.models.backbone import Backbone
+from pfi.models.bank.bank import AdapterBank
 from pfi.records import History, Record, User
 from pfi.tasks import Example
 

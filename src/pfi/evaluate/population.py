@@ -19,7 +19,7 @@ from pfi.evaluate.group_run import GroupRun
 from pfi.evaluate.task_setup import Group, TaskSetup, prior_file
 from pfi.learn import Adapter
 from pfi.memory.gate import Prior, Tried
-from pfi.models import Backbone
+from pfi.models.backbone import Backbone
 from pfi.tasks import Task
 
 #: The part of a run folder where the adapters of these users are.

@@ -25,9 +25,10 @@ from pfi.evaluate.stream import POLICIES, Step, Stream, check_flip, make_stream
 from pfi.evaluate.study import OnProgress, Study, machine
 from pfi.evaluate.task_run import TaskRun
 from pfi.evaluate.task_setup import TaskSetup
+from pfi.inference.answering import answer
 from pfi.learn import Adapter, Job
-from pfi.models import Backbone, answer
-from pfi.models.bank import NO_ADAPTER, AdapterBank
+from pfi.models.backbone import Backbone
+from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
 from pfi.records import Record, User
 from pfi.tasks import Example, Task
 

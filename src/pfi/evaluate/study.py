@@ -32,7 +32,7 @@ from pfi.evaluate.task_run import TaskRun
 from pfi.learn import get_trainer
 from pfi.memory.embedders import find_embedder
 from pfi.memory.index import check_search
-from pfi.models import Backbone, load_backbone
+from pfi.models.backbone import Backbone, load_backbone
 from pfi.tasks import Task, get_task
 
 #: Called with a line for people, the units of work done and the units planned.

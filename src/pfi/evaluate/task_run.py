@@ -18,7 +18,7 @@ from pfi.evaluate.task_setup import Group, TaskSetup
 from pfi.evaluate.workers import run_in_workers
 from pfi.learn import Adapter, train_one
 from pfi.memory import Memory
-from pfi.models import Backbone
+from pfi.models.backbone import Backbone
 from pfi.records import User
 from pfi.tasks import Example, Task
 

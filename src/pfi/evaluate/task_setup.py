@@ -21,7 +21,7 @@ from pfi.memory import Memory, Retrieval
 from pfi.memory.embedders import Embedder, find_embedder
 from pfi.memory.gate import Prior
 from pfi.memory.index import VectorCache
-from pfi.models import Backbone
+from pfi.models.backbone import Backbone
 from pfi.records import Record
 from pfi.tasks import Task
 

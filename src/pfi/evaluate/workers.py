@@ -165,7 +165,7 @@ def _work(order: _Order, connection: Connection) -> None:
 
 
 def _set_up(order: _Order) -> TaskSetup:
-    from pfi.models import load_backbone
+    from pfi.models.backbone import load_backbone
 
     backbone = load_backbone(order.config.backbone)
     config, shared = order.config, None

@@ -21,7 +21,7 @@ from pfi.federate.upload import bounded, pack
 from pfi.federate.users import Population
 from pfi.federate.work import Client, Memory, Update, Work
 from pfi.models.backbone import Backbone
-from pfi.models.packing import Piece
+from pfi.models.bank.packing import Piece
 from pfi.privacy.crypto.sealing import SealError, seal, unseal
 from pfi.privacy.ledger.entries import fingerprint
 

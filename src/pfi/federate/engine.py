@@ -26,7 +26,7 @@ from pfi.learn.bank_trainer import ActiveJob, BankRun
 from pfi.learn.slots import SlotSGD
 from pfi.learn.training import Job, as_piece, batches
 from pfi.models.backbone import Backbone
-from pfi.models.packing import Piece
+from pfi.models.bank.packing import Piece
 from pfi.models.scoring import mean_losses
 from pfi.tasks import Example
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pfi.models.bank import AdapterBank
+from pfi.models.bank.bank import AdapterBank
 
 Row = NDArray[np.float32]
 Part = Literal["both", "A", "B"]

@@ -25,12 +25,12 @@ from pfi.learn.objectives import CrossEntropy, Objective, Part, part_losses
 from pfi.learn.slots import SlotAdamW, clip
 from pfi.learn.training import Job, OnStep, TrainConfig, TrainResult, batches, hold_back, rate_at
 from pfi.models.adapters import Adapter
+from pfi.models.attention import takes_masks
 from pfi.models.backbone import Backbone
-from pfi.models.bank import AdapterBank
-from pfi.models.bank_layers import Dropout
-from pfi.models.packing import Piece, Row, batch, passes, target_losses
-from pfi.models.padding import takes_masks
-from pfi.models.partial import split
+from pfi.models.bank.bank import AdapterBank
+from pfi.models.bank.frozen_layers import split
+from pfi.models.bank.layers import Dropout
+from pfi.models.bank.packing import Piece, Row, batch, passes, target_losses
 
 #: Tokens of one micro-batch by device, see ``token_budget``.
 _TOKENS = {"cpu": 512, "cuda": 16384}

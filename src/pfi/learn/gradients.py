@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from pfi.learn.slots import clip
-from pfi.models.bank import AdapterBank
-from pfi.models.packing import Piece, Row, passes, target_losses
+from pfi.models.bank.bank import AdapterBank
+from pfi.models.bank.packing import Piece, Row, passes, target_losses
 
 
 def gradients(

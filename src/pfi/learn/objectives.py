@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 from pfi.errors import DataError
 from pfi.learn.training import as_piece
+from pfi.models.attention import takes_masks
 from pfi.models.backbone import Backbone
-from pfi.models.packing import Piece, Row, common_stem, pack, passes, target_losses
-from pfi.models.padding import takes_masks
+from pfi.models.bank.packing import Piece, Row, common_stem, pack, passes, target_losses
 from pfi.tasks import Example
 
 

@@ -24,8 +24,8 @@ from pfi.learn.training import (
     rate_at,
 )
 from pfi.models.adapters import Adapter, lora_config
+from pfi.models.attention import pad_rows
 from pfi.models.backbone import Backbone
-from pfi.models.padding import pad_rows
 
 #: Marks labels that carry no loss.
 IGNORED = -100

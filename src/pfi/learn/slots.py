@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.optim.adamw import adamw
 
-from pfi.models.bank import AdapterBank
+from pfi.models.bank.bank import AdapterBank
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from pfi.errors import DataError
 from pfi.models.adapters import Adapter, AdapterConfig
 from pfi.models.backbone import Backbone
-from pfi.models.packing import Piece
+from pfi.models.bank.packing import Piece
 from pfi.tasks import Example
 
 #: Called after every step with the job's id, the steps done, the steps planned and the loss.

@@ -16,7 +16,7 @@ from pathlib import Path
 from pfi.datasets.lamp import LampUsers, open_users, read_users
 from pfi.learn.training import Job
 from pfi.memory.prompts import Retrieval
-from pfi.models import load_backbone
+from pfi.models.backbone import load_backbone
 from pfi.records import Record
 from pfi.tasks import Example, Task, get_task
 

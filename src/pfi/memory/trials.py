@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pfi.inference.answering import answer
 from pfi.learn import Adapter, AdapterConfig
 from pfi.memory.gate import (
     NOTHING,
@@ -27,8 +28,8 @@ from pfi.memory.gate import (
 )
 from pfi.memory.index import Memory
 from pfi.memory.prompts import Retrieval, lookalikes
-from pfi.models import Backbone, answer
-from pfi.models.bank import NO_ADAPTER, AdapterBank
+from pfi.models.backbone import Backbone
+from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
 from pfi.models.scoring import score_labels, score_targets
 from pfi.records import History, Question, Record
 from pfi.tasks import METRICS, Task

@@ -1,17 +1,23 @@
-"""Attention as matrix products, for bfloat16 on CPUs.
+"""Attention: our own kernels, rows of different lengths, and which models take them.
 
-torch's fused attention has no fast bfloat16 kernel there: its forward and backward pass took
-2 to 7 times as long as these products on rows of 64 to 512 tokens (dev/log.md).
+Matrix products for bfloat16 on CPUs, single tokens over rows of very different lengths, and
+padding with a ready-made mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from pfi.models.backbone import Backbone
+
 
 MATMUL = "pfi_matmul"
 
@@ -75,3 +81,110 @@ def attend(
 def _causal(queries: int, keys: int, dtype: torch.dtype) -> torch.Tensor:
     seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     return torch.zeros(queries, keys, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+ROWS = "pfi_rows"
+#: What a product of its own costs, in keys.
+_APART = 400
+_now = threading.local()
+
+#: How far the product over all rows reaches, and the rows beyond it with their lengths.
+Cut = tuple[int, list[tuple[int, int]]]
+
+
+def use_row_attention(model: Any) -> None:
+    """Let a decoder-only model on a CPU use it; others stay as they are."""
+    known = model.config._attn_implementation in ("sdpa", MATMUL)
+    if known and model.device.type == "cpu" and not model.config.is_encoder_decoder:
+        register(ROWS, attend_rows)
+        model.config._attn_implementation = ROWS
+
+
+@contextmanager
+def row_lengths(lengths: Sequence[int] | None) -> Iterator[None]:
+    """Within, passes of one token a row are over rows of these lengths, that token included."""
+    _now.cut = None if lengths is None else cut(lengths)
+    try:
+        yield
+    finally:
+        _now.cut = None
+
+
+def cut(lengths: Sequence[int]) -> Cut | None:
+    """The cheapest way to compute rows of these lengths; None for all in one product."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    best, apart = 0, 0
+    least = whole = len(lengths) * lengths[order[0]]
+    for count, row in enumerate(order):
+        cost = apart + len(lengths) * lengths[row]
+        if cost < least:
+            best, least = count, cost
+        apart += lengths[row] + _APART
+    if least > 0.9 * whole:
+        return None
+    return lengths[order[best]], [(row, lengths[row]) for row in order[:best]]
+
+
+def attend_rows(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """As ``attention.attend``, which see; several tokens a row as transformers does it."""
+    if query.shape[2] > 1:
+        if query.dtype != torch.float32:
+            return attend(module, query, key, value, attention_mask, scaling)
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **rest
+        )
+    found: Cut | None = getattr(_now, "cut", None)
+    if found is None or attention_mask is None:
+        return attend(module, query, key, value, attention_mask, scaling)
+    short, apart = found
+    mask = attention_mask[..., :short]
+    mixed, _ = attend(module, query, key[:, :, :short], value[:, :, :short], mask, scaling)
+    for row, length in apart:
+        one = slice(row, row + 1)
+        mixed[one], _ = attend(
+            module, query[one], key[one, :, :length], value[one, :, :length], None, scaling
+        )
+    return mixed, None
+
+
+#: Decoder-only families that add a four-dimensional mask to the attention scores as it is, take
+#: positions, and whose logits are the output layer applied to the last hidden states.
+_FAMILIES = {
+    *("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3"),
+    *("gemma", "gpt_neox", "olmo", "olmo2", "phi", "phi3", "stablelm", "starcoder2"),
+}
+_ATTENTIONS = {"eager", "sdpa", MATMUL, ROWS}
+
+
+def pad_rows(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> torch.Tensor:
+    """Rows of different lengths as one ``(rows, longest)`` tensor of int64."""
+    longest = max(len(row) for row in rows)
+    fills = [[value] * (longest - len(row)) for row in rows]
+    padded = [
+        [*fill, *row] if left else [*row, *fill] for row, fill in zip(rows, fills, strict=True)
+    ]
+    return torch.tensor(padded, dtype=torch.long)
+
+
+def takes_masks(backbone: Backbone, length: int) -> bool:
+    """Whether rows of ``length`` tokens may be given with our own mask and positions.
+
+    A model whose attention reaches less far than that would see too much through our mask.
+    """
+    config = backbone.model.config
+    window = getattr(config, "sliding_window", None)
+    return (
+        config.model_type in _FAMILIES
+        and config._attn_implementation in _ATTENTIONS
+        and (window is None or length <= window)
+    )

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from pfi.models.attention import pad_rows, takes_masks
 from pfi.models.backbone import Backbone
-from pfi.models.packing import Piece, Row, passes, target_losses
-from pfi.models.padding import pad_rows, takes_masks
+from pfi.models.bank.packing import Piece, Row, passes, target_losses
 
 #: Padded tokens of a batch. More are slower on a CPU, whose caches they overflow.
 _BATCH_TOKENS = {"cpu": 1024}

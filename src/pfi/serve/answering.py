@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from starlette.types import Receive
 
-    from pfi.models.engine import Piece, Stream
+    from pfi.inference.engine import Piece, Stream
 
 #: The number of a stream, and a piece of it.
 Numbered = tuple[int, "Piece"]

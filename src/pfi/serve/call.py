@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from pfi.errors import PfiError
-from pfi.models.engine import Sampling
+from pfi.inference.engine import Sampling
 from pfi.serve.answering import Answering, Numbered, gone
 from pfi.serve.errors import ApiError, from_pfi, no_model, unsupported
 from pfi.serve.schemas import ChatRequest, CompletionRequest, Extension
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from pfi.device import Prepared
-    from pfi.models.engine import Stream
+    from pfi.inference.engine import Stream
     from pfi.serve.auth import Caller
     from pfi.serve.config import ServeConfig
     from pfi.serve.limits import Limits

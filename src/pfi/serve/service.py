@@ -18,8 +18,8 @@ from pfi.serve.config import ServeConfig
 if TYPE_CHECKING:
     from pfi.device import Home, Prepared, Runtime
     from pfi.device.engines import EngineChoice
+    from pfi.inference.engine import Engine, EngineStats, Sampling, Stream
     from pfi.memory.embedders import SentenceModel
-    from pfi.models.engine import Engine, EngineStats, Sampling, Stream
     from pfi.tasks import Task
 
 GENERIC = "generic"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pfi.device import Prepared
-    from pfi.models.engine import Piece
+    from pfi.inference.engine import Piece
 
 DONE = b"data: [DONE]\n\n"
 #: Characters of a retrieved record that are shown.

@@ -19,8 +19,10 @@ import torch
 
 from pfi.augment.forms import Fields, write_answer, write_records
 from pfi.augment.teacher import Call, Material, Reply, Unusable, Usage
+from pfi.inference.generation import generate
 from pfi.memory import Memory, Retrieval
-from pfi.models import Backbone, generate, score_labels
+from pfi.models.backbone import Backbone
+from pfi.models.scoring import score_labels
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
 

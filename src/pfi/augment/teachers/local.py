@@ -13,8 +13,8 @@ from pfi.augment.config import TeacherConfig
 from pfi.augment.teacher import Call, Message, Reply, TeacherError, Unusable, Usage
 from pfi.augment.teachers.forms import read_answer
 from pfi.errors import BackboneError, ConfigError
-from pfi.models import load_backbone
-from pfi.models.generation import Nucleus, Pick, decode, greedy
+from pfi.inference.generation import Nucleus, Pick, decode, greedy
+from pfi.models.backbone import load_backbone
 
 _TOP_P = 0.95  # the tail of a small model's distribution is noise
 _LEAST = 16  # tokens an answer needs room for

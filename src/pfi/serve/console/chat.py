@@ -24,7 +24,7 @@ from pfi.serve.console.view import ConsoleRoute, Signed, Visit, environment, sai
 if TYPE_CHECKING:
     from pfi.device import Prepared
     from pfi.device.vault_feedback import Rating
-    from pfi.models.engine import Stream
+    from pfi.inference.engine import Stream
     from pfi.tasks import Task
 
 router = APIRouter(route_class=ConsoleRoute)

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pfi.errors import ConfigError
-from pfi.models.cores import physical_cores
-from pfi.models.drawing import Draw
-from pfi.models.engine import (
+from pfi.inference.detokenizer import Written
+from pfi.inference.engine import (
     AdapterRef,
     EngineStats,
     Finish,
@@ -27,13 +26,13 @@ from pfi.models.engine import (
     check_targets,
     most_tokens,
 )
-from pfi.models.llama_adapters import LlamaAdapters
-from pfi.models.llama_c import Context, Model
-from pfi.models.llama_scores import score
-from pfi.models.llama_slots import Slot, Slots
+from pfi.inference.llama.adapters import LlamaAdapters
+from pfi.inference.llama.c import Context, Model
+from pfi.inference.llama.sequences import Slot, Slots, score
+from pfi.inference.sampling import Draw
+from pfi.inference.streams import Channel, QueuedStream
+from pfi.models.cores import physical_cores
 from pfi.models.prompter import Prompter
-from pfi.models.streams import Channel, QueuedStream
-from pfi.models.written import Written
 
 _LENGTH = 4096
 # Steps before requests with another adapter have their turn; a change costs as much as some steps.

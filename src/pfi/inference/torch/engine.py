@@ -17,20 +17,26 @@ from queue import SimpleQueue
 import torch
 
 from pfi.errors import ConfigError
-from pfi.models.adapter_slots import AdapterSlots
+from pfi.inference.detokenizer import Written
+from pfi.inference.engine import (
+    AdapterRef,
+    EngineStats,
+    Request,
+    Stream,
+    check_targets,
+    most_tokens,
+)
+from pfi.inference.streams import Channel, QueuedStream
+from pfi.inference.torch.adapter_slots import AdapterSlots
+from pfi.inference.torch.batch import BatchRows, Row, Rows
+from pfi.inference.torch.kv_cache import RowStore
+from pfi.inference.torch.prefix_cache import PrefixCache
+from pfi.inference.torch.scheduler import Scheduler, Scores
+from pfi.inference.torch.unbatched import LoneRows
 from pfi.models.adapters import AdapterConfig
+from pfi.models.attention import takes_masks, use_row_attention
 from pfi.models.backbone import Backbone
-from pfi.models.bank import AdapterBank, Precision, sharing_copy
-from pfi.models.batch_rows import BatchRows, Row, Rows
-from pfi.models.engine import AdapterRef, EngineStats, Request, Stream, check_targets, most_tokens
-from pfi.models.lone_rows import LoneRows
-from pfi.models.padding import takes_masks
-from pfi.models.prefix_cache import PrefixCache
-from pfi.models.row_attention import use_row_attention
-from pfi.models.row_cache import RowStore
-from pfi.models.scheduler import Scheduler, Scores
-from pfi.models.streams import Channel, QueuedStream
-from pfi.models.written import Written
+from pfi.models.bank.bank import AdapterBank, Precision, sharing_copy
 
 #: Multiplications of a part of a prompt on a CPU: about a tenth of a second on two cores.
 _CHUNK_WORK = 1e10
@@ -49,7 +55,7 @@ _Message = Row | Scores | _Forget | None
 class TorchEngine:
     """Answers and scores on a backbone with many adapters; see ``engine.Engine``.
 
-    Models of the families in ``models/padding.py`` are batched; others are answered a row at a
+    Models of the families in ``models/attention.py`` are batched; others are answered a row at a
     time, in turn.
 
     Args:

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pfi.inference.engine import AdapterRef
+from pfi.inference.llama.c import Context
+from pfi.inference.llama.gguf import fill_adapter, finish
 from pfi.models.adapters import Adapter
-from pfi.models.engine import AdapterRef
-from pfi.models.gguf_file import fill_adapter, finish
-from pfi.models.llama_c import Context
 
 
 class LlamaAdapters:

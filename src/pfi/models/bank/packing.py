@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from pfi.models.last_block import LastBlock
-from pfi.models.padding import pad_rows, takes_masks
+from pfi.models.attention import pad_rows, takes_masks
+from pfi.models.bank.last_block import LastBlock
 
 if TYPE_CHECKING:
     from pfi.models.backbone import Backbone

@@ -13,15 +13,14 @@ from typing import Any, Protocol
 
 import torch
 
-from pfi.models.adapter_slots import AdapterSlots
-from pfi.models.bank import NO_ADAPTER, AdapterBank
-from pfi.models.bank_layers import Route, uniform_runs
-from pfi.models.engine import Request
-from pfi.models.padding import pad_rows
-from pfi.models.row_attention import row_lengths
-from pfi.models.row_cache import RowStore
-from pfi.models.streams import Channel
-from pfi.models.written import Written
+from pfi.inference.detokenizer import Written
+from pfi.inference.engine import Request
+from pfi.inference.streams import Channel
+from pfi.inference.torch.adapter_slots import AdapterSlots
+from pfi.inference.torch.kv_cache import RowStore
+from pfi.models.attention import pad_rows, row_lengths
+from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
+from pfi.models.bank.layers import Route, uniform_runs
 
 #: Of a pass over several prompts so much may be padding.
 _PADDING = 0.25

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 
 from pfi.errors import BackboneError
-from pfi.models.adapter_slots import AdapterSlots
-from pfi.models.bank import NO_ADAPTER
-from pfi.models.batch_rows import Row, Rows
-from pfi.models.engine import AdapterRef, EngineStats, Finish, Piece
-from pfi.models.generation import nucleus
-from pfi.models.prefix_cache import Group, PrefixCache
+from pfi.inference.engine import AdapterRef, EngineStats, Finish, Piece
+from pfi.inference.generation import nucleus
+from pfi.inference.torch.adapter_slots import AdapterSlots
+from pfi.inference.torch.batch import Row, Rows
+from pfi.inference.torch.prefix_cache import Group, PrefixCache
+from pfi.models.bank.bank import NO_ADAPTER
 from pfi.models.scoring import pass_tokens, score_ids
 
 #: Of so many requests that cannot be let in yet, adapters are read ahead.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pfi.inference.generation import generate
 from pfi.models.backbone import Backbone
-from pfi.models.generation import generate
 from pfi.models.scoring import score_labels
 from pfi.tasks import Task
 

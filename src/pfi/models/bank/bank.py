@@ -23,8 +23,8 @@ from pfi.errors import BackboneError, ConfigError
 from pfi.models.adapters import NOT_PLAIN, Adapter, AdapterConfig, lora_config
 from pfi.models.attention import use_matmul_attention
 from pfi.models.backbone import Backbone
-from pfi.models.bank_layers import BankLayer, Route, Router, Target, uniform_runs
-from pfi.models.last_block import install
+from pfi.models.bank.last_block import install
+from pfi.models.bank.layers import BankLayer, Route, Router, Target, uniform_runs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-from pfi.models.engine import Piece
+from pfi.inference.engine import Piece
 
 
 @dataclass(eq=False)

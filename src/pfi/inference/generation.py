@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from pfi.errors import ConfigError
+from pfi.models.attention import pad_rows
 from pfi.models.backbone import Backbone
-from pfi.models.padding import pad_rows
 
 #: Chooses ``(rows,)`` tokens from ``(rows, vocabulary)`` logits of the prompts of these numbers.
 Pick = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
@@ -140,7 +140,7 @@ def decode(
     slots: Sequence[int] | None,
 ) -> list[list[int]]:
     """New tokens, without the end token, of one batch of prompts with these numbers."""
-    from pfi.models.decoding import start
+    from pfi.inference.decoding import start
 
     rows = start(backbone, prompts, max_new_tokens)
     if rows is None:
@@ -216,7 +216,7 @@ def stream(backbone: Backbone, prompt: str, max_new_tokens: int) -> Iterator[str
 
     A model of a kind that we do not decode ourselves gives its answer in one piece.
     """
-    from pfi.models.decoding import start
+    from pfi.inference.decoding import start
 
     ids = backbone.prompt_ids(prompt, _limit(backbone, max_new_tokens))
     rows = start(backbone, [ids], max_new_tokens)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
+from pfi.inference.engine import AdapterRef
 from pfi.models.adapters import Adapter
-from pfi.models.bank import NO_ADAPTER, AdapterBank
-from pfi.models.engine import AdapterRef
+from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
 
 
 @dataclass

@@ -12,8 +12,8 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from pfi.models.attention import pad_rows, takes_masks
 from pfi.models.backbone import Backbone
-from pfi.models.padding import pad_rows, takes_masks
 
 _SEQ2SEQ = {"t5", "mt5", "umt5"}
 

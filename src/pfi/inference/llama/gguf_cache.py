@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pfi._util.files import locked, sha256_file
-from pfi.models.gguf_file import Bits, check_family, write_backbone
-from pfi.models.llama_engine import LlamaEngine
+from pfi.inference.llama.engine import LlamaEngine
+from pfi.inference.llama.gguf import Bits, check_family, write_backbone
 from pfi.models.prompter import load_prompter, reading
 
 Progress = Callable[[int, int], None]
@@ -38,7 +38,7 @@ def open_llama(
     Raises:
         BackboneError: the backbone has no place in GGUF, or llama.cpp is not installed.
     """
-    from pfi.models.llama_c import library
+    from pfi.inference.llama.c import library
 
     library()
     prompter, config = load_prompter(name), load_config(name)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from pfi.models.adapter_slots import AdapterSlots
-from pfi.models.bank import NO_ADAPTER
-from pfi.models.batch_rows import Due, Row
+from pfi.inference.torch.adapter_slots import AdapterSlots
+from pfi.inference.torch.batch import Due, Row
+from pfi.models.bank.bank import NO_ADAPTER
 
 
 class LoneRows:

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from pfi.models.attention import MATMUL
-from pfi.models.row_attention import ROWS
+from pfi.models.attention import MATMUL, ROWS
 
 #: The buffer grows by at least so many tokens.
 _ROOM = 64

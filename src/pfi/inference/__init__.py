@@ -1,0 +1,1 @@
+"""Answers: one interface over the bank in PyTorch and over llama.cpp."""

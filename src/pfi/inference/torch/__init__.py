@@ -1,0 +1,1 @@
+"""The engine over the bank in PyTorch."""
