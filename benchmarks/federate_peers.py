@@ -25,10 +25,10 @@ import torch
 from federate_data import Setting
 from numpy.typing import NDArray
 
-from pfi.learn.peft_trainer import Batch, collate, target_loss
-from pfi.learn.training import encode
 from pfi.models.adapters import Adapter
 from pfi.tasks import Example
+from pfi.train.job import encode
+from pfi.train.peft_reference import Batch, collate, target_loss
 
 MAX_LENGTH = 256
 #: One vector of all factors, in the order of their names; see ``flat``.

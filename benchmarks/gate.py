@@ -27,7 +27,7 @@ from pfi._util.files import write_atomic, write_json
 from pfi.evaluate.arms import get_arm
 from pfi.evaluate.report_gate import GateSums, read_gated
 from pfi.evaluate.statistics import interval
-from pfi.memory.gate import NOTHING, Choice
+from pfi.gate.choices import NOTHING, Choice
 
 #: What the issue asks of `pfi`: users harmed against `shared`, on average over tasks.
 MOST_HARMED = 0.10

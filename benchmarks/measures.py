@@ -22,12 +22,13 @@ from peers import Trained, generate_plain, mixed_model, steps_of, with_loop, wit
 from personalize_data import stage
 
 from pfi.inference.generation import generate
-from pfi.learn import TRAINERS, Adapter, Job, TrainConfig
-from pfi.learn.peft_trainer import collate, target_loss
-from pfi.learn.training import encode
-from pfi.models.adapters import lora_config
+from pfi.models.adapters import Adapter, lora_config
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.tasks import Example
+from pfi.train.config import TrainConfig
+from pfi.train.job import Job, encode
+from pfi.train.peft_reference import collate, target_loss
+from pfi.train.trainers import TRAINERS
 
 DECODE_PROMPT, DECODE_NEW, DECODE_USERS = 56, 64, 16
 

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pfi.memory import MemoryStore, SearchConfig
+from pfi.memory.config import SearchConfig
 from pfi.memory.embedders import Embedder, find_embedder
+from pfi.memory.store import MemoryStore
 from pfi.memory.words import words
 from pfi.records import History, Record
 from pfi.tasks import get_task

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pfi.learn import Adapter, Job, TrainConfig
-from pfi.learn.peft_trainer import IGNORED, collate
-from pfi.learn.training import batches, encode, rate_at
-from pfi.models.adapters import lora_config
+from pfi.models.adapters import Adapter, lora_config
 from pfi.models.backbone import Backbone
+from pfi.train.config import TrainConfig
+from pfi.train.job import Job, batches, encode, rate_at
+from pfi.train.peft_reference import IGNORED, collate
 
 
 class Trained(NamedTuple):

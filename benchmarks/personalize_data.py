@@ -93,9 +93,9 @@ def make_data(
     """Write people's examples and `others` for a task stage; the file and where they are from."""
     from pfi.datasets.demo import write_demo
     from pfi.datasets.lamp import read_users
-    from pfi.learn.training import encode
     from pfi.models.backbone import load_backbone
     from pfi.tasks import get_task
+    from pfi.train.job import encode
 
     kind, backbone = SCENARIOS[scenario], load_backbone("embedded", device="cpu")
     source = f"LaMP-format data, {kind.task}, split train"
@@ -134,9 +134,11 @@ def stage(spec: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from pfi.learn import TrainConfig, get_trainer, train_one
     from pfi.models.backbone import load_backbone
     from pfi.tasks import Example
+    from pfi.train.config import TrainConfig
+    from pfi.train.job import train_one
+    from pfi.train.trainers import get_trainer
 
     torch.set_num_threads(spec["threads"])
     backbone = load_backbone(spec["model_path"], device=spec["device"])

@@ -237,7 +237,7 @@ def search_part() -> str:
 
 def gate_part() -> str:
     """The settings of the gate."""
-    from pfi.memory.gate import GateConfig
+    from pfi.gate.choices import GateConfig
 
     return table(_HEAD, settings(GateConfig))
 
@@ -251,7 +251,7 @@ def refresh_part() -> str:
 
 def mix_part() -> str:
     """How synthetic records are trained on."""
-    from pfi.memory.mixing import MixConfig
+    from pfi.train.examples import MixConfig
 
     return table(_HEAD, settings(MixConfig))
 
@@ -259,7 +259,7 @@ def mix_part() -> str:
 def training_part() -> str:
     """The training settings, with their defaults in `pfi train` and in a study."""
     from pfi.evaluate.config import StudyConfig
-    from pfi.learn import TrainConfig
+    from pfi.train.config import TrainConfig
 
     shared = StudyConfig.model_fields["shared"].default.model_dump()
     personal = StudyConfig.model_fields["personal"].default.model_dump()
@@ -329,7 +329,7 @@ def connector_part() -> str:
 
 def trainer_part() -> str:
     """The interface of an engine, from the source."""
-    from pfi.learn import Trainer
+    from pfi.train.job import Trainer
 
     return f"```python\n{inspect.getsource(Trainer).rstrip()}\n```"
 

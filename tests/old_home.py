@@ -13,7 +13,7 @@ from pfi.augment.store import Answer, TeacherStore
 from pfi.augment.teacher import Usage
 from pfi.device.adapters import AdapterInfo, AdapterStore
 from pfi.device.vault import Vault
-from pfi.memory import MemoryStore
+from pfi.memory.store import MemoryStore
 from pfi.privacy.ledger.entries import Entry, canonical, digest, line_of
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.records import History, Record

@@ -430,7 +430,7 @@ def test_synthetic_first_trains_twice_the_second_on_from_the_first(
     import pfi.learn
 
     runs: list[tuple[list[str], Any, Any]] = []
-    real_train = pfi.learn.train_one
+    real_train = pfi.train.job.train_one
 
     def noted(trainer: Any, base: Any, examples: Any, config: Any, **named: Any) -> Any:
         result = real_train(trainer, base, examples, config, **named)

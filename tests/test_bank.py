@@ -12,12 +12,12 @@ from conftest import FAMILIES
 from torch.nn.functional import cross_entropy
 
 from pfi.errors import BackboneError, ConfigError
-from pfi.learn.gradients import clipped_sum, gradients
 from pfi.models.adapters import Adapter, AdapterConfig
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
 from pfi.models.bank.frozen_layers import split
 from pfi.models.bank.packing import Piece, Row, pack, target_losses
+from pfi.train.gradients import clipped_sum, gradients
 
 Folder = Callable[[str], Path]
 CONFIG = AdapterConfig(rank=4, alpha=8)

@@ -15,15 +15,17 @@ import torch
 from conftest import FAMILIES
 
 from pfi.errors import ConfigError, StorageError
-from pfi.learn import Job, TrainConfig, TrainResult, get_trainer
-from pfi.learn.bank_trainer import BankTrainer
-from pfi.learn.peft_trainer import PeftTrainer
-from pfi.learn.slots import SlotAdamW
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.models.bank.bank import AdapterBank
 from pfi.models.bank.packing import Row, target_losses
 from pfi.tasks import Example
+from pfi.train.config import TrainConfig
+from pfi.train.job import Job, TrainResult
+from pfi.train.loop import BankTrainer
+from pfi.train.optim import SlotAdamW
+from pfi.train.peft_reference import PeftTrainer
+from pfi.train.trainers import get_trainer
 
 Folder = Callable[[str], Path]
 WORDS = ["brown", "lazy", "film", "book", "title", "fox", "dog", "jumps", "over", "good"]
@@ -110,7 +112,7 @@ def test_frozen_layers_run_at_every_step_where_their_states_are_too_many_to_cach
     jobs = jobs_of(backbone, config)
     cached = outcome(BankTrainer(), backbone, jobs, config)
     # Some jobs are within the limit and some beyond it.
-    monkeypatch.setattr("pfi.learn.bank_trainer._CACHE", 9000)
+    monkeypatch.setattr("pfi.train.loop._CACHE", 9000)
     found = outcome(BankTrainer(), backbone, jobs, config)
     for job in jobs:
         assert found[job.id].losses == pytest.approx(cached[job.id].losses, abs=1e-4)
@@ -203,7 +205,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
             return target_losses(backbone, rows)
 
-        monkeypatch.setattr("pfi.learn.bank_trainer.target_losses", losses)
+        monkeypatch.setattr("pfi.train.loop.target_losses", losses)
 
     scarce(60)
     found = outcome(BankTrainer(tokens=400), backbone, jobs, CONFIG)

@@ -15,7 +15,7 @@ from pfi.device import Home
 from pfi.device.gate_file import read_gate
 from pfi.device.open import open_home
 from pfi.evaluate.config import StudyConfig
-from pfi.memory.gate import Choice, Prior, Tried
+from pfi.gate.choices import Choice, Prior, Tried
 from pfi.records import Record
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -95,7 +95,7 @@ def test_a_prior_comes_with_the_shared_adapter(home: Home, tmp_path: Path) -> No
     pfi("train", *QUICK)
     home.personal_adapters.load("0001").save(tmp_path / "shared")
     home.personal_adapters.use_none("LaMP_3")
-    from pfi.memory.gate import plain_choices
+    from pfi.gate.choices import plain_choices
 
     places = plain_choices(config)
     import numpy as np

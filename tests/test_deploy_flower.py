@@ -58,7 +58,7 @@ from pfi.federate.message import Failure
 from pfi.federate.rounds import Federation
 from pfi.federate.simulate import SimulatedFleet
 from pfi.federate.users import local_examples
-from pfi.learn import Adapter
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import load_backbone
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.records import History, Record

@@ -25,12 +25,7 @@ from pfi.device.gate_file import Fitted, describe, forget, gate_status, read_gat
 from pfi.device.gate_prior import LEAST_TRIED, WithPrior, read_prior, weak_prior
 from pfi.device.open import create_home
 from pfi.errors import ConfigError, DataError, StorageError
-from pfi.inference.engine import text_of
-from pfi.inference.torch.engine import TorchEngine
-from pfi.learn import Adapter
-from pfi.memory import Memory
-from pfi.memory.embedders import HashEmbedder
-from pfi.memory.gate import (
+from pfi.gate.choices import (
     NOTHING,
     Choice,
     GateConfig,
@@ -40,7 +35,12 @@ from pfi.memory.gate import (
     choose,
     plain_choices,
 )
-from pfi.memory.trials import Mixer, divide, mixed_answers, question_trials, record_trials
+from pfi.gate.trials import Mixer, divide, mixed_answers, question_trials, record_trials
+from pfi.inference.engine import text_of
+from pfi.inference.torch.engine import TorchEngine
+from pfi.memory.embedders import HashEmbedder
+from pfi.memory.index import Memory
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.records import History, Question, Record
 from pfi.tasks import get_task
@@ -511,7 +511,7 @@ def test_answers_are_those_that_were_tried(
     ]
     trials = question_trials(task, questions, lambda time: runtime.memory(task), 2)
     assert len({round(t.likeness * 4) for t in trials}) > 1
-    from pfi.memory.trials import confidences
+    from pfi.gate.trials import confidences
 
     known = confidences(task, base, [t.prompt for t in trials], None)
     level = float(np.sort(known)[2:4].mean())  # of none of them, for rounding

@@ -25,8 +25,10 @@ from pfi.device.memory import home_embedder, memory_status, open_memory, rebuild
 from pfi.device.open import create_home
 from pfi.device.vault import Vault
 from pfi.errors import ConfigError
-from pfi.memory import Memory, MemoryStore, SearchConfig
+from pfi.memory.config import SearchConfig
 from pfi.memory.embedders import HashEmbedder
+from pfi.memory.index import Memory
+from pfi.memory.store import MemoryStore
 from pfi.records import Record
 from pfi.tasks import get_task, read_task
 

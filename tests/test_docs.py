@@ -143,9 +143,9 @@ def check_values(context: click.Context) -> None:
     """
     from pfi.augment.strategies import get_strategy
     from pfi.device.candidates import RefreshConfig
-    from pfi.learn import TrainConfig
-    from pfi.memory.gate import GateConfig
-    from pfi.memory.mixing import MixConfig
+    from pfi.gate.choices import GateConfig
+    from pfi.train.config import TrainConfig
+    from pfi.train.examples import MixConfig
 
     given: dict[str, Any] = context.params
     if task := given.get("task"):
@@ -454,11 +454,11 @@ def all_settings() -> set[str]:
     from pfi.device.candidates import RefreshConfig
     from pfi.evaluate.config import StudyConfig
     from pfi.federate.config import FederateConfig
-    from pfi.learn import TrainConfig
+    from pfi.gate.choices import GateConfig
     from pfi.memory.config import SearchConfig
-    from pfi.memory.gate import GateConfig
-    from pfi.memory.mixing import MixConfig
     from pfi.serve import ServeConfig
+    from pfi.train.config import TrainConfig
+    from pfi.train.examples import MixConfig
 
     whole: list[type[BaseModel]] = [StudyConfig, FederateConfig, AugmentConfig, HomeConfig]
     whole.append(ServeConfig)

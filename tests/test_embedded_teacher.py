@@ -15,7 +15,7 @@ from pfi.augment.strategies import STRATEGIES
 from pfi.augment.subject import Subject
 from pfi.augment.teacher import Call, Reply, Unusable
 from pfi.augment.teachers.embedded import EmbeddedTeacher, rewrite
-from pfi.memory import Retrieval
+from pfi.memory.prompts import Retrieval
 from pfi.models.backbone import load_backbone
 from pfi.records import History, Record
 from pfi.tasks import Task, get_task

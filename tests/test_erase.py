@@ -258,7 +258,7 @@ def test_a_choice_that_somebody_changed_hinders_no_erasure(home: Home) -> None:
 
 def test_gate_choices_fitted_on_it_go(home: Home) -> None:
     from pfi.device.gate_file import Fitted, read_gate, write_gate
-    from pfi.memory.gate import Choice, GateConfig
+    from pfi.gate.choices import Choice, GateConfig
 
     def fitted(task: str, date: datetime) -> Fitted:
         return Fitted(

@@ -231,7 +231,7 @@ def test_what_is_measured_on_is_what_the_adapter_has_not_seen(home: Home) -> Non
 
 def test_the_gates_weight_counts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     from pfi.device.gate_file import Fitted
-    from pfi.memory.gate import Choice, GateConfig
+    from pfi.gate.choices import Choice, GateConfig
 
     fitted = Fitted(
         task="LaMP_4",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pfi.memory.gate import (
+from pfi.gate.choices import (
     NOTHING,
     STEP,
     Choice,
@@ -21,9 +21,9 @@ from pfi.memory.gate import (
     mixing_weights,
     plain_choices,
 )
-from pfi.memory.mixing import innocent
-from pfi.memory.trials import divide
+from pfi.gate.trials import divide
 from pfi.records import History, Record
+from pfi.train.examples import innocent
 
 PLAIN = GateConfig(weights=[0.0, 1.0], ks=[0, 2], per_question=False)
 

@@ -11,11 +11,13 @@ import torch
 from conftest import FAMILIES
 
 from pfi.errors import BackboneError, ConfigError, DataError
-from pfi.learn import TRAINERS, Adapter, TrainConfig, TrainResult, get_trainer, train_one
-from pfi.learn.peft_trainer import IGNORED, collate
-from pfi.learn.training import batches, encode, rate_at
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.tasks import Example
+from pfi.train.config import TrainConfig
+from pfi.train.job import TrainResult, batches, encode, rate_at, train_one
+from pfi.train.peft_reference import IGNORED, collate
+from pfi.train.trainers import TRAINERS, get_trainer
 
 Folder = Callable[[str], Path]
 EXAMPLES = [

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pfi._util.workers import WorkerPool
 from pfi.errors import DataError, PfiError
-from pfi.learn.workers import WorkerPool
 
 
 class Unportable(Exception):

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from pfi._util.sqlite import sqlite3
 from pfi.errors import ConfigError
-from pfi.memory import Memory, Retrieval, SearchConfig, VectorCache
-from pfi.memory.config import How
+from pfi.memory.config import How, SearchConfig
 from pfi.memory.embedders import HashEmbedder
-from pfi.memory.index import MAX_QUERY_WORDS
+from pfi.memory.index import MAX_QUERY_WORDS, Memory
+from pfi.memory.prompts import Retrieval
 from pfi.memory.ranking import fuse
-from pfi.memory.vectors import mean_nearness
+from pfi.memory.vectors import VectorCache, mean_nearness
 from pfi.memory.words import WordIndex
 from pfi.records import History, Record
 from pfi.tasks import get_task

@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 import pfi.memory.store as store_module
 from pfi._util.sqlite import sqlite3
 from pfi.errors import ConfigError, StorageError
-from pfi.memory import Memory, MemoryStore, SearchConfig, Synced
+from pfi.memory.config import SearchConfig
 from pfi.memory.embedders import HashEmbedder
+from pfi.memory.index import Memory
+from pfi.memory.store import MemoryStore, Synced
 from pfi.memory.vectors import PATIENCE, STORED, Neighbours
 from pfi.memory.words import COLUMNS
 from pfi.records import History, Record

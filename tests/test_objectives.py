@@ -9,13 +9,14 @@ import pytest
 import torch
 from test_bank_trainer import CONFIG, gap, jobs_of, outcome
 
-from pfi.learn import DPO, CrossEntropy, Job, Preference, PreferenceConfig, train_preferences
-from pfi.learn.bank_trainer import BankRun, BankTrainer
-from pfi.learn.gradients import gradients
-from pfi.learn.objectives import Part, piece_sums
-from pfi.learn.peft_trainer import PeftTrainer
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.models.bank.packing import Piece, Row
+from pfi.train.gradients import gradients
+from pfi.train.job import Job
+from pfi.train.loop import BankRun, BankTrainer
+from pfi.train.objectives import DPO, CrossEntropy, Part, Preference, piece_sums
+from pfi.train.peft_reference import PeftTrainer
+from pfi.train.preferences import PreferenceConfig, train_preferences
 
 Folder = Callable[[str], Path]
 WORDS = ["brown", "lazy", "film", "book", "title", "fox", "dog", "jumps", "over", "good"]
@@ -142,7 +143,7 @@ def test_a_pair_for_which_memory_runs_out_cannot_be_halved(
     def losses(backbone: Backbone, rows: Sequence[Row]) -> torch.Tensor:
         raise RuntimeError("can't allocate memory")
 
-    monkeypatch.setattr("pfi.learn.bank_trainer.target_losses", losses)
+    monkeypatch.setattr("pfi.train.loop.target_losses", losses)
     jobs = [Job(f"u{user}", pairs(user, 4), user) for user in range(1, 3)]
     with pytest.raises(RuntimeError, match="can't allocate"):
         outcome(BankTrainer(objective=DPO()), backbone, jobs, CONFIG)

@@ -15,12 +15,15 @@ import pytest
 import torch
 
 from pfi.errors import PfiError, StorageError
-from pfi.learn import TRAINERS, Adapter, Job, TrainConfig, get_trainer, train_one
-from pfi.learn.bank_trainer import BankTrainer
-from pfi.learn.personalize import personalize
-from pfi.learn.results import adapter_folder, result_path, results
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import load_backbone
 from pfi.tasks import Example
+from pfi.train.config import TrainConfig
+from pfi.train.job import Job, train_one
+from pfi.train.loop import BankTrainer
+from pfi.train.many_users.results import adapter_folder, result_path, results
+from pfi.train.many_users.run import personalize
+from pfi.train.trainers import TRAINERS, get_trainer
 
 Folder = Callable[[str], Path]
 CONFIG = TrainConfig(rank=2, alpha=4, epochs=3, batch_size=2, learning_rate=1e-2)

@@ -22,12 +22,15 @@ from typer.testing import CliRunner
 from pfi.cli.app import app
 from pfi.datasets.demo import write_demo
 from pfi.errors import ConfigError, DataError, StorageError
-from pfi.learn import TRAINERS, Adapter, Job, TrainConfig, TrainResult, get_trainer, train_one
-from pfi.learn.personalize import personalize
-from pfi.learn.results import adapter_folder, results
-from pfi.memory.jobs import LampJobs
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import load_backbone
 from pfi.tasks import Example
+from pfi.train.config import TrainConfig
+from pfi.train.job import Job, TrainResult, train_one
+from pfi.train.many_users.lamp import LampJobs
+from pfi.train.many_users.results import adapter_folder, results
+from pfi.train.many_users.run import personalize
+from pfi.train.trainers import TRAINERS, get_trainer
 
 Folder = Callable[[str], Path]
 

@@ -366,7 +366,9 @@ import torch
 torch.set_num_threads(1)
 from pfi.device.engines import EngineChoice, make_engine
 from pfi.device.machine import base_memory
-from pfi.learn import TrainConfig, get_trainer, train_one
+from pfi.train.config import TrainConfig
+from pfi.train.trainers import get_trainer
+from pfi.train.job import train_one
 from pfi.models.backbone import load_backbone
 from pfi.inference.engine import Request, Sampling, text_of
 from pfi.tasks import Example
@@ -395,9 +397,9 @@ def test_predicted_peak_memory_is_near_the_measured_one(tmp_path: Path) -> None:
     import transformers as t
     from conftest import save_tokenizer
 
-    from pfi.learn.training import as_piece
     from pfi.models.backbone import load_backbone
     from pfi.tasks import Example
+    from pfi.train.job import as_piece
 
     size = save_tokenizer(tmp_path)
     config = t.LlamaConfig(
@@ -432,9 +434,9 @@ def test_the_short_real_run_measures_models_of_any_kind(
     backbone_folder: Callable[[str], Path],
 ) -> None:
     from pfi.device.trial import try_backbone
-    from pfi.learn import TrainConfig
     from pfi.models.backbone import load_backbone
     from pfi.tasks import Example
+    from pfi.train.config import TrainConfig
 
     examples = [Example("good bad fine", "book", {}, "")] * 3
     for family in ("llama", "t5"):

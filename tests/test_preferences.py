@@ -14,20 +14,13 @@ import torch
 from pydantic import ValidationError
 
 from pfi.errors import DataError
-from pfi.learn import (
-    Adapter,
-    Job,
-    Preference,
-    PreferenceConfig,
-    TrainResult,
-    answer_log_probs,
-    dpo_loss,
-    ipo_loss,
-    train_preferences,
-)
-from pfi.learn.bank_trainer import BankRun
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.models.bank.bank import AdapterBank
+from pfi.train.job import Job, TrainResult
+from pfi.train.loop import BankRun
+from pfi.train.objectives import Preference, dpo_loss, ipo_loss
+from pfi.train.preferences import PreferenceConfig, answer_log_probs, train_preferences
 
 Folder = Callable[[str], Path]
 WORDS = ["brown", "lazy", "film", "book", "title", "fox", "dog", "jumps", "over", "good"]

@@ -457,8 +457,8 @@ def test_held_back_records_are_not_learnt(home: Home, monkeypatch: pytest.Monkey
 def test_preferences_are_learnt_when_there_are_enough(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pfi.learn.preferences as module
-    from pfi.learn import TrainResult
+    import pfi.train.preferences as module
+    from pfi.train.job import TrainResult
 
     seen: list[Any] = []
 

@@ -18,9 +18,8 @@ from pfi.errors import ConfigError
 from pfi.inference.answering import answer
 from pfi.inference.engine import Sampling, text_of
 from pfi.inference.torch.engine import TorchEngine
-from pfi.learn import Adapter
 from pfi.memory.summary import summarise
-from pfi.models.adapters import AdapterConfig
+from pfi.models.adapters import Adapter, AdapterConfig
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.models.bank.bank import AdapterBank
 from pfi.records import Record

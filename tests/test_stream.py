@@ -26,12 +26,12 @@ from pfi.evaluate.stream_metrics import points_scale, scored, stream_metrics
 from pfi.evaluate.stream_report import stream_table, write_stream_report
 from pfi.evaluate.stream_run import StreamStudy
 from pfi.inference.answering import answer
-from pfi.learn import TrainConfig
-from pfi.memory import Memory
+from pfi.memory.index import Memory
 from pfi.models.backbone import load_backbone
 from pfi.models.scoring import score_labels
 from pfi.records import History, Question, Record, User
 from pfi.tasks import get_task
+from pfi.train.config import TrainConfig
 
 Folder = Callable[[str], Path]
 QUICK = TrainConfig(rank=2, epochs=1, batch_size=8, learning_rate=3e-2, max_length=128)

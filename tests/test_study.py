@@ -23,8 +23,8 @@ from pfi.evaluate.arms import ARMS
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import EventLog
 from pfi.evaluate.study import Study
-from pfi.learn import TrainConfig
 from pfi.memory.embedders import HashEmbedder
+from pfi.train.config import TrainConfig
 
 Folder = Callable[[str], Path]
 QUICK = TrainConfig(rank=2, epochs=1, batch_size=8, learning_rate=1e-2, max_length=128)

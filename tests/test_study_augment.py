@@ -22,8 +22,8 @@ from pfi.datasets.demo import write_demo
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import Event, EventLog
 from pfi.evaluate.study import Study
-from pfi.learn import TrainConfig
 from pfi.privacy.ledger.ledger import Ledger
+from pfi.train.config import TrainConfig
 
 Folder = Callable[[str], Path]
 QUICK = TrainConfig(rank=2, epochs=1, batch_size=8, learning_rate=1e-2, max_length=128)

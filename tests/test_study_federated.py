@@ -22,9 +22,10 @@ from pfi.evaluate.study import Study
 from pfi.evaluate.task_setup import TaskSetup
 from pfi.federate.rounds import Federation
 from pfi.federate.simulate import SimulatedFleet
-from pfi.learn import Adapter, TrainConfig
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import load_backbone
 from pfi.tasks import Example, get_task
+from pfi.train.config import TrainConfig
 
 TASK = "LaMP_3"
 QUICK = TrainConfig(rank=2, epochs=1, batch_size=8, learning_rate=1e-2, max_length=96)

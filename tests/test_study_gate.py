@@ -18,8 +18,8 @@ from pfi.evaluate import group_run, task_setup
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import Event, EventLog
 from pfi.evaluate.study import Study
-from pfi.learn import TrainConfig
-from pfi.memory.trials import Trial
+from pfi.gate.trials import Trial
+from pfi.train.config import TrainConfig
 
 #: Free text, for a tiny random backbone gives every question the same label.
 TASK = "LaMP_4"

@@ -24,8 +24,8 @@ from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import EventLog, read_events
 from pfi.evaluate.study import Study
-from pfi.learn import Job
 from pfi.tasks import get_task
+from pfi.train.job import Job
 
 Folder = Callable[[str], Path]
 TEXT = "a long review of a book that was read twice " * 90

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from pfi.learn.training import as_piece
 from pfi.models.attention import pad_rows
 from pfi.models.backbone import Backbone
 from pfi.models.bank.packing import passes
 from pfi.models.scoring import mean_losses
 from pfi.tasks import Example
+from pfi.train.job import as_piece
 
 Vectors = NDArray[np.float32]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pfi.memory import Memory
+from pfi.memory.index import Memory
 from pfi.records import History, Record
 from pfi.tasks import Task
 from pfi.tasks.task import Trim

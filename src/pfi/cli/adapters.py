@@ -123,7 +123,7 @@ def install(
     """
     from pfi.device import AdapterInfo, pick_task
     from pfi.device.gate_prior import WithPrior
-    from pfi.learn import Adapter
+    from pfi.models.adapters import Adapter
     from pfi.models.backbone import load_backbone
 
     home = open_profile(profile)

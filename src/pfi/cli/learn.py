@@ -66,7 +66,7 @@ def train(
     from pfi.device import train as run
 
     home = open_profile(profile)
-    from pfi.learn import TrainConfig
+    from pfi.train.config import TrainConfig
 
     chosen = pick_task(home, task)
     given: dict[str, Any] = {

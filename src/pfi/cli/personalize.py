@@ -10,8 +10,8 @@ import typer
 from pfi.cli.common import add_command, note, progress
 
 if TYPE_CHECKING:
-    from pfi.learn import TrainConfig
-    from pfi.learn.personalize import Summary
+    from pfi.train.config import TrainConfig
+    from pfi.train.many_users.run import Summary
 
 EXAMPLES = [
     "pfi personalize --data lamp --task LaMP_3 --out runs/people",
@@ -59,9 +59,9 @@ def personalize(
 
     Adapters are on disk, memory holds a working set of them; see docs/personalize.md.
     """
-    from pfi.learn import Adapter
-    from pfi.learn.personalize import personalize as run
-    from pfi.memory.jobs import LampJobs
+    from pfi.models.adapters import Adapter
+    from pfi.train.many_users.lamp import LampJobs
+    from pfi.train.many_users.run import personalize as run
 
     config = train_config([f"layers={adapt_layers}", *(settings or [])])
     beneath = Adapter.load(shared) if shared else None
@@ -105,7 +105,7 @@ def train_config(settings: list[str]) -> TrainConfig:
 
     from pfi.device import parse_options
     from pfi.errors import ConfigError
-    from pfi.learn import TrainConfig
+    from pfi.train.config import TrainConfig
 
     try:
         return TrainConfig.model_validate(parse_options(settings, TrainConfig))

@@ -35,7 +35,7 @@ from pfi.device.manifests import AdapterInfo, Manifest
 from pfi.errors import StorageError
 
 if TYPE_CHECKING:
-    from pfi.learn import Adapter
+    from pfi.models.adapters import Adapter
 
 MANIFEST = "manifest.json"
 ACTIVE = "active.json"
@@ -234,7 +234,7 @@ class AdapterStore:
         Raises:
             StorageError: see `verify`.
         """
-        from pfi.learn import Adapter
+        from pfi.models.adapters import Adapter
 
         return Adapter.from_bytes(self.files(version), str(self.folder / version))
 

@@ -31,7 +31,7 @@ from pfi.tasks import Task
 if TYPE_CHECKING:
     from pfi.augment.guard import Hides
     from pfi.augment.pipeline import Augmented, Augmenter
-    from pfi.memory import Retrieval
+    from pfi.memory.prompts import Retrieval
     from pfi.models.backbone import Backbone
 
 #: Words of the summary that a plan counts with, where the real one is not known yet.
@@ -217,7 +217,7 @@ class Augmentation:
 
     @property
     def _retrieval(self) -> Retrieval:
-        from pfi.memory import Retrieval
+        from pfi.memory.prompts import Retrieval
 
         config = self.home.config
         return Retrieval(config.records, config.record_tokens, 0.5, self._model.trim)

@@ -20,14 +20,15 @@ from pfi.device.drift import Check, gains, unharmed
 from pfi.device.home import Home
 from pfi.device.pairs import Pair
 from pfi.device.training import Candidate, Division, example_losses, train_candidate
-from pfi.memory.mixing import innocent
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
+from pfi.train.examples import innocent
 
 if TYPE_CHECKING:
-    from pfi.learn import Adapter, TrainConfig
-    from pfi.memory.mixing import MixConfig
+    from pfi.models.adapters import Adapter
     from pfi.models.backbone import Backbone
+    from pfi.train.config import TrainConfig
+    from pfi.train.examples import MixConfig
 
 #: Held-back records of one source that are measured; more would take longer than training.
 MOST = 32
@@ -314,7 +315,7 @@ class Trials:
         ]
 
     def _preferring(self, trial: Trial, pairs: Sequence[Pair]) -> Trial:
-        from pfi.learn.preferences import Preference, PreferenceConfig, train_preferences
+        from pfi.train.preferences import Preference, PreferenceConfig, train_preferences
 
         shared = {"rank", "alpha", "dropout", "targets", "layers", "batch_size", "max_length"}
         values = self.config.model_dump(include={*shared, "precision"})

@@ -131,7 +131,7 @@ def measure(
 
 def _loss(engine: Engine, exact: Backbone, example: Example, ref: AdapterRef | None) -> float:
     """Nats a target token, of the same tokens as in training."""
-    from pfi.learn.training import as_piece
+    from pfi.train.job import as_piece
 
     piece = as_piece(exact, example, exact.max_length)
     ids, count = list(piece.ids), piece.targets

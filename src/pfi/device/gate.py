@@ -1,7 +1,7 @@
 """The gate on one device: how much of the personal adapter and of memory its answers use.
 
 Choices are tried on a task's newest real records, with an adapter that has not learnt from them
-(``pfi.memory.trials``); ``pfi.memory.gate`` says which gain is believed.
+(``pfi.gate.trials``); ``pfi.gate.choices`` says which gain is believed.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from pfi.device.home import Home
 from pfi.device.runtime import Runtime, with_records
 from pfi.device.training import Division, mix_config, train_candidate, train_config
 from pfi.errors import DataError
-from pfi.memory import Memory, Retrieval
-from pfi.memory.gate import GateConfig, Prior, Tried, choices, choose
-from pfi.memory.mixing import innocent
+from pfi.gate.choices import GateConfig, Prior, Tried, choices, choose
+from pfi.memory.index import Memory
+from pfi.memory.prompts import Retrieval
 from pfi.records import History, Record
 from pfi.tasks import Task
+from pfi.train.examples import innocent
 
 if TYPE_CHECKING:
-    from pfi.learn import Adapter, AdapterConfig
-    from pfi.memory.trials import Trial
+    from pfi.gate.trials import Trial
+    from pfi.models.adapters import Adapter, AdapterConfig
     from pfi.models.backbone import Backbone
 
 
@@ -52,7 +53,7 @@ def can_fit(home: Home, task: Task) -> bool:
     Raises:
         ConfigError: the profile's gate settings make no sense.
     """
-    from pfi.memory.trials import divide
+    from pfi.gate.trials import divide
 
     if came_with(home, Runtime(home).versions(task)[1]) is not None:
         return True
@@ -129,7 +130,7 @@ class _Fit:
         Raises:
             DataError: there are too few.
         """
-        from pfi.memory.trials import divide
+        from pfi.gate.trials import divide
 
         home, name = self.home, self.task.name
         self.personal, self.shared = Runtime(home).versions(self.task)
@@ -152,8 +153,8 @@ class _Fit:
 
     def try_choices(self, plain: Backbone) -> Tried:
         """What the choices gain on the trials."""
-        from pfi.learn import AdapterConfig
-        from pfi.memory.trials import Mixer, try_choices
+        from pfi.gate.trials import Mixer, try_choices
+        from pfi.models.adapters import AdapterConfig
 
         store = self.home.shared_adapters
         base = plain.with_adapters([store.load(self.shared)] if self.shared else [])
@@ -234,7 +235,7 @@ def home_trials(
         StorageError: the vault or the memory cannot be used.
     """
     from pfi.device.memory import open_memory
-    from pfi.memory.trials import record_trials
+    from pfi.gate.trials import record_trials
 
     found: list[Trial] = []
     if not newest:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pfi._util.files import write_json
 from pfi.device.home import Home
 from pfi.errors import StorageError
-from pfi.memory.gate import Choice, GateConfig
+from pfi.gate.choices import Choice, GateConfig
 
 
 class Fitted(BaseModel):

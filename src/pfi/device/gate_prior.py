@@ -15,11 +15,11 @@ import numpy as np
 
 from pfi.device.home import Home
 from pfi.errors import StorageError
-from pfi.memory.gate import Choice, Floats, GateConfig, Prior, choices
+from pfi.gate.choices import Choice, Floats, GateConfig, Prior, choices
 from pfi.tasks import Task
 
 if TYPE_CHECKING:
-    from pfi.learn import Adapter
+    from pfi.models.adapters import Adapter
 
 #: The prior's file within a shared adapter's folder.
 PRIOR = "gate.json"

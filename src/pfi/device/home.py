@@ -26,8 +26,8 @@ from pfi.privacy.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
     from pfi.augment.store import TeacherStore
-    from pfi.memory import MemoryStore
     from pfi.memory.embedders import Embedder
+    from pfi.memory.store import MemoryStore
 
 TOKENS = "tokens"  # setting in the vault: what opens the profile's models to programs
 NAMES = "names"  # setting in the vault: people whose names no teacher elsewhere shall read
@@ -87,7 +87,7 @@ class Home:
 
     def open_memory_store(self, embedder: Embedder | None = None) -> MemoryStore:
         """The memory's file as it is; `pfi.device.memory.open_memory` brings it up to date."""
-        from pfi.memory import MemoryStore
+        from pfi.memory.store import MemoryStore
 
         return MemoryStore(self.memory_file, embedder, key=self.keys.database("memory"))
 

@@ -16,8 +16,8 @@ from pfi.errors import ConfigError
 from pfi.tasks import tasks
 
 if TYPE_CHECKING:
-    from pfi.memory import MemoryStore
     from pfi.memory.embedders import Embedder
+    from pfi.memory.store import MemoryStore
 
 #: Told how many records are indexed, and how many there are to index.
 Progress = Callable[[int, int], None]

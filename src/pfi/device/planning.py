@@ -17,8 +17,8 @@ from pfi.records import History
 from pfi.tasks import Example, Task
 
 if TYPE_CHECKING:
-    from pfi.learn import TrainConfig
     from pfi.models.backbone import Backbone
+    from pfi.train.config import TrainConfig
 
 _SAMPLED = 64  # records whose tokens are counted
 
@@ -99,7 +99,7 @@ def _can_load(machine: Machine, shape: ModelShape, limits: Limits) -> bool:
 
 def _examples(home: Home, task: Task, backbone: Backbone, history: History) -> list[Example]:
     """The examples of the latest records as training has them: half with retrieved records."""
-    from pfi.memory import Retrieval
+    from pfi.memory.prompts import Retrieval
 
     retrieval = Retrieval(home.config.records, home.config.record_tokens, 0.5, backbone.trim)
     latest = History(history.user_id, list(history)[-_SAMPLED:])
@@ -131,7 +131,7 @@ def _work(
     backbone: Backbone, examples: list[Example], count: int, config: TrainConfig, shared: bool
 ) -> Work:
     """What training would read, from a sample of the examples."""
-    from pfi.learn.training import as_piece
+    from pfi.train.job import as_piece
 
     pieces = [as_piece(backbone, example, config.max_length) for example in examples]
     lengths = [len(piece) for piece in pieces]

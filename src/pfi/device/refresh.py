@@ -33,7 +33,7 @@ from pfi.records import History, Record
 from pfi.tasks import Task
 
 if TYPE_CHECKING:
-    from pfi.learn import Adapter
+    from pfi.models.adapters import Adapter
     from pfi.models.backbone import Backbone
 
 Outcome = Literal["no need", "due", "rejected", "accepted"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pfi.device.manifests import Manifest
 from pfi.device.vault import Vault
-from pfi.learn.training import TrainConfig
+from pfi.train.config import TrainConfig
 
 #: The vault's setting that says by erasure and task how to train.
 SETTING = "retrain"

@@ -23,7 +23,8 @@ from pfi.tasks import Task, get_task
 
 if TYPE_CHECKING:
     from pfi.inference.engine import Engine, Stream
-    from pfi.memory import Memory, MemoryStore
+    from pfi.memory.index import Memory
+    from pfi.memory.store import MemoryStore
     from pfi.models.adapters import Adapter
     from pfi.models.prompter import Prompter, Turn
 

@@ -16,15 +16,16 @@ from pfi.device.adapters import AdapterInfo, Manifest
 from pfi.device.erased import refuse_erased
 from pfi.device.home import Home
 from pfi.errors import ConfigError, DataError
-from pfi.memory.mixing import innocent
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
+from pfi.train.examples import innocent
 
 if TYPE_CHECKING:
-    from pfi.learn import Adapter, TrainConfig
-    from pfi.memory.mixing import MixConfig
+    from pfi.models.adapters import Adapter
     from pfi.models.backbone import Backbone
+    from pfi.train.config import TrainConfig
+    from pfi.train.examples import MixConfig
 
 #: The latest held-back examples that are measured; more would take longer than training.
 MAX_MEASURED = 64
@@ -200,9 +201,10 @@ def train_candidate(
     Raises:
         DataError: no record gives a training example.
     """
-    from pfi.learn import get_trainer, train_one
-    from pfi.memory import Retrieval
-    from pfi.memory.mixing import mixed_examples
+    from pfi.memory.prompts import Retrieval
+    from pfi.train.examples import mixed_examples
+    from pfi.train.job import train_one
+    from pfi.train.trainers import get_trainer
 
     # Half of the prompts carry retrieved records, since questions are asked with some.
     retrieval = Retrieval(home.config.records, home.config.record_tokens, 0.5, base.trim)
@@ -257,7 +259,7 @@ def train_config(home: Home, settings: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: one of them makes no sense.
     """
-    from pfi.learn import TrainConfig
+    from pfi.train.config import TrainConfig
 
     return checked(TrainConfig, {**home.config.train, **settings}, "training settings")
 
@@ -268,7 +270,7 @@ def mix_config(home: Home, settings: Mapping[str, Any]) -> MixConfig:
     Raises:
         ConfigError: one of them makes no sense.
     """
-    from pfi.memory.mixing import MixConfig
+    from pfi.train.examples import MixConfig
 
     return checked(MixConfig, {**home.config.mix, **settings}, "mix settings")
 
@@ -320,8 +322,8 @@ def measure(backbone: Backbone, task: Task, examples: Sequence[Example]) -> dict
 
 def example_losses(backbone: Backbone, examples: Sequence[Example]) -> list[float]:
     """Every example's loss, nats a target token."""
-    from pfi.learn.training import as_piece
     from pfi.models.scoring import mean_losses
+    from pfi.train.job import as_piece
 
     return mean_losses(backbone, [as_piece(backbone, e, backbone.max_length) for e in examples])
 

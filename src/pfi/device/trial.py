@@ -13,9 +13,9 @@ from pfi.device.predict import Measured
 from pfi.device.shapes import ModelShape
 
 if TYPE_CHECKING:
-    from pfi.learn import TrainConfig
     from pfi.models.backbone import Backbone
     from pfi.tasks import Example
+    from pfi.train.config import TrainConfig
 
 _PROMPT, _NEW = 128, 24  # tokens
 _TRIED = 1.0  # seconds of decoding
@@ -95,8 +95,8 @@ def _training(
     examples: Sequence[Example],
 ) -> float | None:
     """Tokens a second of the fastest step; None when one would take too long to try."""
-    from pfi.learn import get_trainer, train_one
-    from pfi.learn.training import as_piece
+    from pfi.train.job import as_piece, train_one
+    from pfi.train.trainers import get_trainer
 
     if not examples:
         return None

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from pfi._util.files import write_atomic
 from pfi.evaluate.events import Event, new_event
-from pfi.learn import Adapter, TrainResult
-from pfi.models.adapters import CONFIG_FILE
+from pfi.models.adapters import CONFIG_FILE, Adapter
+from pfi.train.job import TrainResult
 
 _EVENT_FILE = "trained.json"
 

@@ -21,10 +21,10 @@ from pfi.evaluate.arms import DEFAULT_ARMS, FEDERATED, Kind, get_arm
 from pfi.evaluate.stream_config import StreamConfig
 from pfi.federate.check import check
 from pfi.federate.config import FederateConfig, LocalConfig
-from pfi.learn import TrainConfig
+from pfi.gate.choices import GateConfig
 from pfi.memory.config import SearchConfig
-from pfi.memory.gate import GateConfig
-from pfi.memory.mixing import MixConfig
+from pfi.train.config import TrainConfig
+from pfi.train.examples import MixConfig
 
 #: Settings of a teacher that change no answer.
 _CALLING = ("timeout", "retries", "concurrency", "requests_per_minute", "api_key_env")

@@ -12,7 +12,7 @@ from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import Event, new_event, read_events
 from pfi.evaluate.run import Run
 from pfi.federate.config import FederateConfig
-from pfi.learn import Adapter
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.tasks import Example, Task
 

@@ -23,13 +23,8 @@ from pfi.augment.strategies import answer_call, read_answer
 from pfi.evaluate.arms import KINDS, Arm, Kind, get_arm
 from pfi.evaluate.events import Event, new_event
 from pfi.evaluate.task_setup import Group, TaskSetup
-from pfi.inference.answering import answer
-from pfi.learn import Adapter, Job
-from pfi.memory import Memory
-from pfi.memory.gate import Tried, choices, choose
-from pfi.memory.mixing import innocent, mixed_examples
-from pfi.memory.summary import summarise, summary_prompt
-from pfi.memory.trials import (
+from pfi.gate.choices import Tried, choices, choose
+from pfi.gate.trials import (
     Mixer,
     Trial,
     divide,
@@ -38,10 +33,16 @@ from pfi.memory.trials import (
     record_trials,
     try_choices,
 )
+from pfi.inference.answering import answer
+from pfi.memory.index import Memory
+from pfi.memory.summary import summarise, summary_prompt
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.models.bank.bank import AdapterBank
 from pfi.records import History, Record, User
 from pfi.tasks import Example
+from pfi.train.examples import innocent, mixed_examples
+from pfi.train.job import Job
 
 
 def run_group(setup: TaskSetup, group: Group) -> Iterator[Event]:

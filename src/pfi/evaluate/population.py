@@ -17,8 +17,8 @@ from pfi.evaluate.arms import Arm
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.group_run import GroupRun
 from pfi.evaluate.task_setup import Group, TaskSetup, prior_file
-from pfi.learn import Adapter
-from pfi.memory.gate import Prior, Tried
+from pfi.gate.choices import Prior, Tried
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.tasks import Task
 

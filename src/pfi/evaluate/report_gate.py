@@ -15,7 +15,7 @@ from pfi.evaluate.events import find_events
 from pfi.evaluate.plots import Plot, gate_plot
 from pfi.evaluate.report_augment import Count
 from pfi.evaluate.report_data import Cell, Finite, Lenient, MainMetric
-from pfi.memory.gate import NOTHING, Choice, GateConfig, plain_choices
+from pfi.gate.choices import NOTHING, Choice, GateConfig, plain_choices
 
 #: Rows and columns of a plot.
 _MOST_SIDE = 12

@@ -9,7 +9,7 @@ from pathlib import Path
 from pfi.evaluate.arms import Arm
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import EventLog
-from pfi.learn.training import Trainer
+from pfi.train.job import Trainer
 
 
 @dataclass(frozen=True)

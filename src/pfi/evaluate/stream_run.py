@@ -26,11 +26,12 @@ from pfi.evaluate.study import OnProgress, Study, machine
 from pfi.evaluate.task_run import TaskRun
 from pfi.evaluate.task_setup import TaskSetup
 from pfi.inference.answering import answer
-from pfi.learn import Adapter, Job
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
 from pfi.records import Record, User
 from pfi.tasks import Example, Task
+from pfi.train.job import Job
 
 
 class StreamStudy(Study):

@@ -29,11 +29,11 @@ from pfi.evaluate.events import EventLog, new_event
 from pfi.evaluate.run import Run
 from pfi.evaluate.statistics import UserAnswers, summarise
 from pfi.evaluate.task_run import TaskRun
-from pfi.learn import get_trainer
 from pfi.memory.embedders import find_embedder
 from pfi.memory.index import check_search
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.tasks import Task, get_task
+from pfi.train.trainers import get_trainer
 
 #: Called with a line for people, the units of work done and the units planned.
 OnProgress = Callable[[str, int, int], None]

@@ -16,11 +16,12 @@ from pfi.evaluate.population import make_prior
 from pfi.evaluate.run import Run
 from pfi.evaluate.task_setup import Group, TaskSetup
 from pfi.evaluate.workers import run_in_workers
-from pfi.learn import Adapter, train_one
-from pfi.memory import Memory
+from pfi.memory.index import Memory
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.records import User
 from pfi.tasks import Example, Task
+from pfi.train.job import train_one
 
 
 class TaskRun:

@@ -16,14 +16,15 @@ from pfi.evaluate.arms import FEDERATED, Arm
 from pfi.evaluate.augmentation import Augmentation
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.config import StudyConfig
-from pfi.learn import Adapter, get_trainer
-from pfi.memory import Memory, Retrieval
+from pfi.gate.choices import Prior
 from pfi.memory.embedders import Embedder, find_embedder
-from pfi.memory.gate import Prior
-from pfi.memory.index import VectorCache
+from pfi.memory.index import Memory, VectorCache
+from pfi.memory.prompts import Retrieval
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.records import Record
 from pfi.tasks import Task
+from pfi.train.trainers import get_trainer
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from pfi._util.workers import cores, obey_parent, portable
 from pfi.errors import PfiError
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import Event
 from pfi.evaluate.group_run import run_group
 from pfi.evaluate.task_setup import Group, TaskSetup
-from pfi.learn.workers import cores, obey_parent, portable
 from pfi.tasks import Task
 
 #: What a worker answers with: the events of a group, or the error it met.

@@ -12,7 +12,7 @@ from pfi.federate.optimizers import ServerConfig
 from pfi.federate.privacy.dp_fedavg import PrivacyConfig
 from pfi.federate.robust import RobustConfig, bad_groups
 from pfi.federate.secure.policy import SecureConfig
-from pfi.learn.training import TrainConfig
+from pfi.train.config import TrainConfig
 
 
 class LocalConfig(TrainConfig):

@@ -22,13 +22,13 @@ from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
 from pfi.federate.seeds import seed_of
 from pfi.federate.work import Client, Losses, Request, Train, Trained, Update, Work
-from pfi.learn.bank_trainer import ActiveJob, BankRun
-from pfi.learn.slots import SlotSGD
-from pfi.learn.training import Job, as_piece, batches
 from pfi.models.backbone import Backbone
 from pfi.models.bank.packing import Piece
 from pfi.models.scoring import mean_losses
 from pfi.tasks import Example
+from pfi.train.job import Job, as_piece, batches
+from pfi.train.loop import ActiveJob, BankRun
+from pfi.train.optim import SlotSGD
 
 #: What a client's work ends with.
 Outcome = Update | Message | FederationError

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pfi._util.workers import cores, obey_parent, portable
 from pfi.errors import ConfigError, PfiError
 from pfi.federate.client import Clients, Memories
 from pfi.federate.config import FederateConfig
@@ -26,7 +27,6 @@ from pfi.federate.seeds import generator
 from pfi.federate.strategy import LinearStrategy, Strategy
 from pfi.federate.users import Population
 from pfi.federate.work import State
-from pfi.learn.workers import cores, obey_parent, portable
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone, load_backbone
 

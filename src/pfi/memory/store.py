@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfi._util.sqlite import sqlite3, transaction
+from pfi.memory._file import BUSY_SECONDS, MemoryFile, is_damage
 from pfi.memory.config import SearchConfig
-from pfi.memory.file import BUSY_SECONDS, MemoryFile, is_damage
 from pfi.memory.index import Memory
 from pfi.memory.vectors import STORED, VectorCache
 from pfi.memory.words import WordIndex, add_texts, create_index

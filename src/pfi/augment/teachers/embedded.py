@@ -20,7 +20,8 @@ import torch
 from pfi.augment.forms import Fields, write_answer, write_records
 from pfi.augment.teacher import Call, Material, Reply, Unusable, Usage
 from pfi.inference.generation import generate
-from pfi.memory import Memory, Retrieval
+from pfi.memory.index import Memory
+from pfi.memory.prompts import Retrieval
 from pfi.models.backbone import Backbone
 from pfi.models.scoring import score_labels
 from pfi.records import History, Record

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pfi._util.workers import physical_cores
 from pfi.errors import ConfigError
 from pfi.inference.detokenizer import Written
 from pfi.inference.engine import (
@@ -31,7 +32,6 @@ from pfi.inference.llama.c import Context, Model
 from pfi.inference.llama.sequences import Slot, Slots, score
 from pfi.inference.sampling import Draw
 from pfi.inference.streams import Channel, QueuedStream
-from pfi.models.cores import physical_cores
 from pfi.models.prompter import Prompter
 
 _LENGTH = 4096

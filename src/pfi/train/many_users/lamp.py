@@ -1,4 +1,4 @@
-"""The users of LaMP files as jobs of ``pfi.learn.personalize``: a personal adapter for each.
+"""The users of LaMP files as jobs of ``pfi.train.many_users.run``: a personal adapter for each.
 
 It lies in this room because it needs retrieval, which the training loops below know nothing of.
 """
@@ -14,11 +14,11 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from pfi.datasets.lamp import LampUsers, open_users, read_users
-from pfi.learn.training import Job
 from pfi.memory.prompts import Retrieval
 from pfi.models.backbone import load_backbone
 from pfi.records import Record
 from pfi.tasks import Example, Task, get_task
+from pfi.train.job import Job
 
 
 @dataclass(frozen=True)

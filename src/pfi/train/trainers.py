@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pfi.errors import ConfigError
-from pfi.learn.bank_trainer import BankTrainer
-from pfi.learn.peft_trainer import PeftTrainer
-from pfi.learn.training import Trainer
+from pfi.train.job import Trainer
+from pfi.train.loop import BankTrainer
+from pfi.train.peft_reference import PeftTrainer
 
 TRAINERS: dict[str, type[Trainer]] = {"bank": BankTrainer, "peft": PeftTrainer}
 

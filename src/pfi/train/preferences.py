@@ -9,11 +9,12 @@ import torch
 from pydantic import Field, model_validator
 
 from pfi.errors import DataError
-from pfi.learn.bank_trainer import BankTrainer, token_budget
-from pfi.learn.objectives import DPO, Preference, part_losses, piece_sums
-from pfi.learn.training import TrainConfig, TrainResult, train_one
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
+from pfi.train.config import TrainConfig
+from pfi.train.job import TrainResult, train_one
+from pfi.train.loop import BankTrainer, token_budget
+from pfi.train.objectives import DPO, Preference, part_losses, piece_sums
 
 
 class PreferenceConfig(TrainConfig):

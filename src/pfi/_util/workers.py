@@ -44,6 +44,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def physical_cores() -> int:
+    """Cores that this process may use; two threads of one core count once."""
+    if not hasattr(os, "sched_getaffinity"):
+        return max(1, (os.cpu_count() or 2) // 2)
+    allowed, cores = os.sched_getaffinity(0), set()
+    for cpu in allowed:
+        file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(file.read_text(encoding="ascii").strip())
+        except OSError:
+            return len(allowed)
+    return len(cores)
+
+
 class WorkerPool(Generic[Item, Result]):
     """Processes that do items, each with its share of the cores and a pipe of its own.
 

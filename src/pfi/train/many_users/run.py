@@ -1,7 +1,7 @@
 """Personal adapters for many users: a working set is in memory, everything else on disk.
 
-A run folder holds ``config.yaml``, ``adapters/``, ``results/`` (see ``learn/results.py``),
-``shared/`` (the adapter beneath, if any) and, until the run has ended, ``state/``.
+A run folder holds ``config.yaml``, ``adapters/``, ``results/`` (see ``results.py`` beside this
+file), ``shared/`` (the adapter beneath, if any) and, until the run has ended, ``state/``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,22 @@ from typing import Any
 import yaml
 
 from pfi._util.files import write_atomic, write_json
+from pfi._util.workers import in_processes, on_ray, start_ray
 from pfi.errors import ConfigError, DataError, StorageError
-from pfi.learn.engines import get_trainer
-from pfi.learn.results import Counter, ResultFile, ids_done, result_path, results, sizes, store
-from pfi.learn.training import Job, TrainConfig
-from pfi.learn.workers import in_processes, on_ray, start_ray
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone, load_backbone
+from pfi.train.config import TrainConfig
+from pfi.train.job import Job
+from pfi.train.many_users.results import (
+    Counter,
+    ResultFile,
+    ids_done,
+    result_path,
+    results,
+    sizes,
+    store,
+)
+from pfi.train.trainers import get_trainer
 
 #: Jobs, or a function that gives the same jobs in the same order whenever it is called.
 Users = Iterable[Job] | Callable[[], Iterable[Job]]
@@ -89,7 +98,7 @@ def personalize(
 
     Args:
         users: jobs with ids of their own, drawn as room becomes free. Several workers and Ray
-            need a picklable function that gives them (see ``pfi.memory.jobs.LampJobs``).
+            need a picklable function that gives them (see ``pfi.train.many_users.lamp.LampJobs``).
         out: the run folder.
         backbone: the frozen model; several workers and Ray need its name or folder.
         config: how every adapter is trained; ``TrainConfig()`` by default.

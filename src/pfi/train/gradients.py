@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from pfi.learn.slots import clip
 from pfi.models.bank.bank import AdapterBank
 from pfi.models.bank.packing import Piece, Row, passes, target_losses
+from pfi.train.optim import clip
 
 
 def gradients(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pfi._util.files import sync_folder
 from pfi.errors import StorageError
-from pfi.learn.training import TrainResult
+from pfi.train.job import TrainResult
 
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 

@@ -1,6 +1,6 @@
 """What every engine that trains adapters shares: settings, jobs, encoding, order and rates.
 
-An engine trains one adapter, or those of many users; ``learn/engines.py`` names them all.
+An engine trains one adapter, or those of many users; ``train/trainers.py`` names them all.
 """
 
 from __future__ import annotations
@@ -10,39 +10,17 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-from pydantic import Field
+from typing import Any, Protocol
 
 from pfi.errors import DataError
-from pfi.models.adapters import Adapter, AdapterConfig
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.models.bank.packing import Piece
 from pfi.tasks import Example
+from pfi.train.config import TrainConfig
 
 #: Called after every step with the job's id, the steps done, the steps planned and the loss.
 OnStep = Callable[[str, int, int, float], None]
-
-
-class TrainConfig(AdapterConfig):
-    """How an adapter is trained: AdamW, linear warm-up, linear decay to zero."""
-
-    epochs: float = Field(3.0, gt=0, description="passes over the examples")
-    batch_size: int = Field(8, ge=1, description="examples a step")
-    learning_rate: float = Field(1e-3, gt=0, description="highest learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rate")
-    clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
-    max_length: int = Field(640, ge=16, description="longest prompt and target, in tokens")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the forward pass; weights and updates stay float32"
-    )
-    held_back: float = Field(
-        0.0, ge=0, lt=1, description="newest share of the examples, measured after every epoch"
-    )
-    patience: int = Field(
-        1, ge=1, description="epochs without a better held-back loss before training stops early"
-    )
 
 
 @dataclass(frozen=True)

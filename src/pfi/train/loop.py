@@ -19,11 +19,6 @@ from typing import Any
 import torch
 
 from pfi.errors import StorageError
-from pfi.learn import bank_state
-from pfi.learn.bank_state import JobState, RunState
-from pfi.learn.objectives import CrossEntropy, Objective, Part, part_losses
-from pfi.learn.slots import SlotAdamW, clip
-from pfi.learn.training import Job, OnStep, TrainConfig, TrainResult, batches, hold_back, rate_at
 from pfi.models.adapters import Adapter
 from pfi.models.attention import takes_masks
 from pfi.models.backbone import Backbone
@@ -31,6 +26,12 @@ from pfi.models.bank.bank import AdapterBank
 from pfi.models.bank.frozen_layers import split
 from pfi.models.bank.layers import Dropout
 from pfi.models.bank.packing import Piece, Row, batch, passes, target_losses
+from pfi.train import _state as bank_state
+from pfi.train._state import JobState, RunState
+from pfi.train.config import TrainConfig
+from pfi.train.job import Job, OnStep, TrainResult, batches, hold_back, rate_at
+from pfi.train.objectives import CrossEntropy, Objective, Part, part_losses
+from pfi.train.optim import SlotAdamW, clip
 
 #: Tokens of one micro-batch by device, see ``token_budget``.
 _TOKENS = {"cpu": 512, "cuda": 16384}

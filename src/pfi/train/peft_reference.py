@@ -13,19 +13,11 @@ from typing import Any
 import torch
 
 from pfi.errors import ConfigError
-from pfi.learn.training import (
-    Job,
-    OnStep,
-    TrainConfig,
-    TrainResult,
-    batches,
-    encode,
-    hold_back,
-    rate_at,
-)
 from pfi.models.adapters import Adapter, lora_config
 from pfi.models.attention import pad_rows
 from pfi.models.backbone import Backbone
+from pfi.train.config import TrainConfig
+from pfi.train.job import Job, OnStep, TrainResult, batches, encode, hold_back, rate_at
 
 #: Marks labels that carry no loss.
 IGNORED = -100

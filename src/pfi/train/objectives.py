@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from pfi.errors import DataError
-from pfi.learn.training import as_piece
 from pfi.models.attention import takes_masks
 from pfi.models.backbone import Backbone
 from pfi.models.bank.packing import Piece, Row, common_stem, pack, passes, target_losses
 from pfi.tasks import Example
+from pfi.train.job import as_piece
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pfi.inference.answering import answer
-from pfi.learn import Adapter, AdapterConfig
-from pfi.memory.gate import (
+from pfi.gate.choices import (
     NOTHING,
     Choice,
     Floats,
@@ -26,8 +24,10 @@ from pfi.memory.gate import (
     mixing_weights,
     plain_choices,
 )
+from pfi.inference.answering import answer
 from pfi.memory.index import Memory
 from pfi.memory.prompts import Retrieval, lookalikes
+from pfi.models.adapters import Adapter, AdapterConfig
 from pfi.models.backbone import Backbone
 from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
 from pfi.models.scoring import score_labels, score_targets

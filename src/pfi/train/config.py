@@ -1,0 +1,30 @@
+"""How adapters are trained: one model for YAML files, flags and Python; needs no model library."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pfi.models.adapters import AdapterConfig
+
+
+class TrainConfig(AdapterConfig):
+    """How an adapter is trained: AdamW, linear warm-up, linear decay to zero."""
+
+    epochs: float = Field(3.0, gt=0, description="passes over the examples")
+    batch_size: int = Field(8, ge=1, description="examples a step")
+    learning_rate: float = Field(1e-3, gt=0, description="highest learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rate")
+    clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
+    max_length: int = Field(640, ge=16, description="longest prompt and target, in tokens")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the forward pass; weights and updates stay float32"
+    )
+    held_back: float = Field(
+        0.0, ge=0, lt=1, description="newest share of the examples, measured after every epoch"
+    )
+    patience: int = Field(
+        1, ge=1, description="epochs without a better held-back loss before training stops early"
+    )
