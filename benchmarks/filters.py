@@ -25,11 +25,10 @@ import numpy as np
 
 from pfi._util.files import write_atomic
 from pfi.augment.config import FilterConfig
-from pfi.augment.drafts import Draft
-from pfi.augment.filters import FILTERS, Bench, apply_filters
-from pfi.augment.judge import BackboneJudge
-from pfi.augment.likeness import subject_text, whole_text
-from pfi.augment.subject import Subject
+from pfi.augment.drafts import Draft, Subject
+from pfi.augment.filters.filters import FILTERS, Bench, apply_filters
+from pfi.augment.filters.judge import BackboneJudge
+from pfi.augment.filters.likeness import subject_text, whole_text
 from pfi.datasets.lamp import available_tasks, read_users
 from pfi.models.backbone import load_backbone
 from pfi.records import History, Record, User

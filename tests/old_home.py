@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pfi._util.sqlite import sqlite3
-from pfi.augment.store import Answer, TeacherStore
-from pfi.augment.teacher import Usage
+from pfi.augment.cache import Answer, TeacherStore
+from pfi.augment.teachers.teacher import Usage
 from pfi.device.adapters import AdapterInfo, AdapterStore
 from pfi.device.vault import Vault
 from pfi.memory.store import MemoryStore

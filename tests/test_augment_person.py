@@ -16,7 +16,7 @@ from pfi._util.settings import nested_settings
 from pfi._util.sqlite import sqlite3
 from pfi.augment.config import FilterConfig
 from pfi.augment.forms import write_records
-from pfi.augment.teacher import Call, Reply, Unusable, Usage
+from pfi.augment.teachers.teacher import Call, Reply, Unusable, Usage
 from pfi.cli.app import app
 from pfi.device import Home, HomeConfig, train
 from pfi.device.augmenting import Augmentation, augment, augment_config
@@ -104,7 +104,7 @@ def home(
 def teacher(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     made = Scripted()
     monkeypatch.setattr(
-        "pfi.augment.teachers.make_teacher",
+        "pfi.augment.teachers.make.make_teacher",
         lambda config, embedded: embedded() if config.kind == "embedded" else made,
     )
     return made
@@ -248,7 +248,7 @@ def test_stopped_and_run_again_pays_for_no_answer_twice(
     teacher.fail_after = None
     made = augment(home, TASK, config, backbone=backbone)
     keys = [call.key("scripted") for call in teacher.seen]
-    assert made.desk.cached == 2 and len(keys) == len(set(keys)) + 1  # the one that was cut off
+    assert made.client.cached == 2 and len(keys) == len(set(keys)) + 1  # the one that was cut off
 
 
 def test_dry_run_shows_what_would_leave_and_writes_nothing(home: Home, teacher: Scripted) -> None:
@@ -275,7 +275,7 @@ def test_plan_counts_calls_that_follow_and_what_is_paid(
     assert (len(plan.first), plan.estimate.calls, plan.estimate.cached) == (1, 3, 0)
     assert plan.estimate.usd is not None and plan.estimate.usd > 0
     run = work.run()
-    assert run.desk.calls == 3
+    assert run.client.calls == 3
     after = work.plan()
     assert (after.estimate.calls, after.estimate.cached, after.estimate.usd) == (3, 3, 0)
 
@@ -325,7 +325,7 @@ def test_a_run_that_makes_nothing_leaves_the_vault_as_it_is(home: Home, teacher:
         (["--model", "m"], "embedded"),
         (["--teacher", "cloud"], "teacher.kind"),
         (["--task", "LaMP_3"], "no records of task LaMP_3"),
-        (["--strategies", "copy"], "unknown strategy"),
+        (["--strategies", "copy"], "unknown generator"),
         (["--pool", "missing.txt"], "no such file"),
         (["--records", "0"], "records"),
     ],
@@ -427,7 +427,7 @@ def test_real_only_trains_as_if_there_were_no_synthetic_records(
 def test_synthetic_first_trains_twice_the_second_on_from_the_first(
     home: Home, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pfi.learn
+    import pfi.train.job
 
     runs: list[tuple[list[str], Any, Any]] = []
     real_train = pfi.train.job.train_one
@@ -437,7 +437,7 @@ def test_synthetic_first_trains_twice_the_second_on_from_the_first(
         runs.append(([e.record_id for e in examples], named.get("start"), result.adapter))
         return result
 
-    monkeypatch.setattr(pfi.learn, "train_one", noted)
+    monkeypatch.setattr(pfi.train.job, "train_one", noted)
     with home.open_vault() as vault:
         vault.add(synthetic(n, "r0") for n in range(4))
     done = train(

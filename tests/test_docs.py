@@ -141,7 +141,7 @@ def check_values(context: click.Context) -> None:
     Raises:
         PfiError: one of them does not exist.
     """
-    from pfi.augment.strategies import get_strategy
+    from pfi.augment.generators import get_strategy
     from pfi.device.candidates import RefreshConfig
     from pfi.gate.choices import GateConfig
     from pfi.train.config import TrainConfig

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from pfi.augment.config import AugmentConfig
+from pfi.augment.drafts import Subject
 from pfi.augment.forms import read_answer, read_records
-from pfi.augment.strategies import STRATEGIES
-from pfi.augment.subject import Subject
-from pfi.augment.teacher import Call, Reply, Unusable
+from pfi.augment.generators import GENERATORS
 from pfi.augment.teachers.embedded import EmbeddedTeacher, rewrite
+from pfi.augment.teachers.teacher import Call, Reply, Unusable
 from pfi.memory.prompts import Retrieval
 from pfi.models.backbone import load_backbone
 from pfi.records import History, Record
@@ -43,7 +43,7 @@ def teacher(folder: Folder, pool: list[Record]) -> EmbeddedTeacher:
 def calls_of(task: Task, strategy: str, pool: list[Record], trim: object) -> list[Call]:
     subject = Subject(task, History("u", records(task, "u")), pool, trim, 0)  # type: ignore[arg-type]
     config = AugmentConfig(votes=2, text_votes=2, records_per_call=4)
-    return next(STRATEGIES[strategy](subject, config, 4))
+    return next(GENERATORS[strategy](subject, config, 4))
 
 
 @pytest.mark.parametrize("name", ["LaMP_2M", "LaMP_3", "LaMP_4", "LaMP_7", "continuation"])
@@ -51,7 +51,7 @@ def test_every_strategy_gets_answers_of_its_form(backbone_folder: Folder, name: 
     task = get_task(name)
     pool = records(task, "pool", 8)
     made = teacher(backbone_folder, pool)
-    for strategy in STRATEGIES:
+    for strategy in GENERATORS:
         calls = calls_of(task, strategy, pool, made.backbone.trim)
         pairs = list(zip(calls, made.answer(calls), strict=True))
         # A random model may end before it has begun, depending on rounding.

@@ -19,10 +19,10 @@ from opened_files import opened
 from typer.testing import CliRunner
 
 from pfi._util.sqlite import sqlite3
+from pfi.augment.client import TeacherClient
 from pfi.augment.config import AugmentConfig, FilterConfig
-from pfi.augment.desk import Desk
 from pfi.augment.forms import write_records
-from pfi.augment.teacher import Call, Message, Reply, Unusable, Usage
+from pfi.augment.teachers.teacher import Call, Message, Reply, Unusable, Usage
 from pfi.cli.app import app
 from pfi.device import Home, HomeConfig
 from pfi.device.adapters import AdapterInfo
@@ -91,8 +91,8 @@ def use(home: Home) -> None:
     """Leave something in every file that a home has."""
     open_memory(home).close()
     with home.open_teacher_store() as store:
-        desk = Desk(Parrot(), AugmentConfig(policy="none"), store, home.open_ledger())
-        desk.ask([Call("ana", (Message("user", f"a {SECRET} call"),), None)], {})
+        client = TeacherClient(Parrot(), AugmentConfig(policy="none"), store, home.open_ledger())
+        client.ask([Call("ana", (Message("user", f"a {SECRET} call"),), None)], {})
     with home.open_vault() as vault:
         vault.set_setting("names", [f"{SECRET} Lopes"])
     home.personal_adapters.add(Weights(), AdapterInfo(task="LaMP_4", backbone="tiny"))
@@ -124,7 +124,7 @@ def test_a_day_of_use_leaves_no_plain_word(
     root, source = tmp_path / "root", tmp_path / "records.jsonl"
     monkeypatch.setenv("PFI_HOME", str(root))
     monkeypatch.delenv("PFI_PROFILE", raising=False)
-    monkeypatch.setattr("pfi.augment.teachers.make_teacher", lambda config, embedded: Writer())
+    monkeypatch.setattr("pfi.augment.teachers.make.make_teacher", lambda config, embedded: Writer())
     lines = [
         {"text": f"{SECRET}ing by the harbour, {n}", "headline": f"{SECRET} {n}"} for n in range(8)
     ]

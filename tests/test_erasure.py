@@ -19,12 +19,12 @@ from opened_files import opened
 
 from pfi._util import sqlite
 from pfi._util.sqlite import sqlite3
+from pfi.augment.cache import TeacherStore
+from pfi.augment.client import TeacherClient
 from pfi.augment.config import AugmentConfig, FilterConfig
-from pfi.augment.desk import Desk
 from pfi.augment.forms import write_answer, write_records
 from pfi.augment.pipeline import Augmenter
-from pfi.augment.store import TeacherStore
-from pfi.augment.teacher import Call, Reply, Unusable, Usage
+from pfi.augment.teachers.teacher import Call, Reply, Unusable, Usage
 from pfi.device import AdapterInfo, Home, Runtime
 from pfi.device.copies import Copies
 from pfi.device.erasure import erase, finish_erasures
@@ -93,8 +93,8 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
         filters=FilterConfig(**off),
     )
     with made.open_teacher_store() as store:
-        desk = Desk(Parrot(), config, store, made.open_ledger())
-        augmenter = Augmenter(TASK, config, desk, NoJudge(), lambda text, count: text)
+        client = TeacherClient(Parrot(), config, store, made.open_ledger())
+        augmenter = Augmenter(TASK, config, client, NoJudge(), lambda text, count: text)
         (augmented,) = augmenter.augment([history])
     with made.open_vault() as vault:
         vault.add(augmented.records)
@@ -247,8 +247,8 @@ STAGES = [
     "pfi.device.vault.scrub",
     "pfi.memory.store.MemoryStore.delete",
     "pfi.memory.store.MemoryStore._remove",
-    "pfi.augment.store.TeacherStore.erase",
-    "pfi.augment.store.scrub",
+    "pfi.augment.cache.TeacherStore.erase",
+    "pfi.augment.cache.scrub",
     "pfi.privacy.ledger.ledger.Ledger.erase",
     "pfi.privacy.ledger.file.LedgerFile.rewrite",
     "pfi.privacy.ledger.file.sync_folder",
@@ -442,8 +442,8 @@ def test_votes_rest_on_what_the_draft_was_made_from(tmp_path: Path) -> None:
     )
     ledger = Ledger(tmp_path / "ledger.jsonl")
     with TeacherStore(tmp_path / "teacher.db") as store:
-        desk = Desk(Critic(), config, store, ledger)
-        Augmenter(task, config, desk, NoJudge(), lambda text, count: text).augment(
+        client = TeacherClient(Critic(), config, store, ledger)
+        Augmenter(task, config, client, NoJudge(), lambda text, count: text).augment(
             [History("me", records)]
         )
     told = [

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from pfi.augment.config import FilterConfig
-from pfi.augment.drafts import Draft
-from pfi.augment.filters import FILTERS, Filtered, apply_filters
-from pfi.augment.judge import BackboneJudge, Vectors
-from pfi.augment.likeness import Copies, rouge_l, shingles, words
-from pfi.augment.subject import Subject
+from pfi.augment.drafts import Draft, Subject
+from pfi.augment.filters.filters import FILTERS, Filtered, apply_filters
+from pfi.augment.filters.judge import BackboneJudge, Vectors
+from pfi.augment.filters.likeness import Copies, rouge_l, shingles, words
 from pfi.models.backbone import load_backbone
 from pfi.records import History, Record
 from pfi.tasks import Example, get_task

@@ -16,8 +16,8 @@ import pytest
 from serve_world import FakeEngine, WordEmbedder, World, make_homes, serving
 
 from pfi.augment.config import TeacherConfig
-from pfi.augment.teacher import Call, Message, Reply
 from pfi.augment.teachers.remote import RemoteTeacher
+from pfi.augment.teachers.teacher import Call, Message, Reply
 from pfi.errors import BackboneError, StorageError
 from pfi.memory.embedders import HashEmbedder
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from fault_server import FaultServer
 
-from pfi.augment.teacher import TeacherError
+from pfi.augment.teachers.teacher import TeacherError
 from pfi.datasets.demo import write_demo
 from pfi.evaluate.config import StudyConfig
 from pfi.evaluate.events import Event, EventLog
@@ -237,11 +237,11 @@ def test_what_a_real_teacher_is_sent_holds_nothing_planted(
     data: Path, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted where text is cut, lowered or divided before it is shown; see ``Guard``."""
+    from pfi.augment.cache import TeacherStore
+    from pfi.augment.client import TeacherClient
     from pfi.augment.config import AugmentConfig
-    from pfi.augment.desk import Desk
     from pfi.augment.pipeline import Augmenter
-    from pfi.augment.store import TeacherStore
-    from pfi.augment.teachers import make_teacher
+    from pfi.augment.teachers.make import make_teacher
     from pfi.records import History, Record
     from pfi.tasks import get_task
 
@@ -271,12 +271,12 @@ def test_what_a_real_teacher_is_sent_holds_nothing_planted(
                 ]}
             )  # fmt: skip
             teacher = make_teacher(settings.teacher, embedded=lambda: None)  # type: ignore[arg-type,return-value]
-            desk = Desk(teacher, settings, store, Ledger(tmp_path / f"{name}.jsonl"))
+            client = TeacherClient(teacher, settings, store, Ledger(tmp_path / f"{name}.jsonl"))
             # Every text is cut in the middle of something.
             augmenter = Augmenter(
                 task,
                 settings,
-                desk,
+                client,
                 NoJudge(),
                 lambda text, tokens: text[:24],
                 pool=pool,

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfi.augment.config import AugmentConfig
-from pfi.augment.strategies.profile import profile, summary_call
-from pfi.augment.subject import Subject
+from pfi.augment.drafts import Subject
+from pfi.augment.generators.write import profile, summary_call
 from pfi.memory.summary import common_words, summarise, summary_prompt
 from pfi.records import History, Record
 from pfi.tasks import get_task

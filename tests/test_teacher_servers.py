@@ -16,11 +16,11 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel
 
+from pfi.augment.cache import TeacherStore
+from pfi.augment.client import TeacherClient
 from pfi.augment.config import AugmentConfig, TeacherConfig
-from pfi.augment.desk import Desk
-from pfi.augment.store import TeacherStore
-from pfi.augment.teacher import Call, Message, Reply, TeacherError, Unusable
-from pfi.augment.teachers import RemoteTeacher
+from pfi.augment.teachers.remote import RemoteTeacher
+from pfi.augment.teachers.teacher import Call, Message, Reply, TeacherError, Unusable
 
 MODEL = str(resources.files("pfi.models") / "embedded")
 
@@ -98,23 +98,23 @@ def test_the_wrong_model_is_an_error_that_says_so(server: str) -> None:
         teacher(server, "someone/else").answer([call("Hi")] * 9)
 
 
-def test_a_desk_asks_it_once_for_each_call_and_keeps_to_its_budget(
+def test_a_client_asks_it_once_for_each_call_and_keeps_to_its_budget(
     server: str, tmp_path: Path
 ) -> None:
     calls = [call(f"Write a title about river {i}.", seed=i) for i in range(6)]
     with TeacherStore(tmp_path / "teacher.db") as store:
-        desk = Desk(teacher(server), AugmentConfig(), store)
-        replies = desk.ask(calls, {})
-        assert all(replies) and desk.report.paid == 6
-        spent = desk.report.spent.tokens
+        client = TeacherClient(teacher(server), AugmentConfig(), store)
+        replies = client.ask(calls, {})
+        assert all(replies) and client.report.paid == 6
+        spent = client.report.spent.tokens
     with TeacherStore(tmp_path / "teacher.db") as store:  # another run
-        desk = Desk(teacher("http://127.0.0.1:9/v1"), AugmentConfig(), store)
-        desk.teacher.name = teacher(server).name  # the same one, gone: nothing is asked
-        assert desk.ask(calls, {}) == replies
-        assert (desk.report.paid, desk.report.spent.tokens) == (0, spent)
+        client = TeacherClient(teacher("http://127.0.0.1:9/v1"), AugmentConfig(), store)
+        client.teacher.name = teacher(server).name  # the same one, gone: nothing is asked
+        assert client.ask(calls, {}) == replies
+        assert (client.report.paid, client.report.spent.tokens) == (0, spent)
     with TeacherStore(tmp_path / "other.db") as store:
         few = AugmentConfig(budget_tokens=260)
-        desk = Desk(teacher(server), few, store)
-        asked = desk.ask(calls, {})
+        client = TeacherClient(teacher(server), few, store)
+        asked = client.ask(calls, {})
         assert 0 < sum(reply is not None for reply in asked) < 6
-        assert 0 < desk.report.spent.tokens <= 260 and desk.report.unpaid
+        assert 0 < client.report.spent.tokens <= 260 and client.report.unpaid

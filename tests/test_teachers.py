@@ -16,10 +16,11 @@ from fault_server import PASSING, FaultServer
 from pydantic import BaseModel, Field
 
 from pfi.augment.config import TeacherConfig
-from pfi.augment.teacher import Call, Message, Reply, TeacherError, Unusable, Usage
-from pfi.augment.teachers import LocalTeacher, RemoteTeacher, make_teacher
 from pfi.augment.teachers.forms import merged, read_answer
-from pfi.augment.teachers.remote import Pace
+from pfi.augment.teachers.local import LocalTeacher
+from pfi.augment.teachers.make import make_teacher
+from pfi.augment.teachers.remote import Pace, RemoteTeacher
+from pfi.augment.teachers.teacher import Call, Message, Reply, TeacherError, Unusable, Usage
 from pfi.errors import BackboneError
 
 KEY = "sk-planted-0123456789"

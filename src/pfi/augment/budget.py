@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pfi.augment.config import AugmentConfig
-from pfi.augment.teacher import Call, Teacher, Usage
+from pfi.augment.teachers.teacher import Call, Teacher, Usage
 from pfi.errors import ConfigError
 
 PICODOLLARS = 10**12  # in a dollar

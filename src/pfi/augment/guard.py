@@ -1,6 +1,6 @@
 """The guard of one user's text on its way to a teacher elsewhere.
 
-Records are hidden *before* strategies cut, lower or divide their text, since half an identifier
+Records are hidden *before* generators cut, lower or divide their text, since half an identifier
 is found by no filter; messages are looked at once more, and drafts get their values back.
 """
 
@@ -16,7 +16,7 @@ from pfi.records import History, Record
 
 
 class Hides(Protocol):
-    """What a desk needs to send one user's text and to read the answer."""
+    """What a client needs to send one user's text and to read the answer."""
 
     def redact(self, text: str) -> str:
         """The text as it may leave."""

@@ -1,4 +1,4 @@
-"""The pipeline: strategies, filters, synthetic records, for many users in step (CDCDA-PLM)."""
+"""The pipeline: generators, filters, synthetic records, for many users in step (CDCDA-PLM)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pfi.augment.client import TeacherClient
 from pfi.augment.config import AugmentConfig
-from pfi.augment.desk import Desk
-from pfi.augment.drafts import Draft
-from pfi.augment.filters import FilterCount, apply_filters
+from pfi.augment.drafts import Draft, Subject
+from pfi.augment.filters.filters import FilterCount, apply_filters
+from pfi.augment.filters.judge import Judge
+from pfi.augment.generators import default_generators, get_generator
 from pfi.augment.guard import Guard
-from pfi.augment.judge import Judge
-from pfi.augment.strategies import default_strategies, get_strategy
-from pfi.augment.subject import Subject
-from pfi.augment.teacher import Call, Reply, Usage
+from pfi.augment.teachers.teacher import Call, Reply, Usage
 from pfi.errors import DataError
 from pfi.records import History, Record
 from pfi.tasks import Task
@@ -44,7 +43,7 @@ class Augmented:
 
     @property
     def drafts(self) -> int:
-        """How many drafts the strategies made."""
+        """How many drafts the generators made."""
         return self.counts[0].before if self.counts else len(self.unfiltered)
 
 
@@ -54,31 +53,31 @@ class Augmenter:
     Args:
         task: the task.
         config: how.
-        desk: through which the teacher is asked.
+        client: through which the teacher is asked.
         judge: what the filters measure with.
         trim: shortens a text to a number of the device model's tokens.
         pool: public records, or those of others; see ``Subject``.
         names: people whose names are redacted beside those found in a user's records.
 
     Raises:
-        ConfigError: there is no such strategy.
+        ConfigError: there is no such generator.
     """
 
     def __init__(
         self,
         task: Task,
         config: AugmentConfig,
-        desk: Desk,
+        client: TeacherClient,
         judge: Judge,
         trim: Trim,
         *,
         pool: Sequence[Record] = (),
         names: Sequence[str] = (),
     ) -> None:
-        self.task, self.config, self.desk, self.judge = task, config, desk, judge
+        self.task, self.config, self.client, self.judge = task, config, client, judge
         self.trim, self.pool, self.names = trim, pool, names
-        chosen = config.strategies or default_strategies(task, config.teacher.kind, bool(pool))
-        self.strategies = {name: get_strategy(name) for name in chosen}
+        chosen = config.strategies or default_generators(task, config.teacher.kind, bool(pool))
+        self.generators = {name: get_generator(name) for name in chosen}
 
     def augment(self, histories: Sequence[History]) -> list[Augmented]:
         """Synthetic records for every user; none for a user without records.
@@ -97,8 +96,8 @@ class Augmenter:
     # Drafts -------------------------------------------------------------------------
 
     def first_calls(self, history: History, guard: Guard) -> list[Call]:
-        """What would be asked first; later calls of some strategies follow from its answers."""
-        guarded = guard if self.desk.redacts else None
+        """What would be asked first; later calls of some generators follow from its answers."""
+        guarded = guard if self.client.redacts else None
         return [call for run in self._runs(history, guarded) for call in _begin(run)[0]]
 
     def guard(self, history: History) -> Guard:
@@ -106,7 +105,7 @@ class Augmenter:
         return Guard(history, self.names)
 
     def _subject(self, history: History, guard: Guard | None = None) -> Subject:
-        """A user as strategies and filters see them; with a guard, as others may."""
+        """A user as generators and filters see them; with a guard, as others may."""
         seed = self.config.seed
         if guard is None:
             return Subject(self.task, history, self.pool, self.trim, seed)
@@ -116,16 +115,16 @@ class Augmenter:
     def _runs(self, history: History, guard: Guard | None) -> list[Run]:
         subject = self._subject(history, guard)
         total = math.ceil(self.config.records * self.config.drafts)
-        each = math.ceil(total / len(self.strategies)) if self.strategies else 0
-        return [run(subject, self.config, each) for run in self.strategies.values()]
+        each = math.ceil(total / len(self.generators)) if self.generators else 0
+        return [run(subject, self.config, each) for run in self.generators.values()]
 
     def _drafts(
         self, histories: Sequence[History]
     ) -> tuple[dict[str, list[Draft]], dict[str, Usage]]:
-        """All users' drafts; a step of every strategy of every user is one batch of calls."""
+        """All users' drafts; a step of every generator of every user is one batch of calls."""
         drafts: dict[str, list[list[Draft]]] = {}
         guards: dict[str, Guard] = {}
-        if self.desk.redacts:
+        if self.client.redacts:
             guards = {history.user_id: self.guard(history) for history in histories}
         usage = {history.user_id: Usage() for history in histories}
         open_runs: list[tuple[str, int, Run, list[Call]]] = []
@@ -140,7 +139,7 @@ class Augmenter:
                     open_runs.append((user, i, run, calls))
         while open_runs:
             replies = iter(
-                self.desk.ask([call for *_, calls in open_runs for call in calls], guards)
+                self.client.ask([call for *_, calls in open_runs for call in calls], guards)
             )
             going: list[tuple[str, int, Run, list[Call]]] = []
             for user, i, run, calls in open_runs:
@@ -165,7 +164,7 @@ class Augmenter:
         records = [self._record(draft, i) for i, draft in enumerate(filtered.kept)]
         plain = (self._record(draft, i) for i, draft in enumerate(drafts) if not draft.problem)
         unfiltered = [record for record in plain if record is not None]
-        subject.rng("unfiltered").shuffle(unfiltered)  # or the first strategy's would be all
+        subject.rng("unfiltered").shuffle(unfiltered)  # or the first generator's would be all
         return Augmented(
             subject.user,
             tuple(record for record in records if record is not None),
@@ -178,13 +177,13 @@ class Augmenter:
         """The draft as a record; None if it holds no text or no valid text."""
         try:
             name = f"synthetic-{draft.strategy}-{number}"
-            return draft.record(name, self.task.name, self.desk.teacher.name)
+            return draft.record(name, self.task.name, self.client.teacher.name)
         except DataError:
             return None
 
 
 def _begin(run: Run) -> tuple[list[Call], list[Draft]]:
-    """The first calls of a strategy, or its drafts if it needs none."""
+    """The first calls of a generator, or its drafts if it needs none."""
     try:
         return next(run), []
     except StopIteration as ended:
@@ -192,7 +191,7 @@ def _begin(run: Run) -> tuple[list[Call], list[Draft]]:
 
 
 def _advance(run: Run, replies: list[Reply | None]) -> tuple[list[Call], list[Draft]]:
-    """The next calls of a strategy after these replies, or its drafts."""
+    """The next calls of a generator after these replies, or its drafts."""
     try:
         return run.send(replies), []
     except StopIteration as ended:

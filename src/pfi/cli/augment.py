@@ -23,9 +23,9 @@ from pfi.cli.common import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pfi.augment.desk import DeskReport
-    from pfi.augment.filters import FilterCount
-    from pfi.augment.teacher import Usage
+    from pfi.augment.client import ClientReport
+    from pfi.augment.filters.filters import FilterCount
+    from pfi.augment.teachers.teacher import Usage
     from pfi.device import Home
     from pfi.device.augmenting import Made, Plan
 
@@ -256,7 +256,7 @@ def _show_plan(plan: Plan, task: str) -> None:
 # During and after -------------------------------------------------------------------
 
 
-def _standing(report: DeskReport) -> str:
+def _standing(report: ClientReport) -> str:
     # The counts of cached calls come late; what was paid for comes at once.
     return f"{report.paid + report.cached} calls answered, {_cost(report.usage)}"
 
@@ -266,16 +266,16 @@ def _cost(usage: Usage) -> str:
 
 
 def _show_made(made: Made, task: str, tail: str) -> None:
-    desk = made.desk
-    kinds = {"from before": desk.cached, "without a usable answer": desk.unusable}
+    client = made.client
+    kinds = {"from before": client.cached, "without a usable answer": client.unusable}
     told = "".join(f", {count} {kind}" for kind, count in kinds.items() if count)
-    typer.echo(f"{made.teacher}: {desk.calls} calls{told}; {_cost(desk.usage)} this time.")
+    typer.echo(f"{made.teacher}: {client.calls} calls{told}; {_cost(client.usage)} this time.")
     for line in filter_table(made.augmented.counts):
         typer.echo(line)
-    if desk.unpaid:
+    if client.unpaid:
         note(
-            f"The budget ended: {desk.unpaid} calls were not made, {_cost(desk.spent)} were spent "
-            "in all runs together. Raise it and run again: answers so far are kept."
+            f"The budget ended: {client.unpaid} calls were not made, {_cost(client.spent)} were "
+            "spent in all runs together. Raise it and run again: answers so far are kept."
         )
     if not made.augmented.records:
         typer.echo(f"No synthetic record of {task} was made; the vault is as it was.")

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from pfi._util.settings import checked
 from pfi.augment.budget import Budget
+from pfi.augment.cache import TeacherStore
+from pfi.augment.client import ClientReport, Estimate, TeacherClient
 from pfi.augment.config import AugmentConfig, FilterConfig, Policy
-from pfi.augment.desk import Desk, DeskReport, Estimate
 from pfi.augment.forms import write_answer, write_records
-from pfi.augment.store import TeacherStore
-from pfi.augment.teacher import Call, Reply, Teacher
+from pfi.augment.teachers.teacher import Call, Reply, Teacher
 from pfi.device.home import NAMES, Home
 from pfi.errors import ConfigError, DataError
 from pfi.privacy.ledger.ledger import Ledger
@@ -66,14 +66,14 @@ class Made:
     Attributes:
         teacher: the teacher's name.
         augmented: the synthetic records and what every filter kept and dropped.
-        desk: the calls and their cost.
+        client: the calls and their cost.
         added: synthetic records that are new in the vault.
         replaced: how many older ones of the same teacher made room for them.
     """
 
     teacher: str
     augmented: Augmented
-    desk: DeskReport
+    client: ClientReport
     added: int
     replaced: int
 
@@ -95,7 +95,7 @@ class Augmentation:
         pool: Sequence[Record] = (),
         holdout: float = 0.0,
         backbone: Backbone | None = None,
-        on_progress: Callable[[DeskReport], None] | None = None,
+        on_progress: Callable[[ClientReport], None] | None = None,
         on_stage: Callable[[str], None] = lambda text: None,
     ) -> None:
         if not 0 <= holdout < 1:
@@ -123,14 +123,14 @@ class Augmentation:
         Raises:
             ConfigError, TeacherError, BackboneError, StorageError: as for ``run``.
         """
-        # With that budget a desk answers from its store only.
+        # With that budget a client answers from its store only.
         config = self.config.model_copy(update={"budget_tokens": 1, "budget_usd": None})
         with self._store(lasting=self.home.teacher_file.exists()) as store:
-            desk = _Rehearsal(self.teacher, config, store, self._ledger)
+            client = _Rehearsal(self.teacher, config, store, self._ledger)
             # Filters say nothing about calls, and take time.
             off: dict[str, None] = dict.fromkeys(FilterConfig.model_fields)
             unfiltered = config.model_copy(update={"filters": FilterConfig(**off)})
-            augmenter = self._augmenter(unfiltered, desk)
+            augmenter = self._augmenter(unfiltered, client)
             self._on_stage("planning the calls")
             guard = augmenter.guard(self.history)
             redactors = {self.history.user_id: guard}
@@ -141,8 +141,8 @@ class Augmentation:
                 self.teacher.host,
                 self.config.policy,
                 len(self.history),
-                tuple(desk.prepared(first, redactors)),
-                desk.estimate(desk.calls, redactors),
+                tuple(client.prepared(first, redactors)),
+                client.estimate(client.calls, redactors),
             )
 
     def run(self, *, keep: bool = False) -> Made:
@@ -162,13 +162,13 @@ class Augmentation:
             StorageError: the vault, the store or the ledger cannot be used.
         """
         with self._store(lasting=True) as store:
-            desk = Desk(
+            client = TeacherClient(
                 self.teacher, self.config, store, self._ledger, on_progress=self._on_progress
             )
-            augmenter = self._augmenter(self.config, desk)
+            augmenter = self._augmenter(self.config, client)
             self._on_stage("asking the teacher")
             (augmented,) = augmenter.augment([self.history])
-            report = desk.report
+            report = client.report
         replaced, added = 0, 0
         if augmented.records:
             with self.home.open_vault() as vault:
@@ -186,7 +186,7 @@ class Augmentation:
     @cached_property
     def teacher(self) -> Teacher:
         """Who writes."""
-        from pfi.augment.teachers import make_teacher
+        from pfi.augment.teachers.make import make_teacher
 
         def embedded() -> Teacher:
             from pfi.augment.teachers.embedded import EmbeddedTeacher
@@ -195,15 +195,15 @@ class Augmentation:
 
         return make_teacher(self.config.teacher, embedded=embedded)
 
-    def _augmenter(self, config: AugmentConfig, desk: Desk) -> Augmenter:
-        from pfi.augment.judge import BackboneJudge
+    def _augmenter(self, config: AugmentConfig, client: TeacherClient) -> Augmenter:
+        from pfi.augment.filters.judge import BackboneJudge
         from pfi.augment.pipeline import Augmenter
         from pfi.privacy.redaction.redactor import names_in
 
         judge, trim = BackboneJudge(self._model), self._model.trim
         # A name that only a held-back record gives away is hidden in the others too.
         names = [*self._names, *names_in(self._held_back)]
-        return Augmenter(self.task, config, desk, judge, trim, pool=self.pool, names=names)
+        return Augmenter(self.task, config, client, judge, trim, pool=self.pool, names=names)
 
     @cached_property
     def _model(self) -> Backbone:
@@ -244,8 +244,8 @@ class Augmentation:
             yield store
 
 
-class _Rehearsal(Desk):
-    """A desk that asks nobody: it notes the calls and makes up what its store does not know."""
+class _Rehearsal(TeacherClient):
+    """A client that asks nobody: it notes the calls and makes up what its store does not know."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -288,7 +288,7 @@ def augment(
     holdout: float = 0.0,
     keep: bool = False,
     backbone: Backbone | None = None,
-    on_progress: Callable[[DeskReport], None] | None = None,
+    on_progress: Callable[[ClientReport], None] | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
 ) -> Made:
     """Have a teacher write synthetic records from the real ones of a task, into the vault.

@@ -25,7 +25,7 @@ from pfi.errors import ConfigError, StorageError
 from pfi.privacy.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
-    from pfi.augment.store import TeacherStore
+    from pfi.augment.cache import TeacherStore
     from pfi.memory.embedders import Embedder
     from pfi.memory.store import MemoryStore
 
@@ -93,7 +93,7 @@ class Home:
 
     def open_teacher_store(self) -> TeacherStore:
         """Teachers' answers and what they cost; made when missing."""
-        from pfi.augment.store import TeacherStore
+        from pfi.augment.cache import TeacherStore
 
         return TeacherStore(self.teacher_file, key=self.keys.database("teacher"))
 

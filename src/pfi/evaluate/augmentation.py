@@ -1,4 +1,4 @@
-"""Augmentation in a study: one desk for a task, synthetic records kept by user.
+"""Augmentation in a study: one client for a task, synthetic records kept by user.
 
 The users of a group are augmented together.  A teacher's answers are kept in ``teacher.db``, so
 that none is paid twice, and what was sent is in ``ledger.jsonl``.  The embedded teacher is simply
@@ -16,14 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pfi._util.files import write_atomic
+from pfi.augment.cache import TeacherStore
+from pfi.augment.client import TeacherClient
 from pfi.augment.config import AugmentConfig
-from pfi.augment.desk import Desk
+from pfi.augment.filters.judge import BackboneJudge
 from pfi.augment.guard import Hides
-from pfi.augment.judge import BackboneJudge
 from pfi.augment.pipeline import Augmented, Augmenter, describe
-from pfi.augment.store import TeacherStore
-from pfi.augment.teacher import Call, Reply, Teacher, TeacherError
 from pfi.augment.teachers.embedded import EmbeddedTeacher
+from pfi.augment.teachers.teacher import Call, Reply, Teacher, TeacherError
 from pfi.evaluate.checkpoints import Checkpoints
 from pfi.evaluate.events import Event, new_event
 from pfi.models.backbone import Backbone
@@ -93,7 +93,7 @@ class Augmentation:
             TeacherError: it cannot be reached, or the budget does not suffice.
         """
         with self._whole():
-            return self.desk.ask(calls, guards)
+            return self.client.ask(calls, guards)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -102,9 +102,9 @@ class Augmentation:
         Figures that rest on less would be kept as results, and a larger budget could not mend
         them.
         """
-        before = self.desk.report
+        before = self.client.report
         yield
-        after = self.desk.report
+        after = self.client.report
         if after.unpaid > before.unpaid:
             what = f"the budget of the teacher is spent ({after.spent.tokens:,} tokens)"
             fix = "what was answered is kept: raise augment.budget_tokens or augment.budget_usd"
@@ -112,25 +112,27 @@ class Augmentation:
         if after.failed > before.failed:
             what = f"the teacher's server failed on {after.failed - before.failed} calls"
             fix = "what was answered is kept: add --resume when it is well again"
-            raise TeacherError(what, where=self.desk.teacher.name, fix=fix)
+            raise TeacherError(what, where=self.client.teacher.name, fix=fix)
 
     @cached_property
     def augmenter(self) -> Augmenter:
         """What makes the records."""
         judge = BackboneJudge(self.backbone)
         return Augmenter(
-            self.task, self.config, self.desk, judge, self.backbone.trim, pool=self._pool()
+            self.task, self.config, self.client, judge, self.backbone.trim, pool=self._pool()
         )
 
     @cached_property
-    def desk(self) -> Desk:
+    def client(self) -> TeacherClient:
         """What asks the teacher."""
         teacher = self._make_teacher()
         if isinstance(teacher, EmbeddedTeacher):
             self._scratch = TemporaryDirectory(prefix="pfi-teacher-")
-            return Desk(teacher, self.config, TeacherStore(Path(self._scratch.name) / "teacher.db"))
+            return TeacherClient(
+                teacher, self.config, TeacherStore(Path(self._scratch.name) / "teacher.db")
+            )
         store = TeacherStore(self.out / "teacher.db")
-        return Desk(teacher, self.config, store, Ledger(self.out / "ledger.jsonl"))
+        return TeacherClient(teacher, self.config, store, Ledger(self.out / "ledger.jsonl"))
 
     # Files --------------------------------------------------------------------------
 
@@ -153,7 +155,7 @@ class Augmentation:
             "augmented",
             task=self.task.name,
             user=history.user_id,
-            teacher=self.desk.teacher.name,
+            teacher=self.client.teacher.name,
             **describe(self.task, history, made),
             examples=[_plain(record) for record in made.records[:_SHOWN]],
         )

@@ -17,9 +17,9 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from pfi.augment.generators import answer_call, read_answer
 from pfi.augment.guard import Guard
 from pfi.augment.pipeline import Augmented
-from pfi.augment.strategies import answer_call, read_answer
 from pfi.evaluate.arms import KINDS, Arm, Kind, get_arm
 from pfi.evaluate.events import Event, new_event
 from pfi.evaluate.task_setup import Group, TaskSetup
@@ -338,7 +338,7 @@ class GroupRun:
                     most = min(setup.config.k, setup.config.augment.records_per_call)
                     found = self._memory(user, question.time).search(query, most)
                 fields = question.fields
-                if setup.augmentation.desk.redacts:
+                if setup.augmentation.client.redacts:
                     hide = guards[user.id].hide
                     found = [hide(record) for record in found]
                     fields = hide(Record(question.id, self.task.name, fields, "")).input

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pfi.augment.teacher import Teacher
-from pfi.augment.teachers import make_teacher
 from pfi.augment.teachers.embedded import EmbeddedTeacher
+from pfi.augment.teachers.make import make_teacher
+from pfi.augment.teachers.teacher import Teacher
 from pfi.datasets.lamp import LampUsers, open_users
 from pfi.evaluate.arms import FEDERATED, Arm
 from pfi.evaluate.augmentation import Augmentation
@@ -129,7 +129,7 @@ class TaskSetup:
 
     @cached_property
     def augmentation(self) -> Augmentation:
-        """What makes synthetic records; the task has one desk in each process."""
+        """What makes synthetic records; the task has one client in each process."""
         config = self.config
         return Augmentation(
             config.augment,

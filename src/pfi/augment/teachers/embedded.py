@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 
 from pfi.augment.forms import Fields, write_answer, write_records
-from pfi.augment.teacher import Call, Material, Reply, Unusable, Usage
+from pfi.augment.teachers.teacher import Call, Material, Reply, Unusable, Usage
 from pfi.inference.generation import generate
 from pfi.memory.index import Memory
 from pfi.memory.prompts import Retrieval

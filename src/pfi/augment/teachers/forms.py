@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ValidationError
 
-from pfi.augment.teacher import Message, Unusable
+from pfi.augment.teachers.teacher import Message, Unusable
 
 _DECODER = json.JSONDecoder()
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from pfi.augment.config import TeacherConfig
-from pfi.augment.teacher import Call, Message, Reply, TeacherError, Unusable, Usage
 from pfi.augment.teachers.forms import read_answer
+from pfi.augment.teachers.teacher import Call, Message, Reply, TeacherError, Unusable, Usage
 from pfi.errors import BackboneError, ConfigError
 from pfi.inference.generation import Nucleus, Pick, decode, greedy
 from pfi.models.backbone import load_backbone

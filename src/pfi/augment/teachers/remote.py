@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pfi.augment.config import TeacherConfig
-from pfi.augment.teacher import Call, Reply, TeacherError, Unusable, Usage
 from pfi.augment.teachers.forms import read_answer
+from pfi.augment.teachers.teacher import Call, Reply, TeacherError, Unusable, Usage
 
 #: Calls in a row that fail, each after all its retries, until no other is tried.
 _PATIENCE = 5
@@ -304,7 +304,7 @@ def _is_loopback(hostname: str) -> bool:
 
 
 def _usage(completion: Any) -> Usage:
-    """The tokens that the server counted; none where it did not tell, and the desk assumes."""
+    """The tokens that the server counted; none where it did not tell, and the client assumes."""
     counts = getattr(completion, "usage", None)
     prompt = getattr(counts, "prompt_tokens", None)
     new = getattr(counts, "completion_tokens", None)

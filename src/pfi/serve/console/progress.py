@@ -14,7 +14,7 @@ from pfi.serve.console.jobs import Job, Work
 from pfi.serve.console.view import ROOT, ConsoleRoute, Signed, Visit, count, number, said
 
 if TYPE_CHECKING:
-    from pfi.augment.desk import DeskReport
+    from pfi.augment.client import ClientReport
     from pfi.device import Home
     from pfi.device.augmenting import Plan
     from pfi.tasks import Task
@@ -234,7 +234,7 @@ def augment(
     home, config = visit.home, augment_config(visit.home, {})
 
     def work(job: Job) -> Sequence[str]:
-        def on_progress(report: DeskReport) -> None:
+        def on_progress(report: ClientReport) -> None:
             spent = f", ${report.usage.usd:.4f}" if report.usage.usd else ""
             answered = count(report.paid + report.cached, "call")
             job.on_stage(f"{answered} answered, {report.usage.tokens:,} tokens{spent}")
@@ -243,16 +243,16 @@ def augment(
             home, chosen, config, on_progress=on_progress, on_stage=job.on_stage
         ).run()
         lines = [
-            f"{made.teacher}: {count(made.desk.calls, 'call')}, "
-            f"{made.desk.usage.tokens:,} tokens this time.",
+            f"{made.teacher}: {count(made.client.calls, 'call')}, "
+            f"{made.client.usage.tokens:,} tokens this time.",
             f"Added {count(made.added, 'synthetic record')}."
             + (f" They replace {made.replaced} older ones." if made.replaced else ""),
         ]
         for kept in made.augmented.counts:
             if kept.before > kept.kept:
                 lines.append(f"Filter {kept.name}: {kept.kept} of {kept.before} kept.")
-        if made.desk.unpaid:
-            lines.append(f"The budget ended; {made.desk.unpaid} calls were not made.")
+        if made.client.unpaid:
+            lines.append(f"The budget ended; {made.client.unpaid} calls were not made.")
         return lines
 
     host = Augmentation(home, chosen, config).teacher.host

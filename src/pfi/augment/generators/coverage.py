@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pfi.augment.subject import Subject
+from pfi.augment.drafts import Subject
 from pfi.records import Record
 
 

@@ -1,4 +1,4 @@
-"""What strategies share: calls that ask for new records, and drafts read from their replies."""
+"""What generators share: calls that ask for new records, and drafts read from their replies."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
 from pfi.augment.config import AugmentConfig
-from pfi.augment.drafts import Draft
+from pfi.augment.drafts import Draft, Subject
 from pfi.augment.forms import read_records, records_form, sketch
-from pfi.augment.strategies.templates import FIELD_TOKENS, Template, describe, show_records, tag
-from pfi.augment.subject import Subject
-from pfi.augment.teacher import Call, Material, Reply
+from pfi.augment.generators.templates import FIELD_TOKENS, Template, describe, show_records, tag
+from pfi.augment.teachers.teacher import Call, Material, Reply
 from pfi.errors import DataError
 from pfi.records import History, Record
 from pfi.tasks import Task
@@ -19,7 +18,7 @@ from pfi.tasks import Task
 #: Yields calls, is sent their replies (None: no usable answer), returns drafts.
 Steps = Generator[list[Call], list[Reply | None], list[Draft]]
 #: Makes about so many drafts for a subject.
-Strategy = Callable[[Subject, AugmentConfig, int], Steps]
+RecordGenerator = Callable[[Subject, AugmentConfig, int], Steps]
 
 #: New records that one call asks for at most; longer lists repeat themselves.
 RECORDS_A_CALL = 4

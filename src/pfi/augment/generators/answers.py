@@ -10,12 +10,11 @@ from dataclasses import replace
 
 from pfi.augment import forms
 from pfi.augment.config import AugmentConfig
-from pfi.augment.drafts import Draft
+from pfi.augment.drafts import Draft, Subject
 from pfi.augment.forms import answer_form, sketch
-from pfi.augment.strategies.drafting import Steps
-from pfi.augment.strategies.templates import describe, load_template, show_pairs, show_question
-from pfi.augment.subject import Subject
-from pfi.augment.teacher import Call, Material, Reply
+from pfi.augment.generators.drafting import Steps
+from pfi.augment.generators.templates import describe, load_template, show_pairs, show_question
+from pfi.augment.teachers.teacher import Call, Material, Reply
 from pfi.augment.votes import Vote, hold
 from pfi.records import History, Record
 from pfi.tasks import Example, Task

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from pfi.augment.subject import Subject
-from pfi.augment.teacher import Message
+from pfi.augment.drafts import Subject
+from pfi.augment.teachers.teacher import Message
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
 
@@ -54,7 +54,7 @@ class Template:
 @cache
 def load_template(name: str) -> Template:
     """The template of that name; ``system.txt`` is a part of each."""
-    folder = resources.files("pfi.augment.strategies")
+    folder = resources.files("pfi.augment.generators")
     system, own = ((folder / f"{part}.txt").read_text("utf-8") for part in ("system", name))
     short = hashlib.sha256(f"{system}\0{own}".encode()).hexdigest()[:6]
     parts = _SECTION.split(own)[1:]

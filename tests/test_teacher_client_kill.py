@@ -1,4 +1,4 @@
-"""A desk killed with SIGKILL again and again: nothing lost, nothing paid twice."""
+"""A client killed with SIGKILL again and again: nothing lost, nothing paid twice."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from pfi.augment.cache import TeacherStore
+from pfi.augment.client import TeacherClient
 from pfi.augment.config import AugmentConfig
-from pfi.augment.desk import Desk
-from pfi.augment.store import TeacherStore
-from pfi.augment.teacher import Call, Message, Reply, Unusable, Usage
+from pfi.augment.teachers.teacher import Call, Message, Reply, Unusable, Usage
 
 KILLS = 20
 CALLS = 150
@@ -55,11 +55,11 @@ def job(folder: Path, calls: int, concurrency: int, budget: int | None = None) -
     teacher = SlowTeacher(folder / "paid", concurrency)
     asked = [Call("ada", (Message("user", f"text {i}"),), max_tokens=9) for i in range(calls)]
     with TeacherStore(folder / "teacher.db") as store:
-        desk = Desk(teacher, AugmentConfig(budget_tokens=budget), store)
+        client = TeacherClient(teacher, AugmentConfig(budget_tokens=budget), store)
         replies = [
             reply and [reply.text, reply.usage.tokens]
             for start in range(3)
-            for reply in desk.ask(asked[start::3], {})
+            for reply in client.ask(asked[start::3], {})
         ]
         return json.dumps([replies, store.spent().tokens])
 
@@ -146,8 +146,8 @@ def test_killed_20_times_it_ends_as_if_never_killed(
     assert sum(lost) > 0, "no kill came between charge and storing: the test has lost its teeth"
 
 
-def test_the_desk_is_light() -> None:
-    script = "import sys, pfi.augment.desk; print({*sys.modules} & {'torch', 'transformers'})"
+def test_the_client_is_light() -> None:
+    script = "import sys, pfi.augment.client; print({*sys.modules} & {'torch', 'transformers'})"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.stdout == "set()\n", "every worker and each life above would load it"
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pfi.augment.drafts import Draft
-from pfi.augment.likeness import SHINGLE, shingles, words
+from pfi.augment.filters.likeness import SHINGLE, shingles, words
 from pfi.errors import DataError
 from pfi.records import Record
 from pfi.tasks import Task

@@ -12,21 +12,20 @@ import pytest
 
 from pfi.augment import forms
 from pfi.augment.config import AugmentConfig
-from pfi.augment.coverage import choose_records, coverage_sets
-from pfi.augment.drafts import Draft
-from pfi.augment.strategies import (
-    STRATEGIES,
+from pfi.augment.drafts import Draft, Subject
+from pfi.augment.generators import (
+    GENERATORS,
     answer_call,
-    default_strategies,
-    get_strategy,
+    default_generators,
+    get_generator,
     read_answer,
 )
-from pfi.augment.strategies.answers import answered, question_of
-from pfi.augment.strategies.drafting import portions, wanted_outputs
-from pfi.augment.strategies.pool import nearest_questions, pool_index
-from pfi.augment.strategies.templates import CUT, disarm, fill, load_template, show_records
-from pfi.augment.subject import Subject
-from pfi.augment.teacher import Call, Reply
+from pfi.augment.generators.answers import answered, question_of
+from pfi.augment.generators.coverage import choose_records, coverage_sets
+from pfi.augment.generators.drafting import portions, wanted_outputs
+from pfi.augment.generators.relabel import nearest_questions, pool_index
+from pfi.augment.generators.templates import CUT, disarm, fill, load_template, show_records
+from pfi.augment.teachers.teacher import Call, Reply
 from pfi.augment.votes import hold, majority, median, medoid
 from pfi.errors import ConfigError
 from pfi.privacy.redaction.redactor import Redactor
@@ -88,7 +87,7 @@ def drive(
     answer: Answerer = scripted,
     config: AugmentConfig | None = None,
 ) -> tuple[list[Draft], list[Call]]:
-    steps = get_strategy(strategy)(subject, config or AugmentConfig(), wanted)
+    steps = get_generator(strategy)(subject, config or AugmentConfig(), wanted)
     seen: list[Call] = []
     try:
         calls = next(steps)
@@ -108,7 +107,7 @@ def text_of(call: Call) -> str:
 
 
 @pytest.mark.parametrize("name", list(tasks()))
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("strategy", list(GENERATORS))
 def test_drafts_become_examples(strategy: str, name: str) -> None:
     subject = make_subject(name)
     task = subject.task
@@ -134,7 +133,7 @@ def test_drafts_become_examples(strategy: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["LaMP_1", "LaMP_3", "LaMP_7", "continuation", "instruction"])
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("strategy", list(GENERATORS))
 def test_what_calls_show(strategy: str, name: str) -> None:
     subject = make_subject(name, own=9)
     config = AugmentConfig(records_per_call=3)
@@ -155,7 +154,7 @@ def test_what_calls_show(strategy: str, name: str) -> None:
         assert all(draft.source in own for draft in drafts)
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("strategy", list(GENERATORS))
 def test_same_seed_same_calls(strategy: str) -> None:
     first = drive(strategy, make_subject("LaMP_3"))
     second = drive(strategy, make_subject("LaMP_3"))
@@ -166,13 +165,13 @@ def test_same_seed_same_calls(strategy: str) -> None:
     assert len({c.key("t") for c in first[1]}) == len(first[1])  # every vote is its own call
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("strategy", list(GENERATORS))
 def test_no_answer_gives_no_drafts(strategy: str) -> None:
     drafts, _ = drive(strategy, make_subject("LaMP_3"), answer=lambda call: None)
     assert drafts == []
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("strategy", list(GENERATORS))
 def test_malformed_answers_are_counted(strategy: str) -> None:
     def broken(call: Call) -> Reply:
         summary = call.material is not None and call.material.purpose == "summarise"
@@ -357,14 +356,14 @@ def test_answered_puts_texts_back_together() -> None:
 
 def test_defaults_and_unknown_names() -> None:
     rating, citation = get_task("LaMP_3"), get_task("LaMP_1")
-    assert default_strategies(rating, "embedded", True) == ["relabel"]
-    assert default_strategies(rating, "embedded", False) == ["vary"]
-    assert default_strategies(citation, "embedded", True) == ["vary"]
-    assert default_strategies(rating, "openai", True) == ["write", "relabel"]
-    assert default_strategies(citation, "openai", True) == ["write"]
-    assert default_strategies(rating, "local", False) == ["write"]
+    assert default_generators(rating, "embedded", True) == ["relabel"]
+    assert default_generators(rating, "embedded", False) == ["vary"]
+    assert default_generators(citation, "embedded", True) == ["vary"]
+    assert default_generators(rating, "openai", True) == ["write", "relabel"]
+    assert default_generators(citation, "openai", True) == ["write"]
+    assert default_generators(rating, "local", False) == ["write"]
     with pytest.raises(ConfigError, match="write, relabel, vary, profile"):
-        get_strategy("wrote")
+        get_generator("wrote")
 
 
 @pytest.mark.parametrize("name", list(tasks()))

@@ -1,4 +1,4 @@
-"""The desk: policy, ledger, cache, budget, concurrency; and the store behind it."""
+"""The client: policy, ledger, cache, budget, concurrency; and the store behind it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,20 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from pfi._util.sqlite import sqlite3
-from pfi.augment import desk as desk_module
+from pfi.augment import client as client_module
 from pfi.augment.budget import Budget, most
+from pfi.augment.cache import Answer, TeacherStore
+from pfi.augment.client import ClientReport, TeacherClient
 from pfi.augment.config import AugmentConfig, TeacherConfig
-from pfi.augment.desk import Desk, DeskReport
-from pfi.augment.store import Answer, TeacherStore
-from pfi.augment.teacher import Call, Material, Message, Reply, TeacherError, Unusable, Usage
+from pfi.augment.teachers.teacher import (
+    Call,
+    Material,
+    Message,
+    Reply,
+    TeacherError,
+    Unusable,
+    Usage,
+)
 from pfi.errors import ConfigError, StorageError
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.privacy.redaction.redactor import Redactor
@@ -122,34 +130,34 @@ def store(tmp_path: Path):
 
 def test_replies_come_in_order_and_equal_calls_are_paid_once(store: TeacherStore) -> None:
     teacher = FakeTeacher()
-    desk = Desk(teacher, AugmentConfig(), store)
+    client = TeacherClient(teacher, AugmentConfig(), store)
     calls = [a_call("b"), a_call("a"), a_call("b"), a_call("b", seed=1)]
-    assert texts(desk.ask(calls, {})) == ["B 0", "A 0", "B 0", "B 1"]
+    assert texts(client.ask(calls, {})) == ["B 0", "A 0", "B 0", "B 1"]
     assert len(teacher.calls) == 3
-    report = desk.report
+    report = client.report
     assert (report.calls, report.paid, report.cached, report.unusable) == (4, 3, 1, 0)
     assert report.usage == report.spent == Usage(30, 15, 75 / 1e6)
 
 
-def test_a_later_desk_pays_nothing_and_gets_equal_replies(tmp_path: Path) -> None:
+def test_a_later_client_pays_nothing_and_gets_equal_replies(tmp_path: Path) -> None:
     path = tmp_path / "teacher.db"
     with TeacherStore(path) as store:
-        first = Desk(FakeTeacher(), AugmentConfig(), store).ask(some_calls(5), {})
+        first = TeacherClient(FakeTeacher(), AugmentConfig(), store).ask(some_calls(5), {})
     teacher = FakeTeacher()
     with TeacherStore(path) as store:
-        desk = Desk(teacher, AugmentConfig(), store)
-        again = desk.ask(some_calls(6), {})
-        report = desk.report
+        client = TeacherClient(teacher, AugmentConfig(), store)
+        again = client.ask(some_calls(6), {})
+        report = client.report
     assert again[:5] == first
     assert [call.messages[0].content for call in teacher.calls] == ["text 5"]
     assert (report.paid, report.cached, report.usage.tokens, report.spent.tokens) == (1, 5, 15, 90)
 
 
 def test_another_teacher_has_another_cache(store: TeacherStore) -> None:
-    Desk(FakeTeacher(), AugmentConfig(), store).ask(some_calls(1), {})
+    TeacherClient(FakeTeacher(), AugmentConfig(), store).ask(some_calls(1), {})
     other = FakeTeacher()
     other.name = "other"
-    Desk(other, AugmentConfig(), store).ask(some_calls(1), {})
+    TeacherClient(other, AugmentConfig(), store).ask(some_calls(1), {})
     assert len(other.calls) == 1
 
 
@@ -162,15 +170,15 @@ def test_concurrency_changes_no_reply(tmp_path: Path, batch: int) -> None:
         return Unusable("cut off") if number == 5 else echo(call)
 
     got: list[list[Reply | None]] = []
-    reports: list[DeskReport] = []
+    reports: list[ClientReport] = []
     for concurrency in (1, 8):
         teacher = FakeTeacher(
             batch=batch, concurrency=concurrency, answer=answer, seconds=0.002 * (concurrency > 1)
         )
         with TeacherStore(tmp_path / f"{concurrency}.db") as store:
-            desk = Desk(teacher, AugmentConfig(), store)
-            got.append(desk.ask(some_calls(60), {}))
-            reports.append(desk.report)
+            client = TeacherClient(teacher, AugmentConfig(), store)
+            got.append(client.ask(some_calls(60), {}))
+            reports.append(client.report)
         assert teacher.most_at_once <= concurrency
         assert concurrency == 1 or teacher.most_at_once > 1
     assert got[0] == got[1]
@@ -186,12 +194,12 @@ def test_unusable_answers_are_asked_again_with_another_seed_and_paid(store: Teac
         return Unusable("cut off", Usage(10, 7)) if call.seed == 4 else echo(call)
 
     teacher = FakeTeacher(answer=answer)
-    desk = Desk(teacher, AugmentConfig(), store)
-    (reply,) = desk.ask([a_call("a", seed=4)], {})
+    client = TeacherClient(teacher, AugmentConfig(), store)
+    (reply,) = client.ask([a_call("a", seed=4)], {})
     assert reply is not None and reply.text.startswith("A ") and reply.text != "A 4"
     assert len({call.seed for call in teacher.calls}) == 2
-    assert desk.report.spent.tokens == 17 + 15
-    assert desk.ask([a_call("a", seed=4)], {}) == [reply]
+    assert client.report.spent.tokens == 17 + 15
+    assert client.ask([a_call("a", seed=4)], {}) == [reply]
     assert len(teacher.calls) == 2
 
 
@@ -201,9 +209,9 @@ def test_after_all_attempts_it_is_unusable_and_stays_so_for_free(tmp_path: Path)
     teacher = FakeTeacher(answer=lambda call: Unusable("nonsense", Usage(1, 1)))
     for _ in range(2):
         with TeacherStore(path) as store:
-            desk = Desk(teacher, config, store)
-            assert desk.ask([a_call("a")], {}) == [None]
-            assert desk.report.unusable == 1
+            client = TeacherClient(teacher, config, store)
+            assert client.ask([a_call("a")], {}) == [None]
+            assert client.report.unusable == 1
     assert len(teacher.calls) == 3
     with sqlite3.connect(path) as db:
         rows = db.execute("SELECT attempt, text, problem FROM answers ORDER BY attempt").fetchall()
@@ -250,14 +258,14 @@ def test_the_budget_is_kept_and_what_is_paid_is_no_matter_of_luck(
     )
     config = AugmentConfig(teacher=PRICED, **limit)
 
-    def run(concurrency: int, batch: int) -> tuple[list[Reply | None], DeskReport, list[Call]]:
+    def run(concurrency: int, batch: int) -> tuple[list[Reply | None], ClientReport, list[Call]]:
         teacher = FakeTeacher(answer=answer, concurrency=concurrency, batch=batch)
         with (
             tempfile.TemporaryDirectory() as folder,
             TeacherStore(Path(folder, "teacher.db")) as store,
         ):
-            desk = Desk(teacher, config, store)
-            return desk.ask(calls, {}), desk.report, teacher.calls
+            client = TeacherClient(teacher, config, store)
+            return client.ask(calls, {}), client.report, teacher.calls
 
     replies, report, made = run(*shape)
     really = [FakeTeacher().price(answer(call).usage) for call in made]
@@ -274,13 +282,13 @@ def test_the_budget_is_kept_and_what_is_paid_is_no_matter_of_luck(
 
 def test_after_the_first_unpaid_call_no_later_one_starts(store: TeacherStore) -> None:
     teacher = FakeTeacher(concurrency=4)
-    desk = Desk(teacher, AugmentConfig(budget_tokens=400), store)
-    Desk(FakeTeacher(), AugmentConfig(), store).ask([a_call("old", max_tokens=10)], {})
+    client = TeacherClient(teacher, AugmentConfig(budget_tokens=400), store)
+    TeacherClient(FakeTeacher(), AugmentConfig(), store).ask([a_call("old", max_tokens=10)], {})
     calls = [a_call("long", max_tokens=900), a_call("short", max_tokens=10)]
     old = a_call("old", max_tokens=10)
-    assert texts(desk.ask([*calls, old], {})) == [None, None, "OLD 0"]
-    assert teacher.calls == [] and desk.report.unpaid == 2
-    assert texts(desk.ask(calls[1:], {})) == ["SHORT 0"]
+    assert texts(client.ask([*calls, old], {})) == [None, None, "OLD 0"]
+    assert teacher.calls == [] and client.report.unpaid == 2
+    assert texts(client.ask(calls[1:], {})) == ["SHORT 0"]
 
 
 def test_the_budget_counts_what_earlier_runs_spent(tmp_path: Path) -> None:
@@ -289,10 +297,10 @@ def test_the_budget_counts_what_earlier_runs_spent(tmp_path: Path) -> None:
     for _ in range(3):
         teacher = FakeTeacher()
         with TeacherStore(tmp_path / "teacher.db") as store:
-            desk = Desk(teacher, config, store)
-            desk.ask(some_calls(100, max_tokens=200), {})
+            client = TeacherClient(teacher, config, store)
+            client.ask(some_calls(100, max_tokens=200), {})
             paid += len(teacher.calls)
-            assert desk.report.unpaid == 100 - paid
+            assert client.report.unpaid == 100 - paid
     # Of 800 tokens 286 are for one call that may be the longest (bytes, overhead, answer).
     assert paid == (800 - 286) // 15 + 1
 
@@ -301,10 +309,12 @@ def test_an_endpoint_that_tells_no_usage_is_taken_to_have_charged_the_most(
     tmp_path: Path, store: TeacherStore
 ) -> None:
     teacher = FakeTeacher(host="far.example", answer=lambda call: Reply("x"))
-    desk = Desk(teacher, AugmentConfig(policy="none"), store, Ledger(tmp_path / "ledger.jsonl"))
+    client = TeacherClient(
+        teacher, AugmentConfig(policy="none"), store, Ledger(tmp_path / "ledger.jsonl")
+    )
     call = a_call("a", max_tokens=100)
-    desk.ask([call], {})
-    assert desk.report.spent == most(call, teacher) != Usage()
+    client.ask([call], {})
+    assert client.report.spent == most(call, teacher) != Usage()
 
 
 def test_the_most_that_a_call_can_cost_counts_bytes_and_the_schema() -> None:
@@ -320,10 +330,10 @@ def test_the_most_that_a_call_can_cost_counts_bytes_and_the_schema() -> None:
 
 def test_a_budget_in_dollars_needs_prices(store: TeacherStore) -> None:
     with pytest.raises(ConfigError, match=r"budget_usd.*usd_per_million_prompt"):
-        Desk(FakeTeacher(), AugmentConfig(budget_usd=1.0), store)
+        TeacherClient(FakeTeacher(), AugmentConfig(budget_usd=1.0), store)
     half = TeacherConfig(usd_per_million_prompt=1.0)
     with pytest.raises(ConfigError):
-        Desk(FakeTeacher(), AugmentConfig(budget_usd=1.0, teacher=half), store)
+        TeacherClient(FakeTeacher(), AugmentConfig(budget_usd=1.0, teacher=half), store)
 
 
 def test_processes_keep_one_budget_together(tmp_path: Path) -> None:
@@ -345,7 +355,7 @@ def test_processes_keep_one_budget_together(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from pfi.augment.budget import Budget
-from pfi.augment.store import TeacherStore, Usage
+from pfi.augment.cache import TeacherStore, Usage
 store = TeacherStore(Path({str(path)!r}))
 print(store.take([Usage(60, 0)], Budget(tokens=100)).count, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -356,7 +366,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert store.take([Usage(60, 0)], budget).count == 1
 
 
-def test_two_desks_at_the_same_time_share_a_store_and_its_budget(tmp_path: Path) -> None:
+def test_two_clients_at_the_same_time_share_a_store_and_its_budget(tmp_path: Path) -> None:
     path = tmp_path / "teacher.db"
     calls = some_calls(40, max_tokens=200)
     teacher = FakeTeacher(concurrency=4, seconds=0.001)
@@ -364,8 +374,8 @@ def test_two_desks_at_the_same_time_share_a_store_and_its_budget(tmp_path: Path)
 
     def work(number: int) -> None:
         with TeacherStore(path) as store:
-            desk = Desk(teacher, AugmentConfig(budget_tokens=700), store)
-            got[number] = texts(desk.ask(calls[number * 10 :], {}))
+            client = TeacherClient(teacher, AugmentConfig(budget_tokens=700), store)
+            got[number] = texts(client.ask(calls[number * 10 :], {}))
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
     for thread in threads:
@@ -385,7 +395,7 @@ def test_two_processes_share_a_store(tmp_path: Path) -> None:
     script = f"""
 import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_desk_kill import job
+from test_teacher_client_kill import job
 folder = Path({str(tmp_path)!r})
 print(json.dumps(json.loads(job(folder, calls=60, concurrency=4))[0]))
 """
@@ -408,13 +418,13 @@ print(json.dumps(json.loads(job(folder, calls=60, concurrency=4))[0]))
 def test_local_refuses_a_teacher_elsewhere(store: TeacherStore, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     with pytest.raises(ConfigError, match=r"far\.example.*--policy redact"):
-        Desk(FakeTeacher(host="far.example"), AugmentConfig(policy="local"), store, ledger)
-    Desk(FakeTeacher(), AugmentConfig(policy="local"), store)
+        TeacherClient(FakeTeacher(host="far.example"), AugmentConfig(policy="local"), store, ledger)
+    TeacherClient(FakeTeacher(), AugmentConfig(policy="local"), store)
 
 
 def test_a_teacher_elsewhere_needs_a_ledger(store: TeacherStore) -> None:
     with pytest.raises(ValueError, match="ledger"):
-        Desk(FakeTeacher(host="far.example"), AugmentConfig(policy="none"), store)
+        TeacherClient(FakeTeacher(host="far.example"), AugmentConfig(policy="none"), store)
 
 
 SECRET = 'Zoë "Zed" Q'
@@ -433,7 +443,7 @@ def test_redact_hides_restores_and_logs(store: TeacherStore, tmp_path: Path, bat
 
     ledger = Ledger(tmp_path / "ledger.jsonl")
     teacher = FakeTeacher(host="far.example", answer=answer, batch=batch, concurrency=2)
-    desk = Desk(teacher, AugmentConfig(), store, ledger)
+    client = TeacherClient(teacher, AugmentConfig(), store, ledger)
     redactors: Mapping[str, Any] = {"ada": SwapRedactor(SECRET), "bob": SwapRedactor("Bobby")}
     material = Material("answer", get_task("LaMP_3"), (a_record("1"),))
     calls = [
@@ -442,7 +452,7 @@ def test_redact_hides_restores_and_logs(store: TeacherStore, tmp_path: Path, bat
         a_call("about Bobby", user="bob"),  # the same as the first once it is redacted
         a_call("about nobody", user="bob"),
     ]
-    replies = texts(desk.ask(calls, redactors))
+    replies = texts(client.ask(calls, redactors))
     assert replies[0] == f"to about {SECRET}" and replies[2] == "to about Bobby"
     assert json.loads(replies[1] or "") == {"label": f"to about {SECRET}"}
     assert len(teacher.calls) == 3
@@ -458,7 +468,7 @@ def test_redact_hides_restores_and_logs(store: TeacherStore, tmp_path: Path, bat
     assert sorted(e.device for e in entries) == ["ada", "ada", "bob"]
     logged = [json.loads(e.payload or "")["messages"][0]["content"] for e in entries]
     assert Counter(logged) == Counter(call.worded[0].content for call in teacher.calls)
-    assert texts(desk.ask(calls, redactors)) == replies and len(teacher.calls) == 3
+    assert texts(client.ask(calls, redactors)) == replies and len(teacher.calls) == 3
 
 
 def test_the_real_redactor_lets_nothing_planted_out(store: TeacherStore, tmp_path: Path) -> None:
@@ -476,8 +486,8 @@ def test_the_real_redactor_lets_nothing_planted_out(store: TeacherStore, tmp_pat
     )
     calls = [a_call(f"Note {i}: please tell {text} today") for i, text in enumerate(planted * 3)]
     redactors = {"ada": Redactor(["Mara Lind"])}
-    desk = Desk(teacher, AugmentConfig(), store, ledger)
-    assert texts(desk.ask(calls, redactors)) == [call.messages[0].content for call in calls]
+    client = TeacherClient(teacher, AugmentConfig(), store, ledger)
+    assert texts(client.ask(calls, redactors)) == [call.messages[0].content for call in calls]
     seen = repr(teacher.calls) + (tmp_path / "ledger.jsonl").read_text()
     assert len(teacher.calls) == ledger.verify() == len(calls)
     for text in planted:
@@ -487,7 +497,7 @@ def test_the_real_redactor_lets_nothing_planted_out(store: TeacherStore, tmp_pat
 def test_none_sends_as_it_is_and_logs(store: TeacherStore, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     teacher = FakeTeacher(host="far.example")
-    Desk(teacher, AugmentConfig(policy="none"), store, ledger).ask([a_call(SECRET)], {})
+    TeacherClient(teacher, AugmentConfig(policy="none"), store, ledger).ask([a_call(SECRET)], {})
     assert teacher.calls[0].messages[0].content == SECRET
     (entry,) = ledger.entries()
     assert entry.policy == "none" and SECRET in json.loads(entry.payload or "")["messages"][0][
@@ -503,7 +513,7 @@ def test_on_this_device_nothing_is_redacted_or_logged(
     material = Material("answer", get_task("LaMP_3"), (a_record("1"),))
     call = a_call(SECRET, material=material)
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    Desk(teacher, AugmentConfig(policy=policy), store, ledger).ask([call], {})
+    TeacherClient(teacher, AugmentConfig(policy=policy), store, ledger).ask([call], {})
     assert teacher.calls == [call] and not (tmp_path / "ledger.jsonl").exists()
 
 
@@ -518,9 +528,9 @@ def test_the_ledger_is_written_before_anything_is_sent(
         raise TeacherError("the line is dead")
 
     teacher = FakeTeacher(host="far.example", answer=answer, batch=2)
-    desk = Desk(teacher, AugmentConfig(policy="none"), store, ledger)
+    client = TeacherClient(teacher, AugmentConfig(policy="none"), store, ledger)
     with pytest.raises(TeacherError, match="dead"):
-        desk.ask(some_calls(3), {})
+        client.ask(some_calls(3), {})
     assert [json.loads(e.payload or "")["messages"][0]["content"] for e in ledger.entries()] == [
         "text 0",
         "text 1",
@@ -529,21 +539,21 @@ def test_the_ledger_is_written_before_anything_is_sent(
     def full(*args: Any, **named: Any) -> None:
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr(desk_module, "leave", full)
+    monkeypatch.setattr(client_module, "leave", full)
     before = len(teacher.calls)
     with pytest.raises(StorageError):
-        desk.ask(some_calls(3), {})
+        client.ask(some_calls(3), {})
     assert len(teacher.calls) == before
 
 
 def test_a_call_may_not_show_more_records_than_allowed(store: TeacherStore) -> None:
     teacher = FakeTeacher()
-    desk = Desk(teacher, AugmentConfig(records_per_call=2), store)
+    client = TeacherClient(teacher, AugmentConfig(records_per_call=2), store)
     two = (a_record("1"), a_record("2"))
     task = get_task("LaMP_3")
-    desk.ask([a_call("a", material=Material("answer", task, two))], {})
+    client.ask([a_call("a", material=Material("answer", task, two))], {})
     with pytest.raises(ValueError, match="3 records"):
-        desk.ask([a_call("b", material=Material("vary", task, two, source=a_record("3")))], {})
+        client.ask([a_call("b", material=Material("vary", task, two, source=a_record("3")))], {})
     assert len(teacher.calls) == 1
 
 
@@ -562,24 +572,24 @@ def test_a_teacher_that_breaks_down_loses_nothing(store: TeacherStore, concurren
     broken = FakeTeacher(answer=answer, concurrency=concurrency)
     config = AugmentConfig(budget_tokens=100_000)
     with pytest.raises(TeacherError, match="credit"):
-        Desk(broken, config, store).ask(some_calls(20), {})
+        TeacherClient(broken, config, store).ask(some_calls(20), {})
     assert set(threading.enumerate()) == before
     answered = {call.messages[0].content for call in broken.calls} - {"text 9"}
     assert {f"text {i}" for i in range(9)} <= answered and len(answered) < 19
     mended = FakeTeacher(concurrency=concurrency)
-    assert None not in Desk(mended, config, store).ask(some_calls(20), {})
+    assert None not in TeacherClient(mended, config, store).ask(some_calls(20), {})
     assert len(mended.calls) == 20 - len(answered)
     # Nothing is left in flight that would take from the budget.
     assert store.take([Usage(100_000 - 15 * 20, 0)], Budget(tokens=100_000)).count == 1
 
 
 def test_progress_is_told_after_every_answer(store: TeacherStore) -> None:
-    seen: list[DeskReport] = []
-    desk = Desk(FakeTeacher(), AugmentConfig(), store, on_progress=seen.append)
-    desk.ask(some_calls(3), {})
+    seen: list[ClientReport] = []
+    client = TeacherClient(FakeTeacher(), AugmentConfig(), store, on_progress=seen.append)
+    client.ask(some_calls(3), {})
     assert [report.paid for report in seen] == [1, 2, 3, 3]
     assert [report.spent.tokens for report in seen] == [15, 30, 45, 45]
-    assert seen[-1] == desk.report and seen[-1].calls == 3
+    assert seen[-1] == client.report and seen[-1].calls == 3
 
 
 def all_rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
@@ -597,19 +607,19 @@ def test_an_estimate_sends_and_writes_nothing(tmp_path: Path) -> None:
     )
     with TeacherStore(path) as store:
         config = AugmentConfig(policy="none", teacher=PRICED)
-        Desk(teacher, config, store, ledger).ask([a_call("old"), a_call("bad")], {})
+        TeacherClient(teacher, config, store, ledger).ask([a_call("old"), a_call("bad")], {})
         made, entries = len(teacher.calls), len(list(ledger.entries()))
         dump = all_rows(path)
         calls = [a_call("old"), a_call("bad"), *[a_call("x" * 40, max_tokens=100)] * 2]
-        estimate = Desk(teacher, config, store, ledger).estimate(calls, {})
+        estimate = TeacherClient(teacher, config, store, ledger).estimate(calls, {})
         assert (estimate.calls, estimate.cached) == (4, 3)
         assert (estimate.prompt_tokens, estimate.completion_tokens) == (10, 100)
         assert estimate.usd == pytest.approx(310 / 1e6)
         # One more attempt is allowed: the unusable one would be asked again.
         more = config.model_copy(update={"attempts": 3})
-        assert Desk(teacher, more, store, ledger).estimate(calls, {}).cached == 2
+        assert TeacherClient(teacher, more, store, ledger).estimate(calls, {}).cached == 2
         unknown = AugmentConfig(policy="none")
-        assert Desk(teacher, unknown, store, ledger).estimate(calls, {}).usd is None
+        assert TeacherClient(teacher, unknown, store, ledger).estimate(calls, {}).usd is None
         assert all_rows(path) == dump
     assert (len(teacher.calls), len(list(ledger.entries()))) == (made, entries)
 
@@ -624,7 +634,7 @@ def test_the_store_is_private_and_keeps_any_text(tmp_path: Path) -> None:
         with TeacherStore(path) as store:
             odd = "nul \0, quote ', emoji \U0001f600, half \ud83d"
             teacher = FakeTeacher(answer=lambda call: Reply(odd, Usage(1, 1)))
-            replies = Desk(teacher, AugmentConfig(), store).ask([a_call("a")], {})
+            replies = TeacherClient(teacher, AugmentConfig(), store).ask([a_call("a")], {})
             assert texts(replies) == [odd.replace("\ud83d", "?")]
             modes = {file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     finally:
@@ -693,8 +703,8 @@ def test_a_servers_trouble_is_not_kept_as_an_answer(tmp_path: Path) -> None:
     for answer, expected in ((troubled, [None, "B 0"]), (echo, ["A 0", "B 0"])):
         teacher = FakeTeacher(answer=answer)
         with TeacherStore(path) as store:
-            desk = Desk(teacher, AugmentConfig(attempts=3), store)
-            assert texts(desk.ask(calls, {})) == expected
-            assert desk.report.unusable == expected.count(None)
+            client = TeacherClient(teacher, AugmentConfig(attempts=3), store)
+            assert texts(client.ask(calls, {})) == expected
+            assert client.report.unusable == expected.count(None)
     # The first run did not try another seed, which the second one would not have known of.
     assert [call.messages[-1].content for call in teacher.calls] == ["a"]

@@ -1,6 +1,6 @@
-"""The pool as questions: which of them a user is asked.
+"""Inputs of a pool, answered as the user would answer them: which a user is asked, and the records.
 
-They are compared by what they ask; what others answered is not looked at.
+The generator ``relabel``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pfi.augment.coverage import Lexicon, choose_records
-from pfi.augment.strategies.answers import question_of
-from pfi.augment.strategies.drafting import derives
-from pfi.augment.subject import Subject
+from pfi.augment.config import AugmentConfig
+from pfi.augment.drafts import Draft, Subject
+from pfi.augment.generators.answers import (
+    answer_calls,
+    answerable,
+    answered,
+    confidence,
+    question_of,
+    read_answers,
+    seen,
+)
+from pfi.augment.generators.coverage import Lexicon, choose_records
+from pfi.augment.generators.drafting import Steps, checked, derives
+from pfi.augment.generators.templates import load_template
+from pfi.augment.votes import hold
 from pfi.records import Record
 from pfi.tasks import Example, Task
 
@@ -135,3 +146,40 @@ def _build(task: Task, pool: Sequence[Record]) -> PoolIndex:
     questions = list(found.values())
     asked = [task.query_text(item.question.fields) for item in questions]
     return PoolIndex(questions, list(found), Lexicon(asked or [""]))
+
+
+def relabel(subject: Subject, config: AugmentConfig, wanted: int) -> Steps:
+    """Ask each of the pool's questions that suit the user as often as there are votes.
+
+    Nothing comes of tasks whose records have no answer, or without a pool.
+    """
+    task = subject.task
+    if not answerable(task):
+        return []
+    template = load_template("answer").id
+    rng = subject.rng(config.seed, "relabel")
+    items = nearest_questions(subject, wanted, rng)
+    count = config.votes_on(task)
+    votes = range(count)
+    asked = [
+        answer_calls(subject, config, item.question, votes, f"relabel {i}")
+        for i, item in enumerate(items)
+    ]
+    if not asked:
+        return []
+    replies = yield [call for calls in asked for call in calls]
+    drafts = []
+    for i, (item, calls) in enumerate(zip(items, asked, strict=True)):
+        mine = replies[i * count : (i + 1) * count]
+        answers, problem = read_answers(task, mine)
+        seeds = seen((), calls, mine)
+        source = item.source.id
+        vote = hold(task, answers)
+        if vote is not None:
+            inputs, output = answered(task, item.source, item.question, vote.output)
+            sure = confidence(vote, count)
+            draft = Draft(inputs, output, "relabel", template, seeds, source, sure, vote.votes)
+            drafts.append(checked(subject, draft))
+        elif problem:
+            drafts.append(Draft({}, "", "relabel", template, seeds, source, 0.0, problem=problem))
+    return drafts

@@ -1,7 +1,7 @@
-"""The desk: the one place from which a teacher is called.
+"""The teacher client: the one place from which a teacher is called.
 
 It keeps the privacy policy, the ledger, the cache, the budget and the number of calls at a time,
-so that strategies and teachers know nothing of them.
+so that generators and teachers know nothing of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pfi.augment.budget import Budget, Estimate, estimate, exact, most
+from pfi.augment.cache import Answer, Grant, TeacherStore
 from pfi.augment.config import AugmentConfig
-from pfi.augment.store import Answer, Grant, TeacherStore
-from pfi.augment.teacher import Call, Reply, Teacher, Unusable, Usage
+from pfi.augment.teachers.teacher import Call, Reply, Teacher, Unusable, Usage
 from pfi.errors import ConfigError, StorageError
 from pfi.privacy.ledger.ledger import Ledger, leave
 
@@ -34,8 +34,8 @@ POLL_SECONDS = 0.05  # between looks at what other processes have in flight
 
 
 @dataclass(frozen=True, slots=True)
-class DeskReport:
-    """What a desk has done so far.
+class ClientReport:
+    """What a client has done so far.
 
     Attributes:
         calls: calls that it was asked for.
@@ -44,7 +44,7 @@ class DeskReport:
         unusable: calls without a usable answer after all attempts.
         failed: of these, calls that a server in trouble did not answer.
         unpaid: calls that the budget did not allow.
-        usage: what this desk's answers cost.
+        usage: what this client's answers cost.
         spent: what all answers in the store cost, earlier runs' and other processes' included.
     """
 
@@ -68,7 +68,7 @@ class _Try:
     shows: tuple[str, ...] | None = None
 
 
-class Desk:
+class TeacherClient:
     """Asks one teacher for many users, through the cache, within the budget.
 
     The budget is for all that is ever asked through one store: earlier runs and other processes
@@ -99,7 +99,7 @@ class Desk:
         store: TeacherStore,
         ledger: Ledger | None = None,
         *,
-        on_progress: Callable[[DeskReport], None] | None = None,
+        on_progress: Callable[[ClientReport], None] | None = None,
     ) -> None:
         if teacher.host is not None and config.policy == "local":
             raise ConfigError(
@@ -120,7 +120,7 @@ class Desk:
         self._usage = Usage()
 
     @property
-    def report(self) -> DeskReport:
+    def report(self) -> ClientReport:
         """How things stand.
 
         Raises:
@@ -130,7 +130,7 @@ class Desk:
         with self._lock:
             names = ("calls", "paid", "cached", "unusable", "failed", "unpaid")
             counts = {name: self._counts[name] for name in names}
-            return DeskReport(**counts, usage=self._usage, spent=spent)
+            return ClientReport(**counts, usage=self._usage, spent=spent)
 
     def ask(self, calls: Sequence[Call], redactors: Mapping[str, Hides]) -> list[Reply | None]:
         """The replies to `calls`, in their order.

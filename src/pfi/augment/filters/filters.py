@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pfi.augment.config import FilterConfig
-from pfi.augment.drafts import Draft
-from pfi.augment.judge import Judge, Vectors
-from pfi.augment.likeness import Copies, Likeness, input_text, subject_text, whole_text
-from pfi.augment.subject import Subject
-from pfi.augment.wellformed import well_formed
+from pfi.augment.drafts import Draft, Subject
+from pfi.augment.filters.judge import Judge, Vectors
+from pfi.augment.filters.likeness import Copies, Likeness, input_text, subject_text, whole_text
+from pfi.augment.filters.wellformed import well_formed
 from pfi.records import Record
 from pfi.tasks import Example, Task
 

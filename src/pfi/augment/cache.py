@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pfi._util.sqlite import Closes, connect, scrub, sqlite3, transaction, user_errors
 from pfi.augment.budget import PICODOLLARS, Budget, pico
-from pfi.augment.teacher import Usage
+from pfi.augment.teachers.teacher import Usage
 from pfi.errors import StorageError
 from pfi.privacy.ledger.entries import fingerprint
 

@@ -1,0 +1,1 @@
+"""Filters: which drafts become synthetic records, and what they measure with."""
