@@ -29,14 +29,14 @@ from pfi._util.files import write_atomic
 from pfi._util.settings import nested_settings
 from pfi.datasets import demo_text
 from pfi.datasets.demo import Persona, write_demo
-from pfi.device import feedback, trials
-from pfi.device.config import HomeConfig
-from pfi.device.drift import Check, unharmed
-from pfi.device.home import Home
-from pfi.device.open import create_home, open_home
-from pfi.device.refresh import Refreshed, refresh
-from pfi.device.training import answer_scores
 from pfi.models.backbone import Backbone, load_backbone
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import Home
+from pfi.profile.learn import candidates, feedback
+from pfi.profile.learn.drift import Check, unharmed
+from pfi.profile.learn.refresh import Refreshed, refresh
+from pfi.profile.learn.training import answer_scores
+from pfi.profile.open import create_home, open_home
 from pfi.records import Record
 from pfi.tasks import Example, Task
 
@@ -193,13 +193,13 @@ def said(person: Person, taste: Taste, *, guarded: bool = True) -> Said:
     before = person.accuracy(asked)
     person.live(OWN, own)
     person.correct(SAID, taste, "said")
-    check = trials.unharmed
+    check = candidates.unharmed
     if not guarded:
-        trials.unharmed = _blind
+        candidates.unharmed = _blind
     try:
         done = person.refresh(force=True)
     finally:
-        trials.unharmed = check
+        candidates.unharmed = check
     return Said(done.outcome, "said" in done.doubtful, before, person.accuracy(asked))
 
 

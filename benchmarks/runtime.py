@@ -197,7 +197,7 @@ def bandwidth(threads: int) -> dict[str, float]:
     """What this machine reads and multiplies now; in a process that uses so many threads."""
     code = (
         "import json; from dataclasses import asdict\n"
-        "from pfi.device.machine import measure_processor\n"
+        "from pfi.profile.plan.machine import measure_processor\n"
         "print(json.dumps(asdict(measure_processor('cpu'))))"
     )
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -209,7 +209,7 @@ def bandwidth(threads: int) -> dict[str, float]:
 
 def sizes(files: Files, models: Sequence[str]) -> dict[str, Any]:
     """What a token reads of each model in each format, in bytes."""
-    from pfi.device.shapes import read_shape
+    from pfi.profile.plan.shapes import read_shape
 
     found = {}
     for model in models:
@@ -229,9 +229,9 @@ def sizes(files: Files, models: Sequence[str]) -> dict[str, Any]:
 
 def predicted(files: Files, rows: Sequence[Mapping[str, Any]], speed: Mapping[str, float]) -> None:
     """Add to the rows of pfi with an adapter and two threads what the planner says of them."""
-    from pfi.device.machine import Machine, Processor
-    from pfi.device.predict import Model, Work, answering
-    from pfi.device.shapes import read_shape
+    from pfi.profile.plan.machine import Machine, Processor
+    from pfi.profile.plan.predict import Model, Work, answering
+    from pfi.profile.plan.shapes import read_shape
 
     machine = Machine(1 << 40, 1 << 40, 1 << 40, 2, 2, Processor(**speed), 0, llama_cpp=True)
     for row in rows:

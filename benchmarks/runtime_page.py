@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 def rate(processor: Mapping[str, float], size: float) -> float:
     """Bytes a second that the memory, or the cache, gives for arrays of this size."""
-    from pfi.device.machine import Processor
+    from pfi.profile.plan.machine import Processor
 
     return Processor(**processor).rate(round(size))
 

@@ -44,10 +44,11 @@ def make_homes(root: Path, users: int, rank: int) -> dict[str, Any]:
     import torch
     from peft import get_peft_model
 
-    from pfi.device import AdapterInfo, HomeConfig
-    from pfi.device.open import create_home
     from pfi.models.adapters import Adapter, AdapterConfig, lora_config
     from pfi.models.backbone import load_backbone
+    from pfi.profile.adapters.store import AdapterInfo
+    from pfi.profile.config import HomeConfig
+    from pfi.profile.open import create_home
     from pfi.records import Record
 
     backbone = load_backbone("embedded")

@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from pfi.datasets.demo import write_demo
-from pfi.device import Home, HomeConfig, import_records, train
-from pfi.device.gate import fit_gate
-from pfi.device.open import create_home, open_home
 from pfi.privacy.ledger.ledger import leave
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import Home
+from pfi.profile.learn.gate import fit_gate
+from pfi.profile.learn.training import train
+from pfi.profile.open import create_home, open_home
+from pfi.profile.vault.imports import import_records
 from pfi.serve import ServeConfig, Service
 from pfi.serve.app import create_app
 from pfi.serve.console import sign_in_link

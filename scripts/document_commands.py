@@ -244,7 +244,7 @@ def gate_part() -> str:
 
 def refresh_part() -> str:
     """The settings of a refresh."""
-    from pfi.device.candidates import RefreshConfig
+    from pfi.profile.learn.candidates import RefreshConfig
 
     return table(_HEAD, settings(RefreshConfig))
 
@@ -272,7 +272,7 @@ def training_part() -> str:
 
 def profile_part() -> str:
     """The settings of a profile."""
-    from pfi.device import HomeConfig
+    from pfi.profile.config import HomeConfig
 
     return table(_HEAD, settings(HomeConfig))
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from pfi.device.config import HomeConfig
-from pfi.device.home import Home
-from pfi.device.open import create_home
-from pfi.device.runtime import Prepared, question_fields
 from pfi.inference.engine import Piece, Sampling
+from pfi.profile.answer.runtime import Prepared, question_fields
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import Home
+from pfi.profile.open import create_home
 from pfi.records import Record
 from pfi.serve import ServeConfig, Service
 from pfi.serve.app import create_app

@@ -11,11 +11,11 @@ from typing import Any
 from pfi._util.sqlite import sqlite3
 from pfi.augment.cache import Answer, TeacherStore
 from pfi.augment.teachers.teacher import Usage
-from pfi.device.adapters import AdapterInfo, AdapterStore
-from pfi.device.vault import Vault
 from pfi.memory.store import MemoryStore
 from pfi.privacy.ledger.entries import Entry, canonical, digest, line_of
 from pfi.privacy.ledger.ledger import Ledger
+from pfi.profile.adapters.store import AdapterInfo, AdapterStore
+from pfi.profile.vault.vault import Vault
 from pfi.records import History, Record
 
 SECRET = "quxblorft"  # in every text

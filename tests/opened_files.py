@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from pfi.device import Home
 from pfi.privacy.crypto.sealing import unseal
+from pfi.profile.home import Home
 
 PAGE, RESERVED = 4096, 80
 _SHA = re.compile(rb'"sealed":"([^"]*)"\}.*?"sha256":"([0-9a-f]{64})"')

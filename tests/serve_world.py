@@ -12,11 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pfi.device import Home, HomeConfig
-from pfi.device.open import create_home
 from pfi.inference.engine import AdapterRef, EngineStats, Piece, Request
 from pfi.memory.embedders import HashEmbedder
 from pfi.models.prompter import Prompter, load_prompter
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import Home
+from pfi.profile.open import create_home
 from pfi.records import Record
 from pfi.serve import ServeConfig, Service
 from pfi.serve.app import create_app

@@ -22,21 +22,23 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-import pfi.device
+import pfi.profile.archive.format
 from pfi._util.sqlite import sqlite3
 from pfi.cli.app import app
-from pfi.device import AdapterInfo, Home, archive
-from pfi.device.archive import read_archive, write_archive
-from pfi.device.archive_format import wants_passphrase
-from pfi.device.config import HomeConfig
-from pfi.device.erasure import erase
-from pfi.device.memory import open_memory
-from pfi.device.open import create_home, open_home
-from pfi.device.vault_feedback import Feedback
 from pfi.errors import ConfigError, DataError, PfiError, StorageError
 from pfi.models.adapters import Adapter
 from pfi.privacy.crypto.signing import with_signature
 from pfi.privacy.ledger.ledger import Ledger
+from pfi.profile.adapters.store import AdapterInfo
+from pfi.profile.answer.memory import open_memory
+from pfi.profile.archive import archive
+from pfi.profile.archive.archive import read_archive, write_archive
+from pfi.profile.archive.format import wants_passphrase
+from pfi.profile.config import HomeConfig
+from pfi.profile.erase.erasure import erase
+from pfi.profile.home import Home
+from pfi.profile.open import create_home, open_home
+from pfi.profile.vault.feedback import Feedback
 from pfi.records import Record
 from pfi.tasks import get_task
 
@@ -437,7 +439,7 @@ def test_a_short_passphrase_is_refused(
 
 def _die(target: str, calls: int, root: Path, file: Path, writing: bool) -> None:
     place, _, name = target.rpartition(".")
-    owner = archive if place == "archive" else operator.attrgetter(place)(pfi.device)
+    owner = archive if place == "archive" else operator.attrgetter(place)(pfi.profile.archive)
     true, left = getattr(owner, name), [calls]
 
     def kill(*args: Any, **named: Any) -> Any:
@@ -467,7 +469,7 @@ def killed(target: str, calls: int, root: Path, file: Path, *, writing: bool) ->
     [
         ("archive.copy_database", 0),
         ("archive.copy_database", 1),
-        ("archive_format.TarReader.read", 9),
+        ("format.TarReader.read", 9),
         ("archive.with_signature", 0),
         ("archive.os.fsync", 0),
         ("archive.sync_folder", 0),

@@ -18,14 +18,15 @@ from pfi.augment.config import FilterConfig
 from pfi.augment.forms import write_records
 from pfi.augment.teachers.teacher import Call, Reply, Unusable, Usage
 from pfi.cli.app import app
-from pfi.device import Home, HomeConfig, train
-from pfi.device.augmenting import Augmentation, augment, augment_config
-from pfi.device.open import create_home
-from pfi.device.pool import read_pool
-from pfi.device.training import divide
-from pfi.device.vault import SCHEMA_VERSION, Vault
 from pfi.errors import ConfigError, DataError
 from pfi.models.backbone import Backbone, load_backbone
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import Home
+from pfi.profile.learn.augmenting import Augmentation, augment, augment_config
+from pfi.profile.learn.pool import read_pool
+from pfi.profile.learn.training import divide, train
+from pfi.profile.open import create_home
+from pfi.profile.vault.vault import SCHEMA_VERSION, Vault
 from pfi.records import Provenance, Record
 from pfi.tasks import get_task
 

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.device import Home
-from pfi.device.open import open_home
+from pfi.profile.home import Home
+from pfi.profile.open import open_home
 from pfi.records import Record
 
 LEARN = {"learning_rate": 0.02, "rank": 2, "batch_size": 4, "layers": "last:1"}

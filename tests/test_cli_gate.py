@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.device import Home
-from pfi.device.gate_file import read_gate
-from pfi.device.open import open_home
 from pfi.evaluate.config import StudyConfig
 from pfi.gate.choices import Choice, Prior, Tried
+from pfi.profile.answer.gate_file import read_gate
+from pfi.profile.home import Home
+from pfi.profile.open import open_home
 from pfi.records import Record
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

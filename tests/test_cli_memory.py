@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.device import Home
-from pfi.device.open import create_home, open_home
 from pfi.memory.embedders import HashEmbedder
+from pfi.profile.home import Home
+from pfi.profile.open import create_home, open_home
 from pfi.records import Provenance, Record
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)

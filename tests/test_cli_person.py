@@ -18,9 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.device import Home, Runtime, ask, parse_options, train
-from pfi.device.open import open_home
 from pfi.errors import BackboneError, ConfigError, DataError, StorageError
+from pfi.profile.answer.runtime import Runtime, ask
+from pfi.profile.home import Home
+from pfi.profile.learn.training import train
+from pfi.profile.open import open_home
+from pfi.profile.vault.imports import parse_options
 from pfi.records import Record, parse_time
 from pfi.sources.connectors import Connector
 from pfi.tasks import get_task
@@ -406,7 +409,7 @@ def test_adapter_changes_the_answer_and_the_plain_backbone_stays(home: Home) -> 
 
 def test_personal_adapter_brings_the_shared_one_it_was_trained_on(home: Home) -> None:
     task = get_task("LaMP_4")
-    from pfi.device import AdapterInfo
+    from pfi.profile.adapters.store import AdapterInfo
 
     first = train(home, task, QUICK)
     weights = home.personal_adapters.load(first.version.version)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pfi.cli.app import app
-from pfi.device import Imported
 from pfi.errors import ConfigError, DataError, PfiError
+from pfi.profile.vault.imports import Imported
 from pfi.readers.report import ImportReport
 from pfi.sources.connectors import detect, recognised
 from pfi.sources.connectors.markdown import plain
@@ -373,7 +373,7 @@ def test_import_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(kind)
         return Imported(2, 0, ImportReport())
 
-    monkeypatch.setattr("pfi.device.import_records", import_records)
+    monkeypatch.setattr("pfi.profile.vault.imports.import_records", import_records)
     monkeypatch.setattr("pfi.cli.records.open_profile", lambda profile: None)
     monkeypatch.setattr("pfi.cli.records.refresh_if_due", lambda home: None)
     vault = tmp_path / "vault"

@@ -16,9 +16,9 @@ import pytest
 from console_service import RuledRuntime, headline, make_home, make_service, wait_for
 from fastapi.testclient import TestClient
 
-from pfi.device.adapters import AdapterInfo
-from pfi.device.home import Home
-from pfi.device.open import open_home
+from pfi.profile.adapters.store import AdapterInfo
+from pfi.profile.home import Home
+from pfi.profile.open import open_home
 from pfi.records import Provenance
 from pfi.serve.app import create_app
 from pfi.serve.auth import new_token, revoke_token
@@ -453,15 +453,15 @@ def test_a_dropped_table_is_imported(world: World, browser: TestClient) -> None:
 def test_a_dropped_repository_brings_no_programs(
     world: World, browser: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pfi.device
+    import pfi.profile.vault.imports
 
-    read, seen = pfi.device.import_records, []
+    read, seen = pfi.profile.vault.imports.import_records, []
 
     def watched(home: Home, kind: str, path: Path, *rest: Any) -> Any:
         seen.extend(str(file.relative_to(path)) for file in path.rglob("*"))
         return read(home, kind, path, *rest)
 
-    monkeypatch.setattr(pfi.device, "import_records", watched)
+    monkeypatch.setattr(pfi.profile.vault.imports, "import_records", watched)
     folder = tmp_path / "kitchen"
     run = ["git", "-C", str(folder), "-c", "user.name=Anna", "-c", "user.email=anna@example.org"]
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
@@ -605,20 +605,20 @@ def test_jobs_fail_in_one_line_and_quote_no_text() -> None:
 def test_training_and_refreshing_are_started(
     world: World, browser: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pfi.device
+    import pfi.profile.learn.training
 
     asked: list[Any] = []
 
     def train(home: Home, task: Any, **how: Any) -> Any:
         asked.append((home.profile, task.name, how["holdout"]))
         how["on_stage"]("training")
-        from pfi.device.training import Trained
+        from pfi.profile.learn.training import Trained
 
         version = add_version(home, records=24)
         manifest = home.personal_adapters.use(version)
         return Trained(manifest, {"loss": 3.0}, {"loss": 2.0}, 6)
 
-    monkeypatch.setattr(pfi.device, "train", train)
+    monkeypatch.setattr(pfi.profile.learn.training, "train", train)
     data = {"kind": "train", "task": "LaMP_4", "holdout": "0.25"}
     answer = browser.post(f"{ROOT}/progress/start", data=data)
     assert answer.headers["hx-redirect"] == f"{ROOT}/progress"
@@ -632,8 +632,8 @@ def test_training_and_refreshing_are_started(
 def test_a_refresh_says_what_came_of_it(
     world: World, browser: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pfi.device import refresh
-    from pfi.device.drift import Check, Drift
+    from pfi.profile.learn import refresh
+    from pfi.profile.learn.drift import Check, Drift
 
     drift, checks = Drift(True, "", 30), (Check("recent", 12, 2.0, 1.5, 0.01, True),)
     done = refresh.Refreshed("LaMP_4", "rejected", drift, "it is worse", checks, None, ("day",))

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 from console_service import headline, make_home, make_service, served
 
-from pfi.device.adapters import AdapterInfo
-from pfi.device.home import Home
+from pfi.profile.adapters.store import AdapterInfo
+from pfi.profile.home import Home
 from pfi.serve.console import sign_in_link
 from pfi.serve.console.jobs import Job
 from pfi.serve.console.view import console_of

@@ -27,9 +27,6 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, GetNodesRequest
 
-from pfi.device import HomeConfig
-from pfi.device.open import create_home, open_home
-from pfi.device.statement import sent
 from pfi.errors import FederationError
 from pfi.federate.config import FederateConfig
 from pfi.federate.deploy import local
@@ -61,6 +58,9 @@ from pfi.federate.users import local_examples
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import load_backbone
 from pfi.privacy.ledger.ledger import Ledger
+from pfi.profile.config import HomeConfig
+from pfi.profile.erase.statement import sent
+from pfi.profile.open import create_home, open_home
 from pfi.records import History, Record
 from pfi.tasks import Example, Task, get_task
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from pfi._util.sqlite import sqlite3, transaction
-from pfi.device.adapters import AdapterInfo, AdapterStore
-from pfi.device.config import HomeConfig
-from pfi.device.home import home_path
-from pfi.device.open import create_home, open_home
-from pfi.device.vault import BATCH, Vault
-from pfi.device.vault_rows import row_of
 from pfi.errors import ConfigError, StorageError
+from pfi.profile.adapters.store import AdapterInfo, AdapterStore
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import home_path
+from pfi.profile.open import create_home, open_home
+from pfi.profile.vault.tables import row_of
+from pfi.profile.vault.vault import BATCH, Vault
 from pfi.records import Record
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)

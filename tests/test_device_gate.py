@@ -18,12 +18,6 @@ import numpy as np
 import pytest
 import torch
 
-from pfi.device import AdapterInfo, Home, HomeConfig, Runtime, train
-from pfi.device import gate as module
-from pfi.device.gate import can_fit, fit_gate, gate_config, home_retrieval, home_trials
-from pfi.device.gate_file import Fitted, describe, forget, gate_status, read_gate, write_gate
-from pfi.device.gate_prior import LEAST_TRIED, WithPrior, read_prior, weak_prior
-from pfi.device.open import create_home
 from pfi.errors import ConfigError, DataError, StorageError
 from pfi.gate.choices import (
     NOTHING,
@@ -42,6 +36,23 @@ from pfi.memory.embedders import HashEmbedder
 from pfi.memory.index import Memory
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone, load_backbone
+from pfi.profile.adapters.store import AdapterInfo
+from pfi.profile.answer.gate_file import (
+    Fitted,
+    describe,
+    forget,
+    gate_status,
+    read_gate,
+    write_gate,
+)
+from pfi.profile.answer.runtime import Runtime
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import Home
+from pfi.profile.learn import gate as module
+from pfi.profile.learn.gate import can_fit, fit_gate, gate_config, home_retrieval, home_trials
+from pfi.profile.learn.gate_prior import LEAST_TRIED, WithPrior, read_prior, weak_prior
+from pfi.profile.learn.training import train
+from pfi.profile.open import create_home
 from pfi.records import History, Question, Record
 from pfi.tasks import get_task
 
@@ -191,7 +202,7 @@ def test_a_weight_by_likeness_needs_a_sentence_model(
     with_model: bool,
 ) -> None:
     embedder = HashEmbedder() if with_model else None
-    monkeypatch.setattr("pfi.device.memory.home_embedder", lambda home: embedder)
+    monkeypatch.setattr("pfi.profile.answer.memory.home_embedder", lambda home: embedder)
     home = make([review(n) for n in range(14)])
     train(home, TASK, {"epochs": 1}, backbone=backbone)
     config = GateConfig()
@@ -483,7 +494,7 @@ def test_answers_are_those_that_were_tried(
     name: str,
 ) -> None:
     embedder = HashEmbedder()
-    monkeypatch.setattr("pfi.device.memory.home_embedder", lambda home: embedder)
+    monkeypatch.setattr("pfi.profile.answer.memory.home_embedder", lambda home: embedder)
     task = get_task(name).model_copy(update={"max_new_tokens": 8})
     records = [review(n) for n in range(16)]
     if name == "LaMP_4":
@@ -501,7 +512,7 @@ def test_answers_are_those_that_were_tried(
     config = GateConfig(ks=[0, 2])
     base = backbone.with_adapters([adapter])
     shape = home.personal_adapters.manifest("0002").config
-    from pfi.device.training import train_config
+    from pfi.profile.learn.training import train_config
 
     mixer = Mixer(base, train_config(home, {"rank": shape["rank"]}), {"u": personal}, config)
     texts = [f"{WORDS[n]} {WORDS[n - 3]} good" for n in range(5)] + ["1 2 3 4 5", "fine , over"]

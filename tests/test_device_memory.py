@@ -19,16 +19,23 @@ import pytest
 
 from pfi._util import sqlite
 from pfi._util.sqlite import sqlite3
-from pfi.device import Home, Runtime
-from pfi.device.feedback import give, trust
-from pfi.device.memory import home_embedder, memory_status, open_memory, rebuild_memory, sync_memory
-from pfi.device.open import create_home
-from pfi.device.vault import Vault
 from pfi.errors import ConfigError
 from pfi.memory.config import SearchConfig
 from pfi.memory.embedders import HashEmbedder
 from pfi.memory.index import Memory
 from pfi.memory.store import MemoryStore
+from pfi.profile.answer.memory import (
+    home_embedder,
+    memory_status,
+    open_memory,
+    rebuild_memory,
+    sync_memory,
+)
+from pfi.profile.answer.runtime import Runtime
+from pfi.profile.home import Home
+from pfi.profile.learn.feedback import give, trust
+from pfi.profile.open import create_home
+from pfi.profile.vault.vault import Vault
 from pfi.records import Record
 from pfi.tasks import get_task, read_task
 
@@ -146,7 +153,7 @@ def test_an_older_vault_that_was_put_back_is_noticed(home: Home, tmp_path: Path)
 
 
 def test_a_running_one_sees_new_records_and_loses_erased_ones(home: Home) -> None:
-    from pfi.device.erasure import erase
+    from pfi.profile.erase.erasure import erase
 
     runtime = Runtime(home)
     assert "r50" not in [r.id for r in runtime.memory(TASK).search("quokka", 1)]
@@ -256,9 +263,9 @@ def test_a_memory_that_is_missing_or_damaged_is_built_again(home: Home, harm: st
 
 KILLED = """
 import sys
-from pfi.device.open import open_home
+from pfi.profile.open import open_home
 import pfi.memory.embedders as embedders, pfi.memory.store as store
-from pfi.device.memory import rebuild_memory
+from pfi.profile.answer.memory import rebuild_memory
 embedders.find_embedder = lambda name: embedders.HashEmbedder(32)
 store.BATCH = 5
 def tell(done, total):

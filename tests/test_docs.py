@@ -30,9 +30,9 @@ from pfi._util.settings import nested_settings
 from pfi.augment.config import AugmentConfig
 from pfi.cli.app import app
 from pfi.cli.study import build_config
-from pfi.device import import_records, parse_options
-from pfi.device.open import create_home
 from pfi.errors import PfiError
+from pfi.profile.open import create_home
+from pfi.profile.vault.imports import import_records, parse_options
 from pfi.readers.report import ImportReport
 from pfi.sources.connectors import connectors, get_connector
 from pfi.tasks import get_task, read_task, tasks
@@ -142,8 +142,8 @@ def check_values(context: click.Context) -> None:
         PfiError: one of them does not exist.
     """
     from pfi.augment.generators import get_strategy
-    from pfi.device.candidates import RefreshConfig
     from pfi.gate.choices import GateConfig
+    from pfi.profile.learn.candidates import RefreshConfig
     from pfi.train.config import TrainConfig
     from pfi.train.examples import MixConfig
 
@@ -450,12 +450,12 @@ def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def all_settings() -> set[str]:
     """The names of all settings, as a file or `--set` spells them."""
-    from pfi.device import HomeConfig
-    from pfi.device.candidates import RefreshConfig
     from pfi.evaluate.config import StudyConfig
     from pfi.federate.config import FederateConfig
     from pfi.gate.choices import GateConfig
     from pfi.memory.config import SearchConfig
+    from pfi.profile.config import HomeConfig
+    from pfi.profile.learn.candidates import RefreshConfig
     from pfi.serve import ServeConfig
     from pfi.train.config import TrainConfig
     from pfi.train.examples import MixConfig

@@ -24,16 +24,17 @@ from pfi.augment.config import AugmentConfig, FilterConfig
 from pfi.augment.forms import write_records
 from pfi.augment.teachers.teacher import Call, Message, Reply, Unusable, Usage
 from pfi.cli.app import app
-from pfi.device import Home, HomeConfig
-from pfi.device.adapters import AdapterInfo
-from pfi.device.encrypting import UNFINISHED
-from pfi.device.keys import KEYS
-from pfi.device.memory import open_memory
-from pfi.device.open import create_home, open_home
-from pfi.device.vault import Vault
 from pfi.errors import ConfigError, StorageError
 from pfi.federate.client import Memories
 from pfi.privacy.ledger.ledger import Ledger, Verified
+from pfi.profile.adapters.store import AdapterInfo
+from pfi.profile.answer.memory import open_memory
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import Home
+from pfi.profile.keys.encrypt_home import UNFINISHED
+from pfi.profile.keys.keys import KEYS
+from pfi.profile.open import create_home, open_home
+from pfi.profile.vault.vault import Vault
 from pfi.tasks import get_task
 
 URL = "http://teacher.example/v1"
@@ -451,7 +452,7 @@ def test_a_plain_home_in_use_is_left_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = make_old_home(tmp_path)
-    monkeypatch.setattr("pfi.device.encrypting.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("pfi.profile.keys.encrypt_home.BUSY_SECONDS", 0.05)
     with Vault(old / "vault.db") as other:
         list(other.find())
         with pytest.raises(StorageError, match="the vault is in use"):

@@ -19,17 +19,19 @@ from opened_files import opened
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.device import AdapterInfo, Home, statement
-from pfi.device.erased import refuse_erased
-from pfi.device.erasure import erase, erase_everything
-from pfi.device.open import create_home, open_home
-from pfi.device.retrain_settings import SETTING, settings_of
-from pfi.device.retraining import retrain
-from pfi.device.training import train
 from pfi.errors import DataError, StorageError
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.privacy.ledger.entries import fingerprint
+from pfi.profile.adapters.store import AdapterInfo
+from pfi.profile.erase import statement
+from pfi.profile.erase.erased import refuse_erased
+from pfi.profile.erase.erasure import erase, erase_everything
+from pfi.profile.erase.retrain_settings import SETTING, settings_of
+from pfi.profile.home import Home
+from pfi.profile.learn.retraining import retrain
+from pfi.profile.learn.training import train
+from pfi.profile.open import create_home, open_home
 from pfi.records import Provenance, Record
 from pfi.tasks import get_task
 
@@ -257,8 +259,8 @@ def test_a_choice_that_somebody_changed_hinders_no_erasure(home: Home) -> None:
 
 
 def test_gate_choices_fitted_on_it_go(home: Home) -> None:
-    from pfi.device.gate_file import Fitted, read_gate, write_gate
     from pfi.gate.choices import Choice, GateConfig
+    from pfi.profile.answer.gate_file import Fitted, read_gate, write_gate
 
     def fitted(task: str, date: datetime) -> Fitted:
         return Fitted(
@@ -356,7 +358,7 @@ def test_training_anew_that_was_stopped_goes_on(
 ) -> None:
     erase(trained, ["t3"], adapters="retrain")
     with monkeypatch.context() as patch:
-        patch.setattr("pfi.device.training.train_candidate", lambda *a, **n: 1 / 0)
+        patch.setattr("pfi.profile.learn.training.train_candidate", lambda *a, **n: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             retrain(trained, backbone=backbone)
     assert trained.personal_adapters.active("LaMP_3") is None
@@ -425,8 +427,8 @@ def test_a_changed_statement_is_refused(
 
 
 def _fill(home: Home) -> None:
-    from pfi.device.memory import open_memory
-    from pfi.device.vault_feedback import Feedback, Shown
+    from pfi.profile.answer.memory import open_memory
+    from pfi.profile.vault.feedback import Feedback, Shown
 
     version(home)
     send(home, "teacher", "a tea house", None)
@@ -478,8 +480,8 @@ def test_killed_while_removing_a_profile(home: Home, tmp_path: Path, target: str
     code = f"""
 import json, os, shutil, signal
 from pathlib import Path
-from pfi.device import erasure
-from pfi.device.open import open_home
+from pfi.profile.erase import erasure
+from pfi.profile.open import open_home
 def keep(told):
     Path({str(file)!r}).write_text(json.dumps(told))
     def kill(*args, **named):
@@ -501,8 +503,9 @@ erasure.remove_profile(open_home(), keep)
 
 KILLED = """
 import os, signal
-from pfi.device.open import open_home
-from pfi.device import erasure, adapters, statement
+from pfi.profile.open import open_home
+from pfi.profile.erase import erasure, statement
+from pfi.profile.adapters import store as adapters
 def kill(*args, **named):
     os.kill(os.getpid(), signal.SIGKILL)
 {target} = kill

@@ -25,16 +25,18 @@ from pfi.augment.config import AugmentConfig, FilterConfig
 from pfi.augment.forms import write_answer, write_records
 from pfi.augment.pipeline import Augmenter
 from pfi.augment.teachers.teacher import Call, Reply, Unusable, Usage
-from pfi.device import AdapterInfo, Home, Runtime
-from pfi.device.copies import Copies
-from pfi.device.erasure import erase, finish_erasures
-from pfi.device.memory import open_memory
-from pfi.device.open import create_home, open_home
-from pfi.device.vault_feedback import Feedback, Shown
 from pfi.errors import StorageError
 from pfi.memory.embedders import HashEmbedder
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.privacy.ledger.ledger import Ledger
+from pfi.profile.adapters.store import AdapterInfo
+from pfi.profile.answer.memory import open_memory
+from pfi.profile.answer.runtime import Runtime
+from pfi.profile.erase.erasure import erase, finish_erasures
+from pfi.profile.home import Home
+from pfi.profile.open import create_home, open_home
+from pfi.profile.vault.copies import Copies
+from pfi.profile.vault.feedback import Feedback, Shown
 from pfi.records import History, Record
 from pfi.tasks import get_task
 
@@ -230,7 +232,9 @@ def test_a_reader_in_the_way_is_told_and_the_rest_follows(home: Home) -> None:
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM records").fetchone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pfi.device.vault.Vault.__init__.__kwdefaults__", {"busy_seconds": 0.05})
+        patch.setattr(
+            "pfi.profile.vault.vault.Vault.__init__.__kwdefaults__", {"busy_seconds": 0.05}
+        )
         with pytest.raises(StorageError, match="in use"):
             erase(home, ["r2"])
         assert list(home.path.glob("erasing-*.json"))
@@ -242,9 +246,9 @@ def test_a_reader_in_the_way_is_told_and_the_rest_follows(home: Home) -> None:
 
 
 STAGES = [
-    "pfi.device.erasure.write_json",
-    "pfi.device.vault.Vault.delete",
-    "pfi.device.vault.scrub",
+    "pfi.profile.erase.erasure.write_json",
+    "pfi.profile.vault.vault.Vault.delete",
+    "pfi.profile.vault.vault.scrub",
     "pfi.memory.store.MemoryStore.delete",
     "pfi.memory.store.MemoryStore._remove",
     "pfi.augment.cache.TeacherStore.erase",
@@ -309,8 +313,8 @@ def _looked_up(path: str) -> Any:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pfi.device.open import open_home
-from pfi.device.erasure import erase
+from pfi.profile.open import open_home
+from pfi.profile.erase.erasure import erase
 import {module} as module
 target = module{attribute}
 true = getattr(target, {name!r})
@@ -327,7 +331,7 @@ erase(open_home(), ["r2"])
 @pytest.mark.parametrize(
     ("module", "attribute", "name", "after"),
     [
-        ("pfi.device.vault", "", "scrub", False),
+        ("pfi.profile.vault.vault", "", "scrub", False),
         ("pfi.privacy.ledger.file", ".os", "fdopen", True),
     ],
 )

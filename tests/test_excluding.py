@@ -9,13 +9,13 @@ import pytest
 from console_service import headline, make_home
 
 from pfi._util.sqlite import connect
-from pfi.device.excluding import exclude, include
-from pfi.device.feedback import give
-from pfi.device.home import Home
-from pfi.device.memory import open_memory
-from pfi.device.refresh import _Run, refresh_config
-from pfi.device.training import divide
-from pfi.device.vault import Vault
+from pfi.profile.answer.memory import open_memory
+from pfi.profile.erase.excluding import exclude, include
+from pfi.profile.home import Home
+from pfi.profile.learn.feedback import give
+from pfi.profile.learn.refresh import _Run, refresh_config
+from pfi.profile.learn.training import divide
+from pfi.profile.vault.vault import Vault
 from pfi.records import Provenance
 from pfi.tasks import get_task
 

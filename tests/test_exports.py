@@ -16,15 +16,16 @@ from llama_world import needs_llama
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.device import Home, HomeConfig
-from pfi.device import export_quality as quality_module
-from pfi.device.adapters import AdapterInfo
-from pfi.device.export_quality import Quality, choose_examples
-from pfi.device.exports import Report, export_gguf, export_merged, export_peft, learnt
-from pfi.device.open import create_home
 from pfi.errors import BackboneError, ConfigError, DataError, StorageError
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.privacy.ledger.entries import fingerprint
+from pfi.profile.adapters.store import AdapterInfo
+from pfi.profile.config import HomeConfig
+from pfi.profile.export import quality as quality_module
+from pfi.profile.export.export import Report, export_gguf, export_merged, export_peft, learnt
+from pfi.profile.export.quality import Quality, choose_examples
+from pfi.profile.home import Home
+from pfi.profile.open import create_home
 from pfi.records import Record
 from pfi.tasks import get_task
 
@@ -193,7 +194,7 @@ def test_a_loss_above_the_limit_is_refused_and_leaves_nothing(
         found = measured(*arguments)
         return found.model_copy(update={"loss": found.exact_loss + 0.06})
 
-    monkeypatch.setattr("pfi.device.exports.measure", worse)
+    monkeypatch.setattr("pfi.profile.export.export.measure", worse)
     out = tmp_path / "m.gguf"
     with pytest.raises(ConfigError, match=r"rises by 0.060 nats a token, more than 0.05"):
         export_gguf(home, TASK, out, bits="q4_k_m")
@@ -230,8 +231,8 @@ def test_what_is_measured_on_is_what_the_adapter_has_not_seen(home: Home) -> Non
 
 
 def test_the_gates_weight_counts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pfi.device.gate_file import Fitted
     from pfi.gate.choices import Choice, GateConfig
+    from pfi.profile.answer.gate_file import Fitted
 
     fitted = Fitted(
         task="LaMP_4",
@@ -246,7 +247,7 @@ def test_the_gates_weight_counts(home: Home, monkeypatch: pytest.MonkeyPatch) ->
         settings=GateConfig(),
         date=datetime.now(UTC),
     )
-    monkeypatch.setattr("pfi.device.gate_file.read_gate", lambda home: {"LaMP_4": fitted})
+    monkeypatch.setattr("pfi.profile.answer.gate_file.read_gate", lambda home: {"LaMP_4": fitted})
     found = learnt(home, TASK)
     assert found.weight == 0.5
     shared, own = home.shared_adapters.load("0001"), home.personal_adapters.load("0001")
@@ -257,7 +258,7 @@ def test_the_gates_weight_counts(home: Home, monkeypatch: pytest.MonkeyPatch) ->
     assert adapter is not None
     assert equal(logits(plain.with_adapters([adapter]).model), expected)
     other = fitted.model_copy(update={"personal": "0009"})  # fitted with another adapter
-    monkeypatch.setattr("pfi.device.gate_file.read_gate", lambda home: {"LaMP_4": other})
+    monkeypatch.setattr("pfi.profile.answer.gate_file.read_gate", lambda home: {"LaMP_4": other})
     assert learnt(home, TASK).weight == 1.0
 
 

@@ -12,8 +12,6 @@ import yaml
 from typer.testing import CliRunner
 
 from pfi.cli.app import app
-from pfi.device.config import HomeConfig
-from pfi.device.open import create_home
 from pfi.errors import ConfigError
 from pfi.evaluate.config import StudyConfig
 from pfi.federate.check import check
@@ -25,6 +23,8 @@ from pfi.federate.deploy.keys import make_server_keys
 from pfi.federate.deploy.nodes import PUBLIC, create_nodes, make_device_keys
 from pfi.federate.deploy.runtime import DeviceRuntime
 from pfi.federate.rounds import Federation
+from pfi.profile.config import HomeConfig
+from pfi.profile.open import create_home
 from pfi.tasks import get_task
 
 NOTHING: Any = None  # never looked at: the settings are checked first

@@ -12,9 +12,6 @@ from typer.testing import CliRunner
 
 from pfi.cli.app import app
 from pfi.datasets.demo import write_demo
-from pfi.device import HomeConfig
-from pfi.device.open import create_home
-from pfi.device.statement import sent
 from pfi.errors import FederationError
 from pfi.federate.config import FederateConfig
 from pfi.federate.deploy import local
@@ -28,6 +25,9 @@ from pfi.federate.rounds import Federation
 from pfi.federate.secure.parties import Parties
 from pfi.federate.secure.roster import Roster
 from pfi.federate.strategy import LinearStrategy
+from pfi.profile.config import HomeConfig
+from pfi.profile.erase.statement import sent
+from pfi.profile.open import create_home
 from pfi.records import Record
 from pfi.tasks import get_task
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from pfi._util.sqlite import sqlite3
-from pfi.device import feedback
-from pfi.device.config import HomeConfig
-from pfi.device.home import Home
-from pfi.device.open import create_home
-from pfi.device.pairs import preferences
-from pfi.device.vault import SCHEMA_VERSION, Vault
 from pfi.errors import ConfigError, DataError
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import Home
+from pfi.profile.learn import feedback
+from pfi.profile.learn.pairs import preferences
+from pfi.profile.open import create_home
+from pfi.profile.vault.vault import SCHEMA_VERSION, Vault
 from pfi.records import Record
 from pfi.tasks import Task, get_task
 
@@ -152,8 +152,8 @@ def test_record_and_feedback_are_one_transaction(
     def broken(fields: Mapping[str, str]) -> str:
         raise RuntimeError("between the record and its feedback")
 
-    monkeypatch.setattr("pfi.device.vault_feedback.FeedbackTables._has", lambda *_: False)
-    monkeypatch.setattr("pfi.device.vault_feedback._json", broken)
+    monkeypatch.setattr("pfi.profile.vault.feedback.FeedbackTables._has", lambda *_: False)
+    monkeypatch.setattr("pfi.profile.vault.feedback._json", broken)
     with pytest.raises(RuntimeError):
         feedback.give(home, HEADLINE, ASKED, answer="Rain", correction="Flood")
     monkeypatch.undo()
@@ -213,7 +213,7 @@ def test_file_that_is_missing_empty_or_without_a_task(home: Home, tmp_path: Path
 
 
 def test_undo_erases_the_batch_its_records_and_their_text(home: Home) -> None:
-    from pfi.device.memory import open_memory
+    from pfi.profile.answer.memory import open_memory
 
     secret = "zebrafish"
     fields = {"text": f"A story of the {secret}."}
@@ -243,7 +243,7 @@ def test_undo_that_was_stopped_can_be_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("pfi.device.vault_feedback.FeedbackTables.remove", stop)
+        patched.setattr("pfi.profile.vault.feedback.FeedbackTables.remove", stop)
         with pytest.raises(KeyboardInterrupt):
             feedback.undo(home, "b")
     feedback.undo(home, "b")

@@ -20,12 +20,13 @@ from typer.testing import CliRunner, Result
 from pfi.cli import key as key_command
 from pfi.cli import profile as profile_command
 from pfi.cli.common import OneLineErrors
-from pfi.device import Home, unlock
-from pfi.device.keys import KEYS, KeysFile, change_lock, make_keys, read_keys_file
-from pfi.device.keys import unlock as unlocked
-from pfi.device.open import create_home, open_home
 from pfi.errors import ConfigError, PfiError, StorageError
 from pfi.privacy.crypto.sealing import SealError, seal, unseal
+from pfi.profile.home import Home
+from pfi.profile.keys import unlock
+from pfi.profile.keys.keys import KEYS, KeysFile, change_lock, make_keys, read_keys_file
+from pfi.profile.keys.keys import unlock as unlocked
+from pfi.profile.open import create_home, open_home
 from pfi.records import Record
 
 LONG = "correct horse battery"

@@ -20,13 +20,13 @@ import pytest
 from typer.testing import CliRunner
 
 from pfi.cli.app import app
-from pfi.device import Home
-from pfi.device.open import create_home
-from pfi.device.statement import lines, sent
 from pfi.errors import StorageError
 from pfi.federate.message import Message
 from pfi.privacy.ledger.entries import Entry, fingerprint
 from pfi.privacy.ledger.ledger import Ledger, Verified, leave
+from pfi.profile.erase.statement import lines, sent
+from pfi.profile.home import Home
+from pfi.profile.open import create_home
 
 ABOUT: dict[str, Any] = {
     "device": "ana",

@@ -18,14 +18,23 @@ from typer.testing import CliRunner
 
 from pfi.cli import plan as plan_command
 from pfi.cli.common import OneLineErrors
-from pfi.device import Home, HomeConfig
-from pfi.device.machine import CACHED, LARGE, Gpu, Machine, PowerMeter, Processor, cgroup_memory
-from pfi.device.open import create_home, open_home
-from pfi.device.planner import LLAMA_KINDS, WAYS, Limits, Plan, plan
-from pfi.device.planning import apply_plan
-from pfi.device.predict import Measured, Model, Work, answering, training
-from pfi.device.shapes import ModelShape, Tensor, read_header, read_shape
 from pfi.errors import BackboneError, ConfigError
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import Home
+from pfi.profile.open import create_home, open_home
+from pfi.profile.plan.machine import (
+    CACHED,
+    LARGE,
+    Gpu,
+    Machine,
+    PowerMeter,
+    Processor,
+    cgroup_memory,
+)
+from pfi.profile.plan.planner import LLAMA_KINDS, WAYS, Limits, Plan, plan
+from pfi.profile.plan.planning import apply_plan
+from pfi.profile.plan.predict import Measured, Model, Work, answering, training
+from pfi.profile.plan.shapes import ModelShape, Tensor, read_header, read_shape
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -209,8 +218,8 @@ def test_training_adapts_fewer_blocks_where_time_is_short_and_none_where_it_is_t
 
 
 def test_what_can_be_planned_can_be_run() -> None:
-    from pfi.device.engines import EngineChoice
     from pfi.inference.llama import gguf as gguf_file
+    from pfi.profile.answer.engines import EngineChoice
 
     assert set(gguf_file._FAMILIES) == LLAMA_KINDS
     for engine, bits, _ in WAYS:
@@ -364,8 +373,8 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from pfi.device.engines import EngineChoice, make_engine
-from pfi.device.machine import base_memory
+from pfi.profile.answer.engines import EngineChoice, make_engine
+from pfi.profile.plan.machine import base_memory
 from pfi.train.config import TrainConfig
 from pfi.train.trainers import get_trainer
 from pfi.train.job import train_one
@@ -433,8 +442,8 @@ def test_predicted_peak_memory_is_near_the_measured_one(tmp_path: Path) -> None:
 def test_the_short_real_run_measures_models_of_any_kind(
     backbone_folder: Callable[[str], Path],
 ) -> None:
-    from pfi.device.trial import try_backbone
     from pfi.models.backbone import load_backbone
+    from pfi.profile.plan.trial import try_backbone
     from pfi.tasks import Example
     from pfi.train.config import TrainConfig
 
@@ -468,7 +477,7 @@ def call(*arguments: str) -> tuple[int, str]:
 
 def test_the_command_plans_and_applies(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     here = machine(disk_free=0)
-    monkeypatch.setattr("pfi.device.planning.measure_machine", lambda folder: here)
+    monkeypatch.setattr("pfi.profile.plan.planning.measure_machine", lambda folder: here)
     code, output = call("--quick", "--memory", "3GiB")
     assert code == 0 and "Answer with torch" in output and "needs" in output
     assert open_home().config == home.config

@@ -21,15 +21,15 @@ from zlib import crc32
 
 import pytest
 
-from pfi.device import candidates, feedback, refresh
-from pfi.device.adapters import AdapterInfo, AdapterStore
-from pfi.device.config import HomeConfig
-from pfi.device.drift import Check, drifted, gains, unharmed, unseen
-from pfi.device.home import Home
-from pfi.device.open import create_home, open_home
-from pfi.device.refresh import RefreshConfig, Refreshed
-from pfi.device.training import Candidate
 from pfi.errors import BackboneError, ConfigError, StorageError
+from pfi.profile.adapters.store import AdapterInfo, AdapterStore
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import Home
+from pfi.profile.learn import candidates, feedback, refresh
+from pfi.profile.learn.drift import Check, drifted, gains, unharmed, unseen
+from pfi.profile.learn.refresh import RefreshConfig, Refreshed
+from pfi.profile.learn.training import Candidate
+from pfi.profile.open import create_home, open_home
 from pfi.records import Record
 from pfi.tasks import Example, Task
 

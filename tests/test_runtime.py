@@ -10,10 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from pfi.device import AdapterInfo, Home, HomeConfig, Runtime
-from pfi.device.engines import EngineChoice, make_engine
-from pfi.device.open import create_home
-from pfi.device.runtime import generic
 from pfi.errors import ConfigError
 from pfi.inference.answering import answer
 from pfi.inference.engine import Sampling, text_of
@@ -22,6 +18,12 @@ from pfi.memory.summary import summarise
 from pfi.models.adapters import Adapter, AdapterConfig
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.models.bank.bank import AdapterBank
+from pfi.profile.adapters.store import AdapterInfo
+from pfi.profile.answer.engines import EngineChoice, make_engine
+from pfi.profile.answer.runtime import Runtime, generic
+from pfi.profile.config import HomeConfig
+from pfi.profile.home import Home
+from pfi.profile.open import create_home
 from pfi.records import Record
 from pfi.tasks import get_task
 

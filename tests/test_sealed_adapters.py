@@ -15,12 +15,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pfi.device.adapter_files import Seals
-from pfi.device.adapters import AdapterInfo, AdapterStore
-from pfi.device.home import Home
-from pfi.device.open import create_home
 from pfi.errors import StorageError
 from pfi.models.adapters import Adapter
+from pfi.profile.adapters.files import Seals
+from pfi.profile.adapters.store import AdapterInfo, AdapterStore
+from pfi.profile.home import Home
+from pfi.profile.open import create_home
 
 TASK = "LaMP_4"
 MARK = "zq_secret_name"
@@ -334,8 +334,8 @@ def test_fingerprints_are_forgotten_and_the_manifest_still_holds(store: AdapterS
 KILLED = """
 import os, signal
 from pathlib import Path
-from pfi.device import adapter_files, adapters
-from pfi.device.home import Home
+from pfi.profile.adapters import files as adapter_files, store as adapters
+from pfi.profile.open import open_home
 module = {module}
 true, left = getattr(module, {name!r}), [{calls}]
 def kill(*args, **named):

@@ -41,7 +41,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             assert sockets[0].getsockname()[1] > 0
 
     monkeypatch.setattr("pfi.serve.server.make_server", Server)
-    monkeypatch.setattr("pfi.device.engines.make_engine", lambda *_, **__: FakeEngine())
+    monkeypatch.setattr("pfi.profile.answer.engines.make_engine", lambda *_, **__: FakeEngine())
     return found
 
 

@@ -17,8 +17,9 @@ import pytest
 import torch
 from serve_world import FakeEngine, World, make_homes, serving
 
-from pfi.device import AdapterInfo, Home
 from pfi.models.adapters import Adapter
+from pfi.profile.adapters.store import AdapterInfo
+from pfi.profile.home import Home
 from pfi.serve import ServeConfig
 
 WIDE: Any = {"running": 400, "running_per_token": 100, "requests_per_minute": 100_000}

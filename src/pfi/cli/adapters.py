@@ -65,8 +65,8 @@ def use(
     profile: Profile = "default",
 ) -> None:
     """Make VERSION the active one of its task; `none` uses no adapter."""
-    from pfi.device import pick_task
     from pfi.errors import ConfigError
+    from pfi.profile.answer.runtime import pick_task
 
     home = open_profile(profile)
     if version == "none":
@@ -84,7 +84,7 @@ def use(
 
 def rollback(task: TaskName = None, profile: Profile = "default") -> None:
     """Go back to the version that was active before."""
-    from pfi.device import pick_task
+    from pfi.profile.answer.runtime import pick_task
 
     home = open_profile(profile)
     chosen = pick_task(home, task).name
@@ -121,10 +121,11 @@ def install(
 
     Adapters trained from now on sit on top of it; those trained before keep what they sit on.
     """
-    from pfi.device import AdapterInfo, pick_task
-    from pfi.device.gate_prior import WithPrior
     from pfi.models.adapters import Adapter
     from pfi.models.backbone import load_backbone
+    from pfi.profile.adapters.store import AdapterInfo
+    from pfi.profile.answer.runtime import pick_task
+    from pfi.profile.learn.gate_prior import WithPrior
 
     home = open_profile(profile)
     chosen = pick_task(home, task).name

@@ -21,7 +21,7 @@ from pfi.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from pfi.device.archive import Archived
+    from pfi.profile.archive.archive import Archived
 
 VARIABLE = "PFI_ARCHIVE_PASSPHRASE"
 
@@ -61,9 +61,9 @@ def archive(
     built again, keys and memberships in federations stay. The file is in the format of age
     (age-encryption.org). The passphrase is taken from PFI_ARCHIVE_PASSPHRASE, else asked for.
     """
-    from pfi.device.archive import write_archive
-    from pfi.device.unlock import SHORTEST, ask_new
     from pfi.errors import ConfigError
+    from pfi.profile.archive.archive import write_archive
+    from pfi.profile.keys.unlock import SHORTEST, ask_new
 
     home = open_profile(profile)
     passphrase = None if to else ask_new(VARIABLE)
@@ -97,8 +97,8 @@ def restore(
     Everything is checked before the profile is there. It gets keys of its own. The passphrase is
     taken from PFI_ARCHIVE_PASSPHRASE, else asked for.
     """
-    from pfi.device.archive import read_archive
-    from pfi.device.archive_format import read_identities, wants_passphrase
+    from pfi.profile.archive.archive import read_archive
+    from pfi.profile.archive.format import read_identities, wants_passphrase
 
     path = file.expanduser()
     opening = _opening(path, identity, wants_passphrase(path), read_identities)

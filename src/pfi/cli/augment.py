@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pfi.augment.client import ClientReport
     from pfi.augment.filters.filters import FilterCount
     from pfi.augment.teachers.teacher import Usage
-    from pfi.device import Home
-    from pfi.device.augmenting import Made, Plan
+    from pfi.profile.home import Home
+    from pfi.profile.learn.augmenting import Made, Plan
 
 #: First calls that a dry run prints in full.
 SHOWN = 3
@@ -120,9 +120,9 @@ def augment(
     Stopped, the same command goes on and pays nothing twice.  See docs/augment.md.
     """
     from pfi._util.settings import nested_settings
-    from pfi.device import pick_task
-    from pfi.device.augmenting import Augmentation, augment_config, joined
-    from pfi.device.pool import read_pool
+    from pfi.profile.answer.runtime import pick_task
+    from pfi.profile.learn.augmenting import Augmentation, augment_config, joined
+    from pfi.profile.learn.pool import read_pool
 
     home = open_profile(profile)
     chosen = pick_task(home, task)

@@ -17,7 +17,7 @@ from pfi.errors import PfiError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from pfi.device import Home
+    from pfi.profile.home import Home
 
 Profile = Annotated[
     str, typer.Option("--profile", "-p", envvar="PFI_PROFILE", help="Whose device to use.")
@@ -79,10 +79,10 @@ def print_json(value: Any) -> None:
 
 
 def open_profile(profile: str) -> Home:
-    """The profile's home; see `pfi.device.open.open_home` for the errors."""
-    from pfi.device.home import home_path
-    from pfi.device.keys import KEYS, describe_lock
-    from pfi.device.open import open_home
+    """The profile's home; see `pfi.profile.open.open_home` for the errors."""
+    from pfi.profile.home import home_path
+    from pfi.profile.keys.keys import KEYS, describe_lock
+    from pfi.profile.open import open_home
 
     old = not (home_path(profile) / KEYS).exists()
     home = open_home(profile)
@@ -94,7 +94,7 @@ def open_profile(profile: str) -> Home:
 
 def flags(profile: str, task: str | None = None) -> str:
     """How to name this profile and task in a suggested command."""
-    from pfi.device.config import DEFAULT_PROFILE
+    from pfi.profile.config import DEFAULT_PROFILE
 
     parts = [] if profile == DEFAULT_PROFILE else [f"--profile {profile}"]
     return "".join(f" {part}" for part in [*parts, *([f"--task {task}"] if task else [])])

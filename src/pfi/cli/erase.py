@@ -22,7 +22,7 @@ from pfi.cli.common import (
 from pfi.cli.records import Source, lines_of
 
 if TYPE_CHECKING:
-    from pfi.device import Home
+    from pfi.profile.home import Home
     from pfi.records import Record
 
 #: Records that are shown before they are erased.
@@ -77,8 +77,8 @@ def erase(
     made from them. A signed statement says what was done and what cannot be undone: what has left
     the device, or was written to files outside the profile, is out of reach.
     """
-    from pfi.device import statement as statements
     from pfi.errors import ConfigError
+    from pfi.profile.erase import statement as statements
 
     named = bool(records or source or before or task)
     if check is not None:
@@ -120,8 +120,8 @@ def _keep(told: dict[str, Any], file: Path | None) -> None:
 
 
 def _finish_removal(profile: str) -> bool:
-    from pfi.device.erasure import finish_removal
-    from pfi.device.home import home_path
+    from pfi.profile.erase.erasure import finish_removal
+    from pfi.profile.home import home_path
 
     if finished := finish_removal(home_path(profile)):
         note(f"The removal of profile {profile}, which was interrupted, is finished now.")
@@ -130,8 +130,8 @@ def _finish_removal(profile: str) -> bool:
 
 def _finish(home: Home) -> bool:
     """Go on with what was interrupted, training included; whether there was anything."""
-    from pfi.device.erasure import finish_erasures
-    from pfi.device.retrain_settings import SETTING
+    from pfi.profile.erase.erasure import finish_erasures
+    from pfi.profile.erase.retrain_settings import SETTING
 
     finished = bool(finish_erasures(home))
     if finished:
@@ -147,8 +147,8 @@ def _finish(home: Home) -> bool:
 def _erase(
     home: Home, chosen: list[Record], adapters: Literal["drop", "retrain"], by: str
 ) -> dict[str, Any]:
-    from pfi.device import statement as statements
-    from pfi.device.erasure import erase
+    from pfi.profile.erase import statement as statements
+    from pfi.profile.erase.erasure import erase
 
     with progress(bar=False) as shown:
         shown.add_task("erasing", total=None)
@@ -162,7 +162,7 @@ def _erase(
 
 
 def _retrain(home: Home) -> None:
-    from pfi.device.retraining import retrain
+    from pfi.profile.learn.retraining import retrain
 
     with progress(bar=False) as shown:
         counter = shown.add_task("training", total=None)
@@ -173,7 +173,7 @@ def _retrain(home: Home) -> None:
 
 
 def _erase_all(home: Home, profile_too: bool, file: Path | None, yes: bool) -> dict[str, Any]:
-    from pfi.device.erasure import erase_everything, remove_profile
+    from pfi.profile.erase.erasure import erase_everything, remove_profile
 
     with home.open_vault() as vault:
         count = vault.count()
@@ -238,7 +238,7 @@ def _ask(what: str, yes: bool) -> None:
 
 
 def _say(told: dict[str, Any], as_json: bool) -> None:
-    from pfi.device import statement as statements
+    from pfi.profile.erase import statement as statements
 
     if as_json:
         print_json(told)

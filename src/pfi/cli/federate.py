@@ -25,11 +25,11 @@ from pfi.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from pfi.device import Home
     from pfi.federate.deploy.invitation import Invitation
     from pfi.federate.deploy.runtime import DeviceRuntime
     from pfi.federate.deploy.settings import DeployConfig
     from pfi.federate.deploy.superlink import SuperLink
+    from pfi.profile.home import Home
 
 ADAPTER = "adapter"  # in a run folder
 
@@ -305,10 +305,10 @@ def _need_flower() -> None:
 def _runtime(home: Home, task: str | None, invitation: Invitation) -> DeviceRuntime:
     """What answers for a profile."""
     from pfi._util.settings import checked
-    from pfi.device import pick_task
     from pfi.federate.check import check
     from pfi.federate.config import FederateConfig
     from pfi.federate.deploy.runtime import DeviceRuntime
+    from pfi.profile.answer.runtime import pick_task
 
     where = "the invitation's settings"
     config = check(checked(FederateConfig, invitation.settings, where), where, None)

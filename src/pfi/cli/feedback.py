@@ -26,9 +26,9 @@ from pfi.cli.gate import hint_after_training
 from pfi.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pfi.device import Home
-    from pfi.device.refresh import Refreshed
-    from pfi.device.vault_feedback import Feedback, Rating
+    from pfi.profile.home import Home
+    from pfi.profile.learn.refresh import Refreshed
+    from pfi.profile.vault.feedback import Feedback, Rating
     from pfi.tasks import Task
 
 BatchName = Annotated[str, typer.Argument(metavar="BATCH")]
@@ -95,7 +95,9 @@ def give(
     """Say of an answer what it should have been, whether it is good, or what it is better than."""
     if context.invoked_subcommand is not None:
         return
-    from pfi.device import feedback, parse_options, pick_task
+    from pfi.profile.answer.runtime import pick_task
+    from pfi.profile.learn import feedback
+    from pfi.profile.vault.imports import parse_options
 
     home = open_profile(profile)
     single = {"--correct": correct, "--good": good, "--bad": bad, "--better-than": better_than}
@@ -206,7 +208,7 @@ def _plain(entry: Feedback) -> dict[str, Any]:
 
 def undo(batch: BatchName, profile: Profile = "default") -> None:
     """Erase a batch of feedback, and the records that it made."""
-    from pfi.device import feedback
+    from pfi.profile.learn import feedback
 
     home = open_profile(profile)
     undone = feedback.undo(home, batch)
@@ -223,7 +225,7 @@ def undo(batch: BatchName, profile: Profile = "default") -> None:
 
 def trust(batch: BatchName, profile: Profile = "default") -> None:
     """Learn from a batch as from your own records, even if a refresh found it doubtful."""
-    from pfi.device import feedback
+    from pfi.profile.learn import feedback
 
     feedback.trust(open_profile(profile), batch)
     typer.echo(f"Batch {batch} is trusted; `pfi refresh{flags(profile)}` learns from it.")
@@ -253,8 +255,8 @@ def refresh(
     learnt from.
     """
     from pfi._util.settings import nested_settings
-    from pfi.device import pick_task
-    from pfi.device.refresh import refresh_config
+    from pfi.profile.answer.runtime import pick_task
+    from pfi.profile.learn.refresh import refresh_config
 
     home = open_profile(profile)
     values = nested_settings(settings or [])
@@ -266,8 +268,8 @@ def refresh_if_due(home: Home) -> None:
     """Refresh the tasks with as many new records as the profile's `refresh_after` says."""
     if home.config.refresh_after is None:
         return
-    from pfi.device.feedback import task_of
-    from pfi.device.refresh import due
+    from pfi.profile.learn.feedback import task_of
+    from pfi.profile.learn.refresh import due
 
     for name in due(home):
         note(f"Refreshing {name}, as refresh_after is {home.config.refresh_after}.")
@@ -275,7 +277,7 @@ def refresh_if_due(home: Home) -> None:
 
 
 def _refresh(home: Home, task: Task, settings: dict[str, Any] | None = None, **how: Any) -> None:
-    from pfi.device.refresh import refresh as run
+    from pfi.profile.learn.refresh import refresh as run
 
     with progress(bar=True) as shown:
         bar = shown.add_task("starting", total=None)

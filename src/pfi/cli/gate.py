@@ -20,8 +20,8 @@ from pfi.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from pfi.device import Home
-    from pfi.device.gate_file import Fitted
+    from pfi.profile.answer.gate_file import Fitted
+    from pfi.profile.home import Home
     from pfi.tasks import Task
 
 
@@ -58,8 +58,8 @@ def fit(
     An adapter is trained on the older ones for it, as yours was, and not kept.
     """
     from pfi._util.settings import nested_settings
-    from pfi.device import pick_task
-    from pfi.device.gate import fit_gate, gate_config
+    from pfi.profile.answer.runtime import pick_task
+    from pfi.profile.learn.gate import fit_gate, gate_config
 
     home = open_profile(profile)
     values = nested_settings(settings or [])
@@ -91,7 +91,7 @@ def show(profile: Profile = "default", as_json: AsJson = False) -> None:
 
     A choice counts only for the adapters that it was made with.
     """
-    from pfi.device.gate_file import gate_status
+    from pfi.profile.answer.gate_file import gate_status
 
     found = gate_status(open_profile(profile))
     if as_json:
@@ -109,7 +109,7 @@ def show(profile: Profile = "default", as_json: AsJson = False) -> None:
 
 def off(task: TaskName = None, profile: Profile = "default") -> None:
     """Forget what was chosen, for all tasks or for one: the profile's settings count again."""
-    from pfi.device.gate_file import forget
+    from pfi.profile.answer.gate_file import forget
 
     known = forget(open_profile(profile), task)
     typer.echo(f"Forgot the choice for {', '.join(known)}." if known else "Nothing was chosen.")
@@ -117,7 +117,7 @@ def off(task: TaskName = None, profile: Profile = "default") -> None:
 
 def hint_after_training(home: Home, task: Task) -> None:
     """Say that the gate can be fitted, where there is enough to do so."""
-    from pfi.device.gate import can_fit
+    from pfi.profile.learn.gate import can_fit
 
     if can_fit(home, task):
         command = f"pfi gate fit{flags(home.profile, task.name)}"
@@ -125,7 +125,7 @@ def hint_after_training(home: Home, task: Task) -> None:
 
 
 def _what(fitted: Fitted) -> str:
-    from pfi.device.gate_file import describe
+    from pfi.profile.answer.gate_file import describe
 
     on = f"tried on {fitted.tried} records"
     if fitted.users:

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def show(profile: Profile = "default", as_json: AsJson = False) -> None:
     """Print what keeps the keys, and what that protects against; nothing secret."""
-    from pfi.device.keys import describe_lock, read_keys_file
+    from pfi.profile.keys.keys import describe_lock, read_keys_file
 
     path = open_profile(profile).path
     held = read_keys_file(path)
@@ -52,8 +52,8 @@ def change(to: To, profile: Profile = "default") -> None:
     a new one from PFI_NEW_PASSPHRASE; else they are asked for. Copies of the profile that were
     made before, and an archive's, still need what kept their keys then.
     """
-    from pfi.device.keys import change_lock, describe_lock, unlock
-    from pfi.device.unlock import ask_new
+    from pfi.profile.keys.keys import change_lock, describe_lock, unlock
+    from pfi.profile.keys.unlock import ask_new
 
     path = open_profile(profile).path
     unlock(path)  # a wrong passphrase is told before a new one is asked for

@@ -10,7 +10,7 @@ from pfi.cli.common import Profile, TaskName, add_command, flags, note, open_pro
 from pfi.cli.gate import hint_after_training
 
 if TYPE_CHECKING:
-    from pfi.device import Trained
+    from pfi.profile.learn.training import Trained
 
 
 def register(app: typer.Typer) -> None:
@@ -62,8 +62,9 @@ def train(
 ) -> None:
     """Train your personal adapter of one task; it is used from its end on."""
     from pfi._util.settings import nested_settings
-    from pfi.device import parse_options, pick_task
-    from pfi.device import train as run
+    from pfi.profile.answer.runtime import pick_task
+    from pfi.profile.learn.training import train as run
+    from pfi.profile.vault.imports import parse_options
 
     home = open_profile(profile)
     from pfi.train.config import TrainConfig

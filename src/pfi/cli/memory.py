@@ -50,7 +50,7 @@ def status(profile: Profile = "default", as_json: AsJson = False) -> None:
 
     New records are indexed when a question first needs them.
     """
-    from pfi.device.memory import memory_status
+    from pfi.profile.answer.memory import memory_status
 
     found = memory_status(open_profile(profile))
     if as_json:
@@ -74,7 +74,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Show the records that the memory finds for TEXT, best first."""
-    from pfi.device import Runtime, pick_task
+    from pfi.profile.answer.runtime import Runtime, pick_task
 
     home = open_profile(profile)
     chosen = pick_task(home, task)
@@ -95,7 +95,7 @@ def search(
 
 def rebuild(profile: Profile = "default") -> None:
     """Build the index anew from your records; it can be interrupted at any time."""
-    from pfi.device.memory import memory_status, rebuild_memory
+    from pfi.profile.answer.memory import memory_status, rebuild_memory
 
     home = open_profile(profile)
     with indexing() as on_index:

@@ -19,7 +19,7 @@ from pfi.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from pfi.device.exports import Exported
+    from pfi.profile.export.export import Exported
 
 Out = Annotated[Path, typer.Argument()]
 
@@ -60,10 +60,10 @@ def gguf(
     What quantising costs is measured on your own records, those held back from training where
     there are some, and written into a .json file beside OUT.
     """
-    from pfi.device import pick_task
-    from pfi.device.exports import Placement, Report, export_gguf
     from pfi.errors import ConfigError
     from pfi.inference.llama.gguf import bits_of
+    from pfi.profile.answer.runtime import pick_task
+    from pfi.profile.export.export import Placement, Report, export_gguf
 
     placements: tuple[Placement, ...] = ("separate", "merged")
     chosen = next((each for each in placements if each == adapter), None)
@@ -95,8 +95,8 @@ def gguf(
 
 def peft(out: Out, task: TaskName = None, profile: Profile = "default") -> None:
     """Write the adapters in use as one adapter in the folder OUT, in peft's format."""
-    from pfi.device import pick_task
-    from pfi.device.exports import export_peft
+    from pfi.profile.answer.runtime import pick_task
+    from pfi.profile.export.export import export_peft
 
     home = open_profile(profile)
     _tell(export_peft(home, pick_task(home, task), out))
@@ -104,8 +104,8 @@ def peft(out: Out, task: TaskName = None, profile: Profile = "default") -> None:
 
 def merged(out: Out, task: TaskName = None, profile: Profile = "default") -> None:
     """Write the backbone with the adapters merged in as the folder OUT, for transformers."""
-    from pfi.device import pick_task
-    from pfi.device.exports import export_merged
+    from pfi.profile.answer.runtime import pick_task
+    from pfi.profile.export.export import export_merged
 
     home = open_profile(profile)
     _tell(export_merged(home, pick_task(home, task), out))

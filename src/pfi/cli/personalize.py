@@ -103,8 +103,8 @@ def train_config(settings: list[str]) -> TrainConfig:
     """
     from pydantic import ValidationError
 
-    from pfi.device import parse_options
     from pfi.errors import ConfigError
+    from pfi.profile.vault.imports import parse_options
     from pfi.train.config import TrainConfig
 
     try:

@@ -23,7 +23,7 @@ from pfi.cli.common import (
 from pfi.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pfi.device.planning import Planned
+    from pfi.profile.plan.planning import Planned
 
 _UNITS = {
     "bytes": {
@@ -76,9 +76,9 @@ def plan(
 ) -> None:
     """Measure this machine, and choose engine, format, context, rank and where to train."""
     from pfi._util.settings import checked
-    from pfi.device import pick_task
-    from pfi.device.planner import Limits
-    from pfi.device.planning import apply_plan, plan_for
+    from pfi.profile.answer.runtime import pick_task
+    from pfi.profile.plan.planner import Limits
+    from pfi.profile.plan.planning import apply_plan, plan_for
 
     values = {
         "memory": None if memory is None else round(quantity(memory, "bytes", "--memory")),

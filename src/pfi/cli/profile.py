@@ -20,7 +20,7 @@ from pfi.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from pfi.device import Home
+    from pfi.profile.home import Home
 
 
 def register(app: typer.Typer) -> None:
@@ -46,9 +46,9 @@ def init(
 
     What it holds is encrypted. A passphrase is taken from PFI_PASSPHRASE, else asked for.
     """
-    from pfi.device import HomeConfig
-    from pfi.device.keys import describe_lock
-    from pfi.device.open import create_home
+    from pfi.profile.config import HomeConfig
+    from pfi.profile.keys.keys import describe_lock
+    from pfi.profile.open import create_home
     from pfi.tasks import get_task
 
     if task is not None:
@@ -89,7 +89,7 @@ def status(profile: Profile = "default", as_json: AsJson = False) -> None:
 
 
 def _status(home: Home) -> dict[str, Any]:
-    from pfi.device.keys import describe_lock, read_keys_file
+    from pfi.profile.keys.keys import describe_lock, read_keys_file
 
     with home.open_vault() as vault:
         summary = vault.summary()
@@ -133,7 +133,7 @@ def names(
 
     They are kept in the encrypted vault; `names` in config.yaml are moved there.
     """
-    from pfi.device.home import NAMES
+    from pfi.profile.home import NAMES
 
     with open_profile(profile).open_vault() as vault, vault.change_setting(NAMES) as setting:
         listed = [n for n in setting.value or [] if not remove or n not in (name or [])]

@@ -23,7 +23,7 @@ from pfi.cli.common import (
 from pfi.cli.feedback import refresh_if_due
 
 if TYPE_CHECKING:
-    from pfi.device import Imported
+    from pfi.profile.vault.imports import Imported
     from pfi.records import Record
 
 Source = Annotated[
@@ -60,7 +60,7 @@ def import_(
     KIND says what to read (`pfi connectors` lists the kinds; `auto` looks), PATH is the file or
     folder.
     """
-    from pfi.device import import_records, parse_options
+    from pfi.profile.vault.imports import import_records, parse_options
     from pfi.sources.connectors import get_connector, recognised
 
     home = open_profile(profile)
@@ -98,7 +98,7 @@ def connectors(
     kind: Annotated[str | None, typer.Argument()] = None,
 ) -> None:
     """List the kinds of files that can be imported, or the options of one KIND."""
-    from pfi.device.imports import option_kinds
+    from pfi.profile.vault.imports import option_kinds
     from pfi.sources.connectors import connectors, get_connector
 
     if kind is None:

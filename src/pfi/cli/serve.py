@@ -71,8 +71,8 @@ def serve(
 ) -> None:
     """Answer programs that speak the OpenAI API, and show the console in a browser."""
     from pfi._util.settings import checked, nested_settings
-    from pfi.device.config import DEFAULT_PROFILE
     from pfi.errors import ConfigError
+    from pfi.profile.config import DEFAULT_PROFILE
     from pfi.serve import ServeConfig, Service
     from pfi.serve.service import all_profiles
 

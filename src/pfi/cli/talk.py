@@ -15,8 +15,9 @@ from pfi.errors import PfiError, StorageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pfi.device import Home, Prepared, Runtime
-    from pfi.device.vault_feedback import Rating
+    from pfi.profile.answer.runtime import Prepared, Runtime
+    from pfi.profile.home import Home
+    from pfi.profile.vault.feedback import Rating
     from pfi.tasks import Task
 
 NoMemory = Annotated[bool, typer.Option("--no-memory", help="Retrieve no records.")]
@@ -58,8 +59,8 @@ def ask(
     profile: Profile = "default",
 ) -> None:
     """Ask your model one question; the TEXT - is read from standard input."""
-    from pfi.device import Runtime, parse_options, pick_task
-    from pfi.device.runtime import question_fields
+    from pfi.profile.answer.runtime import Runtime, pick_task, question_fields
+    from pfi.profile.vault.imports import parse_options
 
     home = open_profile(profile)
     question = sys.stdin.read() if text == "-" else text
@@ -87,8 +88,7 @@ def chat(
     profile: Profile = "default",
 ) -> None:
     """Ask your model line by line; every line is a question of its own."""
-    from pfi.device import Runtime, pick_task
-    from pfi.device.runtime import question_fields
+    from pfi.profile.answer.runtime import Runtime, pick_task, question_fields
 
     home = open_profile(profile)
     chosen = pick_task(home, task)
@@ -139,7 +139,7 @@ def _reply(
 
 def _remember(home: Home, task: Task, fields: Mapping[str, str], answer: str) -> None:
     """Keep an answer for `pfi feedback --last`; the talk goes on if that fails."""
-    from pfi.device.feedback import remember
+    from pfi.profile.learn.feedback import remember
 
     try:
         remember(home, task, fields, answer)
@@ -149,8 +149,8 @@ def _remember(home: Home, task: Task, fields: Mapping[str, str], answer: str) ->
 
 def _rate(home: Home, last: tuple[Prepared, str, str] | None, command: str, text: str) -> None:
     """Give feedback on the last answer of a chat."""
-    from pfi.device.feedback import give
-    from pfi.device.runtime import question_fields
+    from pfi.profile.answer.runtime import question_fields
+    from pfi.profile.learn.feedback import give
 
     if last is None:
         note("Nothing was answered yet.")

@@ -1,7 +1,7 @@
 """After a round: is the shared adapter accepted, or does it go back to the last accepted one?
 
 It is measured on devices that do not take part in training, by paired tests as in a device's own
-refresh (`pfi.device.drift`): Student's t, and the signed ranks of Wilcoxon 1945.
+refresh (`pfi.profile.learn.drift`): Student's t, and the signed ranks of Wilcoxon 1945.
 """
 
 from __future__ import annotations

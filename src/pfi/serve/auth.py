@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pfi.device.home import TOKENS
 from pfi.errors import ConfigError, StorageError
+from pfi.profile.home import TOKENS
 
 if TYPE_CHECKING:
-    from pfi.device import Home
+    from pfi.profile.home import Home
 
 
 PREFIX = "pfi-"

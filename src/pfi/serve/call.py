@@ -24,8 +24,8 @@ from pfi.serve.wire import DONE, Said, Wording, event, usage, why
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from pfi.device import Prepared
     from pfi.inference.engine import Stream
+    from pfi.profile.answer.runtime import Prepared
     from pfi.serve.auth import Caller
     from pfi.serve.config import ServeConfig
     from pfi.serve.limits import Limits

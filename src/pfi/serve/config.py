@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pfi.device.engines import EngineName
+from pfi.profile.answer.engines import EngineName
 
 
 class ServeConfig(BaseModel):

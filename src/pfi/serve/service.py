@@ -16,10 +16,11 @@ from pfi.serve.auth import Gatekeeper
 from pfi.serve.config import ServeConfig
 
 if TYPE_CHECKING:
-    from pfi.device import Home, Prepared, Runtime
-    from pfi.device.engines import EngineChoice
     from pfi.inference.engine import Engine, EngineStats, Sampling, Stream
     from pfi.memory.embedders import SentenceModel
+    from pfi.profile.answer.engines import EngineChoice
+    from pfi.profile.answer.runtime import Prepared, Runtime
+    from pfi.profile.home import Home
     from pfi.tasks import Task
 
 GENERIC = "generic"
@@ -81,7 +82,7 @@ class Service:
             ConfigError: a name is not allowed, or none is given.
             StorageError: there is no such profile.
         """
-        from pfi.device.open import open_home
+        from pfi.profile.open import open_home
 
         homes = {profile: open_home(profile, root=root) for profile in profiles}
         if not homes:
@@ -140,7 +141,7 @@ class Service:
         """
         if self._engine is not None:
             return self._engine
-        from pfi.device.engines import EngineChoice, make_engine
+        from pfi.profile.answer.engines import EngineChoice, make_engine
 
         home = self.homes[profile]
         choice = EngineChoice.of(home.config, self.config.engine)
@@ -156,7 +157,7 @@ class Service:
         Raises:
             PfiError: a backbone or a profile cannot be used.
         """
-        from pfi.device.memory import home_embedder
+        from pfi.profile.answer.memory import home_embedder
 
         for profile, home in self.homes.items():
             _ = home.keys  # asks for the passphrase where there is one
@@ -179,7 +180,7 @@ class Service:
             ConfigError: there is no such task.
             StorageError: the vault cannot be used.
         """
-        from pfi.device import pick_task
+        from pfi.profile.answer.runtime import pick_task
         from pfi.tasks import get_task, tasks
 
         if name is not None and name not in tasks():  # never the path of a file
@@ -241,8 +242,8 @@ class Service:
 
 def all_profiles(root: Path | None = None) -> list[str]:
     """The names of all profiles on this machine."""
-    from pfi.device.config import CONFIG, DEFAULT_PROFILE
-    from pfi.device.home import home_path
+    from pfi.profile.config import CONFIG, DEFAULT_PROFILE
+    from pfi.profile.home import home_path
 
     folder = home_path(DEFAULT_PROFILE, root).parent
     if not folder.is_dir():
@@ -251,6 +252,6 @@ def all_profiles(root: Path | None = None) -> list[str]:
 
 
 def _runtime(home: Home, engine: Engine) -> Runtime:
-    from pfi.device import Runtime
+    from pfi.profile.answer.runtime import Runtime
 
     return Runtime(home, engine)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pfi.device import Prepared
     from pfi.inference.engine import Piece
+    from pfi.profile.answer.runtime import Prepared
 
 DONE = b"data: [DONE]\n\n"
 #: Characters of a retrieved record that are shown.

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pfi._util.files import write_atomic
-from pfi.device.config import HomeConfig
-from pfi.device.open import create_home
 from pfi.errors import DataError, FederationError, StorageError
 from pfi.federate.deploy.device import FOLDER
 from pfi.federate.deploy.invitation import FILE, Invitation
 from pfi.federate.deploy.keys import make_server_keys
 from pfi.federate.deploy.nodes import ROSTER, create_nodes, make_device_keys, register
 from pfi.federate.users import Users
+from pfi.profile.config import HomeConfig
+from pfi.profile.open import create_home
 from pfi.tasks import get_task
 
 KEYS, DEVICES, LOGS = "keys", "devices", "logs"

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from pfi.device import Home
 from pfi.errors import FederationError, StorageError
 from pfi.federate.client import Clients, Memories
 from pfi.federate.config import FederateConfig
@@ -26,6 +25,7 @@ from pfi.federate.users import local_examples
 from pfi.models.backbone import load_backbone
 from pfi.privacy.ledger.entries import FINISH, MEASURE, READY, SECURE, UPDATE
 from pfi.privacy.ledger.ledger import leave
+from pfi.profile.home import Home
 from pfi.tasks import Example, Task
 
 MEMORIES = "kept"  # where a client keeps what it has from round to round

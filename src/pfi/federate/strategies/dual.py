@@ -17,8 +17,8 @@ class FedDPA(LinearStrategy):
 
     The shared half is trained alone, the personal one on top of the shared one as received, so
     what is sent never depends on the personal half.  The sum of both answers; how much of the
-    personal half, per question, is the gate's (`pfi.device.gate`).  A newcomer has no personal
-    half.
+    personal half, per question, is the gate's (`pfi.profile.learn.gate`).  A newcomer has no
+    personal half.
     """
 
     name = "feddpa"

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from pfi.serve.console.view import ConsoleRoute, Signed, number, toast
 
 if TYPE_CHECKING:
-    from pfi.device import Manifest
+    from pfi.profile.adapters.store import Manifest
 
 router = APIRouter(route_class=ConsoleRoute)
 
@@ -19,7 +19,7 @@ router = APIRouter(route_class=ConsoleRoute)
 @router.get("/adapters")
 def page(visit: Signed) -> Response:
     """Every version by task, the newest first, and what can be started."""
-    from pfi.device.gate_file import describe, read_gate
+    from pfi.profile.answer.gate_file import describe, read_gate
 
     home = visit.home
     personal, shared = home.personal_adapters, home.shared_adapters

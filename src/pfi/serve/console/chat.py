@@ -22,9 +22,9 @@ from pfi.serve.console.progress import refresh_if_due
 from pfi.serve.console.view import ConsoleRoute, Signed, Visit, environment, said
 
 if TYPE_CHECKING:
-    from pfi.device import Prepared
-    from pfi.device.vault_feedback import Rating
     from pfi.inference.engine import Stream
+    from pfi.profile.answer.runtime import Prepared
+    from pfi.profile.vault.feedback import Rating
     from pfi.tasks import Task
 
 router = APIRouter(route_class=ConsoleRoute)
@@ -39,7 +39,7 @@ _MOST_TURNS = 12
 @router.get("/chat")
 def page(visit: Signed, task: str = "") -> Response:
     """The chat, with the last answers."""
-    from pfi.device.feedback import task_of
+    from pfi.profile.learn.feedback import task_of
     from pfi.tasks import tasks
 
     home, chosen = visit.home, visit.task(task)
@@ -152,7 +152,7 @@ class _Talk:
 
     def keep(self, answer: str) -> None:
         """Note one's own model's answer for `pfi feedback --last`; never the end of a talk."""
-        from pfi.device.feedback import remember
+        from pfi.profile.learn.feedback import remember
 
         with suppress(PfiError):
             remember(self.visit.home, self.task, self.fields, answer)
@@ -264,7 +264,7 @@ def feedback(
     Raises:
         ConfigError: nothing is said, or it contradicts itself.
     """
-    from pfi.device.feedback import give
+    from pfi.profile.learn.feedback import give
 
     try:
         fields = {str(name): str(text) for name, text in json.loads(input).items()}

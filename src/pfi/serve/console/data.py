@@ -15,7 +15,7 @@ from pfi.serve.console.jobs import Job, Work
 from pfi.serve.console.view import ROOT, ConsoleRoute, Signed, Visit, count, toast
 
 if TYPE_CHECKING:
-    from pfi.device import Home
+    from pfi.profile.home import Home
     from pfi.records import Record
 
 router = APIRouter(route_class=ConsoleRoute)
@@ -88,7 +88,7 @@ def exclude(
     task: Annotated[str, Form()] = "",
 ) -> Response:
     """Never retrieve nor learn from a record, or those of a source, until they are let in."""
-    from pfi.device.excluding import exclude as run
+    from pfi.profile.erase.excluding import exclude as run
 
     done = run(visit.home, {one.id for one in _meant(visit, id, source, task)})
     line = f"{count(done.records, 'record')} will not be used any more"
@@ -106,7 +106,7 @@ def include(
     task: Annotated[str, Form()] = "",
 ) -> Response:
     """Use a record again, or those of a source."""
-    from pfi.device.excluding import include as run
+    from pfi.profile.erase.excluding import include as run
 
     done = run(visit.home, {one.id for one in _meant(visit, id, source, task)})
     return _changed(visit, id, f"{count(done.records, 'record')} can be used again.", out=False)
@@ -144,7 +144,7 @@ def erase_now(
     retrain: Annotated[bool, Form()] = False,
 ) -> Response:
     """Erase for good; refused if there are others than were shown."""
-    from pfi.device.erasure import erase
+    from pfi.profile.erase.erasure import erase
 
     chosen = _meant(visit, id, source, task)
     if number != len(chosen):
@@ -167,7 +167,7 @@ def erase_now(
 
 def erased(visit: Visit, told: Mapping[str, Any], *, training: bool = False) -> Response:
     """What an erasure did, with the device's signed statement."""
-    from pfi.device import statement
+    from pfi.profile.erase import statement
 
     return visit.page(
         "erased.html",
@@ -179,7 +179,7 @@ def erased(visit: Visit, told: Mapping[str, Any], *, training: bool = False) -> 
 
 def _retrain(home: Home) -> Work:
     def work(job: Job) -> Sequence[str]:
-        from pfi.device.retraining import retrain
+        from pfi.profile.learn.retraining import retrain
 
         found = retrain(home, on_stage=job.on_stage)
         return [

@@ -15,8 +15,8 @@ from pfi.serve.console.view import ROOT, ConsoleRoute, Signed, Visit, count, num
 
 if TYPE_CHECKING:
     from pfi.augment.client import ClientReport
-    from pfi.device import Home
-    from pfi.device.augmenting import Plan
+    from pfi.profile.home import Home
+    from pfi.profile.learn.augmenting import Plan
     from pfi.tasks import Task
 
 router = APIRouter(route_class=ConsoleRoute)
@@ -110,8 +110,8 @@ def _begin(visit: Visit, kind: str, task: Task, work: Work) -> Response:
 
 def refresh_if_due(visit: Visit) -> None:
     """Begin a refresh where the profile's `refresh_after` asks for one and nothing is running."""
-    from pfi.device.feedback import task_of
-    from pfi.device.refresh import due
+    from pfi.profile.learn.feedback import task_of
+    from pfi.profile.learn.refresh import due
 
     home = visit.home
     if home.config.refresh_after is None or visit.console.jobs.busy():
@@ -128,7 +128,7 @@ def refresh_if_due(visit: Visit) -> None:
 
 def _train(home: Home, task: Task, holdout: float) -> Work:
     def work(job: Job) -> Sequence[str]:
-        from pfi.device import train
+        from pfi.profile.learn.training import train
 
         done = train(home, task, holdout=holdout, on_step=job.on_step, on_stage=job.on_stage)
         version = done.version
@@ -150,7 +150,7 @@ def _train(home: Home, task: Task, holdout: float) -> Work:
 
 def _refresh(home: Home, task: Task, force: bool) -> Work:
     def work(job: Job) -> Sequence[str]:
-        from pfi.device.refresh import refresh
+        from pfi.profile.learn.refresh import refresh
 
         done = refresh(home, task, force=force, on_step=job.on_step, on_stage=job.on_stage)
         if done.outcome in ("no need", "due"):
@@ -177,8 +177,8 @@ def _refresh(home: Home, task: Task, force: bool) -> Work:
 
 def _gate(home: Home, task: Task) -> Work:
     def work(job: Job) -> Sequence[str]:
-        from pfi.device.gate import fit_gate
-        from pfi.device.gate_file import describe
+        from pfi.profile.answer.gate_file import describe
+        from pfi.profile.learn.gate import fit_gate
 
         fitted = fit_gate(home, task, on_step=job.on_step, on_stage=job.on_stage)
         tried = count(fitted.tried, "record")
@@ -192,7 +192,7 @@ def _gate(home: Home, task: Task) -> Work:
 
 def _teacher_words(home: Home) -> dict[str, str | int | float | None]:
     """Which teacher the profile has, and its budget."""
-    from pfi.device.augmenting import augment_config
+    from pfi.profile.learn.augmenting import augment_config
 
     config = augment_config(home, {})
     return {
@@ -208,7 +208,7 @@ def _teacher_words(home: Home) -> dict[str, str | int | float | None]:
 @router.post("/progress/plan")
 def plan(visit: Signed, task: Annotated[str, Form()] = "") -> Response:
     """What augmentation would send and cost; nothing is sent."""
-    from pfi.device.augmenting import Augmentation, augment_config
+    from pfi.profile.learn.augmenting import Augmentation, augment_config
 
     chosen = visit.task(task)
     made = Augmentation(visit.home, chosen, augment_config(visit.home, {})).plan()
@@ -228,7 +228,7 @@ def augment(
     Raises:
         ConfigError: text would leave for another host, or a job is running.
     """
-    from pfi.device.augmenting import Augmentation, augment_config
+    from pfi.profile.learn.augmenting import Augmentation, augment_config
 
     chosen = visit.task(task)
     home, config = visit.home, augment_config(visit.home, {})

@@ -19,7 +19,7 @@ router = APIRouter(route_class=ConsoleRoute)
 @router.get("/settings")
 def page(visit: Signed) -> Response:
     """The settings as they are."""
-    from pfi.device.augmenting import augment_config
+    from pfi.profile.learn.augmenting import augment_config
     from pfi.tasks import tasks
 
     return visit.page(
@@ -37,7 +37,7 @@ def page(visit: Signed) -> Response:
 
 def names_of(visit: Visit) -> list[str]:
     """The names that no teacher elsewhere shall read."""
-    from pfi.device.home import NAMES
+    from pfi.profile.home import NAMES
 
     with visit.home.open_vault() as vault:
         return [*(vault.setting(NAMES) or [])]
@@ -57,7 +57,7 @@ def save(
     Raises:
         ConfigError: a value makes no sense; nothing is changed.
     """
-    from pfi.device.home import NAMES
+    from pfi.profile.home import NAMES
 
     values = {
         "task": visit.task(task).name if task else None,
@@ -88,7 +88,7 @@ def teacher(
     """
     from pfi._util.settings import checked
     from pfi.augment.config import AugmentConfig
-    from pfi.device.augmenting import joined
+    from pfi.profile.learn.augmenting import joined
 
     given: dict[str, object] = {"kind": kind, "model": model.strip()}
     if base_url.strip():
@@ -108,8 +108,8 @@ def _change(visit: Visit, values: Mapping[str, object]) -> None:
         ConfigError: one of them makes no sense.
     """
     from pfi._util.settings import checked
-    from pfi.device.config import HomeConfig
-    from pfi.device.open import open_home
+    from pfi.profile.config import HomeConfig
+    from pfi.profile.open import open_home
 
     written = open_home(visit.profile, root=visit.home.path.parent)
     checked(HomeConfig, {**written.config.model_dump(), **values}, "settings")
@@ -166,7 +166,7 @@ def erase(visit: Signed, name: Annotated[str, Form()] = "") -> Response:
     Raises:
         ConfigError: the name is another one, or a job is running.
     """
-    from pfi.device.erasure import erase_everything
+    from pfi.profile.erase.erasure import erase_everything
 
     if name != visit.profile:
         raise ConfigError(f"type {visit.profile} to erase everything", fix="nothing was erased")

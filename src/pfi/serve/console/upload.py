@@ -24,7 +24,7 @@ from pfi.serve.console.progress import refresh_if_due
 from pfi.serve.console.view import ConsoleRoute, Signed
 
 if TYPE_CHECKING:
-    from pfi.device import Home
+    from pfi.profile.home import Home
     from pfi.readers.report import ImportReport
 
 router = APIRouter(route_class=ConsoleRoute)
@@ -68,7 +68,7 @@ async def import_files(request: Request, visit: Signed) -> Response:
 def _import(
     home: Home, files: Sequence[UploadFile], kind: str, values: Mapping[str, str]
 ) -> dict[str, object]:
-    from pfi.device import import_records, parse_options
+    from pfi.profile.vault.imports import import_records, parse_options
     from pfi.readers.report import ImportReport
     from pfi.sources.connectors import get_connector
 

@@ -27,7 +27,7 @@ from pfi.serve.auth import tokens_of
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from pfi.device import Home
+    from pfi.profile.home import Home
     from pfi.serve.console.jobs import Jobs
     from pfi.serve.console.sessions import Sessions
     from pfi.serve.service import Service

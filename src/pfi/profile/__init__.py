@@ -1,0 +1,1 @@
+"""One user's home: opened, asked, taught, erased, archived, exported, planned."""

@@ -1,0 +1,1 @@
+"""Answers: engine, memory and gate of one profile."""

@@ -1,0 +1,451 @@
+"""Answering: the backbone with the task's adapters, helped by retrieved records.
+
+One `Runtime` serves one device; the engine that decodes may serve others beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from pfi.errors import BackboneError, ConfigError
+from pfi.inference.engine import AdapterRef, OnePiece, Request, Sampling, text_of
+from pfi.profile.config import search_config
+from pfi.profile.home import Home
+from pfi.records import Record
+from pfi.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from pfi.inference.engine import Engine, Stream
+    from pfi.memory.index import Memory
+    from pfi.memory.store import MemoryStore
+    from pfi.models.adapters import Adapter
+    from pfi.models.prompter import Prompter, Turn
+
+FALLBACK_TASK = "instruction"
+# Fewer tokens than this hold no record worth reading.
+_LEAST_TOKENS = 24
+_NO_LIMIT = 1 << 40
+# More than any label is long.
+_LABEL_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A question made ready, and what its answer rests on.
+
+    Attributes:
+        task: the task it is asked as.
+        prompt: what the model reads, retrieved records included.
+        ids: the same with the turns before it, as tokens.
+        adapter: what answers over the backbone; None for nothing.
+        records: the retrieved records, best first.
+        dropped: how many retrieved records there was no room for.
+        personal: version of the personal adapter, or None.
+        shared: version of the shared adapter, or None.
+        weight: of the personal adapter, in [0, 1]; 0 without one.
+        gate: what the gate said, in a few words.
+        owner: whose device it is asked on.
+    """
+
+    task: Task
+    prompt: str
+    ids: tuple[int, ...]
+    adapter: AdapterRef | None = None
+    records: tuple[Record, ...] = ()
+    dropped: int = 0
+    personal: str | None = None
+    shared: str | None = None
+    weight: float = 0.0
+    gate: str = ""
+    owner: str = ""
+
+    def request(self, sampling: Sampling | None = None) -> Request:
+        """What an engine is asked; greedy, at the task's length, unless told otherwise."""
+        sampling = sampling or Sampling(max_tokens=self.task.max_new_tokens)
+        return Request(self.ids, self.adapter, sampling, self.owner)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what it rests on."""
+
+    text: str
+    why: Prepared
+
+
+@dataclass
+class Runtime:
+    """What answers on one device; threads may share it.
+
+    Attributes:
+        home: the device.
+        given: the engine, which others may use too; one of its own, as the profile says, when
+            None.
+        on_index: told how far the memory has come with new records, where there are some.
+    """
+
+    home: Home
+    given: Engine | None = None
+    on_index: Callable[[int, int], None] | None = None
+    _own: Engine | None = None
+    _store: MemoryStore | None = None
+    _state: str = ""  # of the vault that the memories know
+    _memories: dict[str, Memory] = field(default_factory=dict)
+    _summaries: dict[str, str] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def engine(self) -> Engine:
+        """What answers; loaded on first use.
+
+        Raises:
+            BackboneError: the profile's backbone cannot be loaded.
+            ConfigError: its engine is not installed, or cannot run this backbone.
+        """
+        if self.given is not None:
+            return self.given
+        with self._lock:
+            if self._own is None:
+                from pfi.profile.answer.engines import EngineChoice, make_engine
+
+                choice = EngineChoice.of(self.home.config)
+                self._own = make_engine(choice, self.home.models_folder)
+            return self._own
+
+    def versions(self, task: Task) -> tuple[str | None, str | None]:
+        """The personal and the shared adapter in use for a task, by version.
+
+        A personal adapter brings the shared one that it was trained on.
+
+        Raises:
+            BackboneError: the personal adapter was trained on another backbone.
+            StorageError: its manifest is damaged.
+        """
+        personal = self.home.personal_adapters.active(task.name)
+        if personal is None:
+            return None, self.home.shared_adapters.active(task.name)
+        manifest = self.home.personal_adapters.manifest(personal)
+        if manifest.backbone != self.home.config.backbone:
+            raise BackboneError(
+                f"adapter {personal} was trained on backbone {manifest.backbone!r}, "
+                f"this profile uses {self.home.config.backbone!r}",
+                where=f"task {task.name}",
+                fix=f"run `pfi train --task {task.name}`, or `pfi adapters use none "
+                f"--task {task.name}`",
+            )
+        return personal, manifest.shared
+
+    def _weighted(
+        self, personal: str | None, shared: str | None, weight: float
+    ) -> AdapterRef | None:
+        """Both adapters as one; with a weight of 0 only the shared one."""
+        personal = personal if weight else None
+        if personal is None and shared is None:
+            return None
+
+        def load() -> Adapter:
+            from pfi.models.adapters import stacked
+
+            parts = []
+            if shared is not None:
+                parts.append((self.home.shared_adapters.load(shared), 1.0))
+            if personal is not None:
+                parts.append((self.home.personal_adapters.load(personal), weight))
+            return stacked(parts)
+
+        # A version's number is never given twice, so that this names its weights.
+        return AdapterRef(f"{self._owner}|{shared}|{personal}|{weight:g}", load)
+
+    @property
+    def _owner(self) -> str:
+        return self.home.keys.profile
+
+    def memory(self, task: Task) -> Memory:
+        """The index over the device's real records of a task, as they are now.
+
+        Raises:
+            ConfigError: the profile's search settings make no sense.
+            StorageError: the vault or the memory cannot be used.
+        """
+        from pfi.profile.answer.memory import open_memory, sync_memory
+
+        with self._lock:
+            if self._store is None:
+                self._store = open_memory(self.home, on_progress=self.on_index)
+            state = sync_memory(self.home, self._store, on_progress=self.on_index)
+            if state != self._state:
+                self._memories.clear()
+                self._summaries.clear()
+                if self._state and (engine := self.given or self._own):
+                    engine.forget(self._owner)  # prompts may have held what was erased
+                self._state = state
+            if task.name not in self._memories:
+                with self.home.open_vault() as vault:
+                    history = vault.history(task.name, origin="real")
+                config = search_config(self.home.config)
+                self._memories[task.name] = self._store.memory(task, history, config)
+            return self._memories[task.name]
+
+    def summary(self, task: Task) -> str:
+        """What is typical of the device's records of a task; empty unless the profile asks for it.
+
+        Raises:
+            StorageError: the vault or the memory cannot be used.
+        """
+        tokens = self.home.config.summary_tokens
+        if not tokens:
+            return ""
+        from pfi.memory.summary import summarise
+
+        with self._lock:
+            self.memory(task)  # forgets the summaries of records that have changed
+            if task.name not in self._summaries:
+                with self.home.open_vault() as vault:
+                    history = vault.history(task.name, origin="real")
+                trim = self.engine.prompter.trim
+                self._summaries[task.name] = summarise(task, list(history), trim, tokens)
+            return self._summaries[task.name]
+
+    def close(self) -> None:
+        """Close the memory's file and an engine of its own; they are opened again when needed."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+                self._store, self._state = None, ""
+            if self._own is not None:
+                self._own.close()
+                self._own = None
+
+    # Questions ----------------------------------------------------------------------
+
+    def prepare(
+        self,
+        text: str,
+        task: Task,
+        *,
+        k: int | None = None,
+        fields: Mapping[str, str] | None = None,
+        before: datetime | None = None,
+        history: Sequence[Turn] = (),
+        room: int | None = None,
+    ) -> Prepared:
+        """Make a question ready.
+
+        What does not fit the backbone's context is left out: the least useful of the retrieved
+        records first, then the oldest turns, then the end of the question.
+
+        Args:
+            text: the task's main input field.
+            task: what it is asked as.
+            k: how many records to retrieve; as the gate says, or the profile, when None.
+            fields: the other input fields, of a task whose question has several.
+            before: retrieve only records older than this.
+            history: the turns of the conversation before the question, oldest first.
+            room: tokens that are kept free for the answer; as the task says when None.
+
+        Raises:
+            ConfigError: an input field is missing, or there is no text.
+            StorageError: a file of the device is damaged.
+        """
+        from pfi.memory.summary import summary_prompt
+
+        values = question_fields(task, text, fields or {})
+        personal, shared = self.versions(task)
+        prompt = task.prompt(values)
+        query = task.query_text(values)
+        weight, wanted, said = self._gated(task, prompt, query, before)
+        k = wanted if k is None else k
+        found = self.memory(task).search(query, k, before=before) if k else []
+        prompter = self.engine.prompter
+        limit = prompter.max_length - (answer_room(task) if room is None else room)
+        summary = "" if before else self.summary(task)
+        records: list[Record] = []
+        if found:
+            # What stands around the prompt is there already, whatever the records.
+            turns = [*history, ("user", summary_prompt(prompt, summary))]
+            around = len(prompter.chat_ids(turns, _NO_LIMIT)) - len(
+                prompter.prompt_ids(prompt, _NO_LIMIT)
+            )
+            budget = self.home.config.record_tokens
+            prompt, records = with_records(
+                prompter, task, prompt, found, budget, limit=limit - around
+            )
+        prompt = summary_prompt(prompt, summary)
+        return Prepared(
+            task,
+            prompt,
+            tuple(prompter.chat_ids([*history, ("user", prompt)], limit)),
+            self._weighted(personal, shared, weight),
+            tuple(records),
+            len(found) - len(records),
+            personal,
+            shared,
+            weight,
+            said,
+            self._owner,
+        )
+
+    def _gated(
+        self, task: Task, prompt: str, query: str, before: datetime | None
+    ) -> tuple[float, int, str]:
+        """The personal adapter's weight, the number of records, and what the gate said."""
+        from pfi.profile.answer.gate_file import describe, read_gate
+
+        personal, shared = self.versions(task)
+        whole = (1.0 if personal else 0.0), self.home.config.records
+        fitted = read_gate(self.home).get(task.name)
+        if fitted is None:
+            return *whole, "not fitted, so the profile's settings count"
+        if not fitted.counts(self.home, personal, shared):
+            return *whole, f"fitted with {fitted.made_with}, so the profile's settings count"
+        choice, said = fitted.choice, describe(fitted.choice)
+        if choice.if_unsure:
+            found = self._confidence(task, prompt, self._weighted(None, shared, 0.0))
+            level = f"{found:.2f}, and {fitted.sure:.2f} is enough"
+            if found >= fitted.sure:
+                return 0.0, 0, f"the answer without them is sure ({level})"
+            said = f"{said} ({level})"
+        if choice.by_likeness:
+            alike = self.memory(task).likeness(query, before=before)
+            said = f"{said}; likeness {alike:.2f}"
+            return choice.weight_at(alike), choice.k, said
+        return choice.weight, choice.k, said
+
+    def _confidence(self, task: Task, prompt: str, adapter: AdapterRef | None) -> float:
+        """How sure the model is of its answer, in [0, 1]; as ``trials.confidences`` has it."""
+        prompter = self.engine.prompter
+        ids = tuple(prompter.prompt_ids(prompt, prompter.max_length - answer_room(task)))
+        plain = Prepared(task, prompt, ids, adapter, owner=self._owner)
+        if task.kind == "text":
+            target = prompter.target_ids(self.answer(plain).text)
+            scores = self.engine.score(ids, [target], adapter, self._owner)
+            return math.exp(scores[0] / len(target))
+        scores = self._label_scores(plain)
+        most = max(scores)
+        return 1 / sum(math.exp(score - most) for score in scores)
+
+    def _label_scores(self, prepared: Prepared) -> list[float]:
+        labels = [self.engine.prompter.target_ids(label) for label in prepared.task.labels]
+        return self.engine.score(prepared.ids, labels, prepared.adapter, prepared.owner)
+
+    def answer(self, prepared: Prepared) -> Answer:
+        """Answer in one piece."""
+        return Answer(prepared.task.parse(text_of(self.stream(prepared))), prepared)
+
+    def stream(self, prepared: Prepared, sampling: Sampling | None = None) -> Stream:
+        """The answer piece by piece; a label comes in one, the best whatever the sampling."""
+        if prepared.task.kind == "text":
+            return self.engine.generate(prepared.request(sampling))
+        label = prepared.task.choose(self._label_scores(prepared))
+        return OnePiece(label, len(self.engine.prompter.token_ids(label)))
+
+    def generic(self, history: Sequence[Turn], *, room: int | None = None) -> Prepared:
+        """A conversation for the backbone alone: no adapter, no records.
+
+        Args:
+            history: its turns, the question last.
+            room: tokens that are kept free for the answer; as for a plain instruction when None.
+
+        Raises:
+            ConfigError: there is no question.
+        """
+        return generic(self.engine, history, room=room)
+
+
+def generic(engine: Engine, history: Sequence[Turn], *, room: int | None = None) -> Prepared:
+    """See ``Runtime.generic``; for an engine without a device."""
+    task, prompter = get_task(FALLBACK_TASK), engine.prompter
+    if not history or not history[-1][1].strip():
+        raise ConfigError("the question is empty", fix="give some text")
+    limit = prompter.max_length - (answer_room(task) if room is None else room)
+    return Prepared(task, history[-1][1], tuple(prompter.chat_ids(history, limit)))
+
+
+def answer_room(task: Task) -> int:
+    """Tokens of the context that are kept free for a task's answer."""
+    return task.max_new_tokens if task.kind == "text" else _LABEL_TOKENS
+
+
+def ask(home: Home, text: str, task: Task | None = None, k: int | None = None) -> Answer:
+    """Answer one question on a device; see `Runtime` for several.
+
+    Args:
+        home: the device.
+        text: the question, or the task's main input field.
+        task: what it is asked as; see `pick_task` when None.
+        k: how many records to retrieve; as the gate says, or the profile, when None.
+    """
+    with closing(Runtime(home)) as runtime:
+        return runtime.answer(runtime.prepare(text, task or pick_task(home), k=k))
+
+
+def pick_task(home: Home, name: str | None = None) -> Task:
+    """The named task; else the profile's, the one with most records, or plain instruction.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    if name or home.config.task:
+        return get_task(name or home.config.task or "")
+    with home.open_vault() as vault:
+        return get_task(next(iter(vault.tasks()), FALLBACK_TASK))
+
+
+def with_records(
+    prompter: Prompter,
+    task: Task,
+    prompt: str,
+    records: list[Record],
+    budget: int,
+    *,
+    limit: int | None = None,
+) -> tuple[str, list[Record]]:
+    """The prompt with as many of the records as fit, and these; the least useful go first.
+
+    A prompt that is too long by itself goes without them.
+
+    Args:
+        prompter: counts and cuts tokens.
+        task: whose prompt it is.
+        prompt: without records.
+        records: the retrieved ones, best first.
+        budget: tokens for all of them at most.
+        limit: tokens of the whole prompt; the context less the task's answer when None.
+    """
+    limit = prompter.max_length - answer_room(task) if limit is None else limit
+    budget = min(budget, limit - len(prompter.prompt_ids(prompt)))
+    while records and budget >= _LEAST_TOKENS:
+        filled = task.retrieval_prompt(prompt, records, prompter.trim, budget)
+        # prompt_ids cuts at its limit, so ask for more than could be too long.
+        if len(prompter.prompt_ids(filled, 2 * prompter.max_length)) <= limit:
+            return filled, records
+        records = records[:-1]
+    return prompt, []
+
+
+def question_fields(task: Task, text: str, others: Mapping[str, str]) -> dict[str, str]:
+    """The input fields of a question: `text` is the first one that `others` does not give.
+
+    Raises:
+        ConfigError: fields are missing or unknown, or there is no text.
+    """
+    names = list(dict.fromkeys(re.findall(r"\{(\w+)\}", task.question)))
+    names = [name for name in names if name != "labels"]
+    if unknown := [name for name in others if name not in names]:
+        fix = f"its fields are {', '.join(names)}"
+        raise ConfigError(f"task {task.name} has no field {unknown[0]!r}", fix=fix)
+    free = [name for name in names if name not in others]
+    if len(free) > 1:
+        flags = " ".join(f"--field {name}=TEXT" for name in free[1:])
+        what = f"task {task.name} asks about several fields: {', '.join(names)}"
+        raise ConfigError(what, fix=f"the text is {free[0]!r}; add {flags}")
+    if not text.strip():
+        raise ConfigError("the question is empty", fix="give some text")
+    return {**dict.fromkeys(free, text), **others}

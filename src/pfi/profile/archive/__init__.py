@@ -1,0 +1,1 @@
+"""A whole profile in one encrypted file, and back."""

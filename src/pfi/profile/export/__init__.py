@@ -1,0 +1,1 @@
+"""A profile's model as files for other programs."""

@@ -1,0 +1,1 @@
+"""The keys of a home, what keeps them, and encrypting an old home."""

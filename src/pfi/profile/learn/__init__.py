@@ -1,0 +1,1 @@
+"""What a profile learns: training, augmentation, feedback, refresh, the gate."""

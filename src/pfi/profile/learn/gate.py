@@ -1,0 +1,269 @@
+"""The gate on one device: how much of the personal adapter and of memory its answers use.
+
+Choices are tried on a task's newest real records, with an adapter that has not learnt from them
+(``pfi.gate.trials``); ``pfi.gate.choices`` says which gain is believed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pfi._util.settings import checked
+from pfi.errors import DataError
+from pfi.gate.choices import GateConfig, Prior, Tried, choices, choose
+from pfi.memory.index import Memory
+from pfi.memory.prompts import Retrieval
+from pfi.profile.answer.gate_file import Fitted, read_gate, write_gate
+from pfi.profile.answer.runtime import Runtime, with_records
+from pfi.profile.config import search_config
+from pfi.profile.home import Home
+from pfi.profile.learn.gate_prior import LEAST_TRIED, came_with, home_prior
+from pfi.profile.learn.training import Division, mix_config, train_candidate, train_config
+from pfi.records import History, Record
+from pfi.tasks import Task
+from pfi.train.examples import innocent
+
+if TYPE_CHECKING:
+    from pfi.gate.trials import Trial
+    from pfi.models.adapters import Adapter, AdapterConfig
+    from pfi.models.backbone import Backbone
+
+
+def gate_config(home: Home, settings: Mapping[str, Any] | None = None) -> GateConfig:
+    """The settings: the given ones, then the profile's, then the defaults.
+
+    Raises:
+        ConfigError: one of them makes no sense.
+    """
+    return checked(GateConfig, {**home.config.gate, **(settings or {})}, "gate settings")
+
+
+# Fitting ------------------------------------------------------------------------------
+
+
+def can_fit(home: Home, task: Task) -> bool:
+    """Whether there are enough records, or other users' experience, to choose by.
+
+    Raises:
+        ConfigError: the profile's gate settings make no sense.
+    """
+    from pfi.gate.trials import divide
+
+    if came_with(home, Runtime(home).versions(task)[1]) is not None:
+        return True
+    with home.open_vault() as vault:
+        real = vault.history(task.name, origin="real")
+    return len(divide(gate_config(home), real)[1]) >= LEAST_TRIED
+
+
+def fit_gate(
+    home: Home,
+    task: Task,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    backbone: Backbone | None = None,
+    seed: int = 0,
+    on_stage: Callable[[str], None] = lambda text: None,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> Fitted:
+    """Choose how much of the personal adapter and of memory a task's answers use.
+
+    An adapter is trained with the settings of the one in use, but on the older records only; it
+    is not kept.  Without one in use only the number of records is chosen; without a sentence
+    model no weight by likeness.  The prior is the one
+    that came with the shared adapter.  Where none did, choices must convince on the user's own
+    records: with fewer than ``LEAST_TRIED`` to try them on, which is with fewer than 12 records
+    by the default settings, nothing is fitted and the profile's settings stay in force: the
+    whole personal adapter and `records` records.
+
+    Args:
+        home: the device.
+        task: whose answers.
+        settings: values of `GateConfig` that go before the profile's and the defaults.
+        backbone: the profile's one, where it is loaded already.
+        seed: of the examples' choices and of the training; same seed, same result.
+        on_stage: told what begins, in a few words.
+        on_step: told the step, the number of steps and the loss, of the training.
+
+    Raises:
+        ConfigError: a setting makes no sense.
+        DataError: there are too few records.
+        BackboneError: the version in use was trained on another backbone.
+        StorageError: an adapter, the vault or the gate's file cannot be read or written.
+    """
+    from pfi.models.backbone import load_backbone
+
+    read_gate(home)  # a damaged file is told of before the work
+    run = _Fit(home, task, gate_config(home, settings), seed, on_stage, on_step)
+    on_stage("reading records")
+    run.read()
+    tried: Tried | None = None
+    if run.trials:
+        on_stage("loading the backbone")
+        tried = run.try_choices(backbone or load_backbone(home.config.backbone))
+    fitted = run.choose(tried)
+    write_gate(home, {**read_gate(home), task.name: fitted})
+    return fitted
+
+
+@dataclass
+class _Fit:
+    """One fitting, up to what is written."""
+
+    home: Home
+    task: Task
+    config: GateConfig
+    seed: int
+    on_stage: Callable[[str], None]
+    on_step: Callable[[int, int, float], None] | None
+    trials: list[Trial] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Read what is in use and divide the records; make trials of the newest.
+
+        Raises:
+            DataError: there are too few.
+        """
+        from pfi.gate.trials import divide
+
+        home, name = self.home, self.task.name
+        self.personal, self.shared = Runtime(home).versions(self.task)
+        self.prior = came_with(home, self.shared)
+        if self.personal is None:
+            self.config = self.config.model_copy(update={"weights": [0.0]})
+        with home.open_vault() as vault:
+            real = vault.history(name, origin="real")
+            synthetic = tuple(vault.history(name, origin="synthetic"))
+        older, newest = divide(self.config, real)
+        self.user = real.user_id
+        self.data = Division(older, innocent(synthetic, older, newest), newest)
+        self.trials = home_trials(home, self.task, real, newest, self.config, self.seed)
+        if len(self.trials) < LEAST_TRIED and self.prior is None:
+            raise DataError(
+                f"of {len(real)} records of task {name} choices could be tried on "
+                f"{len(self.trials)}; {LEAST_TRIED} are needed",
+                fix="import more records; until then the profile's settings stay in force",
+            )
+
+    def try_choices(self, plain: Backbone) -> Tried:
+        """What the choices gain on the trials."""
+        from pfi.gate.trials import Mixer, try_choices
+        from pfi.models.adapters import AdapterConfig
+
+        store = self.home.shared_adapters
+        base = plain.with_adapters([store.load(self.shared)] if self.shared else [])
+        shape, adapter = AdapterConfig(rank=1), None
+        if self.personal is not None:
+            shape, adapter = self._train(base, self.personal)
+        self.on_stage("trying choices")
+        mixer = Mixer(base, shape, {self.user: adapter}, self.config)
+        retrieval = home_retrieval(self.home, base)
+        found = try_choices(self.task, mixer, self.trials, self.config, retrieval, None)
+        return found[self.user]
+
+    def _train(self, base: Backbone, personal: str) -> tuple[AdapterConfig, Adapter]:
+        """An adapter that has learnt from the older records as the one in use has from all."""
+        home = self.home
+        told = home.personal_adapters.manifest(personal).config
+        config = train_config(home, {})
+        config = train_config(home, {k: told[k] for k in type(config).model_fields if k in told})
+        data = self.data if told.get("synthetic") else replace(self.data, synthetic=())
+        made = train_candidate(
+            home,
+            self.task,
+            base,
+            data,
+            config,
+            mix_config(home, told.get("mix", {})),
+            seed=self.seed,
+            on_step=self.on_step,
+            on_stage=self.on_stage,
+        )
+        return config, made.adapter
+
+    def choose(self, tried: Tried | None) -> Fitted:
+        """The choice whose gain is believed most."""
+        from pfi.profile.answer.memory import home_embedder
+
+        config = self.config
+        confidence = np.zeros(0) if tried is None else tried.confidence
+        prior = home_prior(self.task, config, self.prior, confidence)
+        gains = None if tried is None else tried.of_all(config, prior.sure)
+        known = choices(config)
+        # Without an adapter or a sentence model, a weight by likeness is no choice.
+        measures = self.personal is not None and home_embedder(self.home) is not None
+        open_ = [i for i, choice in enumerate(known) if measures or not choice.by_likeness]
+        number, believed = choose(
+            _part(prior, open_), None if gains is None else gains[:, open_], config.caution
+        )
+        return Fitted(
+            task=self.task.name,
+            choice=known[open_[number]],
+            sure=prior.sure,
+            gain=float(believed[number]),
+            tried=len(self.trials),
+            users=prior.users,
+            backbone=self.home.config.backbone,
+            personal=self.personal,
+            shared=self.shared,
+            settings=config,
+            date=datetime.now(UTC).replace(microsecond=0),
+        )
+
+
+def _part(prior: Prior, places: list[int]) -> Prior:
+    """The prior of some of the choices."""
+    arrays = {name: getattr(prior, name)[places] for name in ("mean", "between", "within")}
+    return replace(prior, **arrays)
+
+
+def home_trials(
+    home: Home, task: Task, real: History, newest: History, config: GateConfig, seed: int
+) -> list[Trial]:
+    """Trials made from a device's newest records, each as it would have been asked at its time.
+
+    Not even the words of a record that is newer than a trial count for it.
+
+    Raises:
+        ConfigError: the search settings make no sense.
+        StorageError: the vault or the memory cannot be used.
+    """
+    from pfi.gate.trials import record_trials
+    from pfi.profile.answer.memory import open_memory
+
+    found: list[Trial] = []
+    if not newest:
+        return found
+    search, most, start = search_config(home.config), max(config.ks), len(real) - len(newest)
+    with open_memory(home) as store:
+        for place, record in enumerate(newest, start):
+            known = real.before(record.time) if real.dated else real[:place]
+            memory: Memory = store.memory(task, known, search)
+            alone, rng = History(real.user_id, [record]), random.Random(seed)
+            found += record_trials(task, real[: place + 1], alone, memory, most, rng, [])
+    return found
+
+
+def home_retrieval(home: Home, backbone: Backbone) -> Retrieval:
+    """How a device fills prompts with records, for trials."""
+    return _AsAsked(
+        home.config.records, home.config.record_tokens, 0.0, backbone.trim, backbone=backbone
+    )
+
+
+@dataclass(frozen=True)
+class _AsAsked(Retrieval):
+    """Fills prompts as ``Runtime`` does: with as many of the records as fit."""
+
+    backbone: Backbone = field(kw_only=True)
+
+    def fill(self, task: Task, prompt: str, records: Sequence[Record]) -> str:
+        if not records:
+            return prompt
+        return with_records(self.backbone.prompter, task, prompt, list(records), self.budget)[0]

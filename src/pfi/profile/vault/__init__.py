@@ -1,0 +1,1 @@
+"""The encrypted store of records and feedback, and what fills it."""

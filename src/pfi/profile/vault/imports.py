@@ -1,0 +1,124 @@
+"""Importing: a connector reads the user's files, the vault keeps the records."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+from pfi._util.settings import one_line
+from pfi.errors import ConfigError, DataError
+from pfi.profile.home import Home
+from pfi.records import Record
+
+if TYPE_CHECKING:
+    from pfi.readers.report import ImportReport
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The outcome of an import; `report` tells what the connector skipped."""
+
+    added: int
+    already_there: int
+    report: ImportReport
+
+
+def import_records(
+    home: Home,
+    kind: str,
+    path: Path,
+    options: Mapping[str, Any] | None = None,
+    *,
+    on_record: Callable[[int], None] = lambda done: None,
+) -> Imported:
+    """Read `path` with the connector `kind` into the vault.
+
+    Args:
+        home: the device.
+        kind: the connector's name.
+        path: the file or folder that it reads.
+        options: values of the connector's options.
+        on_record: told the number of records read so far.
+
+    Raises:
+        ConfigError: there is no such connector or option.
+        DataError: the source cannot be read.
+        StorageError: the vault cannot be written.
+    """
+    from pfi.readers.report import ImportReport
+    from pfi.sources.connectors import get_connector
+
+    connector = get_connector(kind)
+    settings = connector.configure(options or {})
+    if not path.exists():
+        raise DataError("there is no such file or folder", path=path, fix="check the path")
+    report = ImportReport()
+    records = connector.read(path, settings, report)
+    with home.open_vault() as vault:
+        added, already_there = vault.add(_counted(records, on_record))
+    return Imported(added, already_there, report)
+
+
+def _counted(records: Iterable[Record], on_record: Callable[[int], None]) -> Iterator[Record]:
+    for done, record in enumerate(records, 1):
+        on_record(done)
+        yield record
+
+
+def parse_options(pairs: Iterable[str], model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """`key=value` texts as values for `model`.
+
+    An entry of a mapping is `key.name=value`; a list comes by repeating the key.  Either may
+    also be given whole, as `key={a: b}` and `key=[a, b]`.
+
+    Raises:
+        ConfigError: a text has no `=`, a list or mapping is not well-formed, or a key that
+            takes one value comes twice.
+    """
+    found: dict[str, list[Any]] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key, dot, entry = key.strip().partition(".")
+        key = key.replace("-", "_")
+        if not equals or not key:
+            raise ConfigError(f"{pair!r} is not key=value", fix="write for example --set name=x")
+        values = [{entry: value}] if dot else _parse(key, value, option_kinds(model, key))
+        found.setdefault(key, []).extend(values)
+    options: dict[str, Any] = {}
+    for key, values in found.items():
+        kinds = option_kinds(model, key)
+        if all(isinstance(value, dict) for value in values):
+            values = [{name: v for value in values for name, v in value.items()}]
+        if len(values) > 1 and list not in kinds:
+            raise ConfigError(f"{key} is given {len(values)} times", fix="give it once")
+        single = len(values) == 1 and (list not in kinds or str in kinds)
+        options[key] = values[0] if single else values
+    return options
+
+
+def _parse(key: str, value: str, kinds: set[type]) -> list[Any]:
+    opening = value.lstrip()[:1]
+    if not ((opening == "[" and list in kinds) or (opening == "{" and dict in kinds)):
+        return [value]
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}={value} is not well-formed: {one_line(error)}") from error
+    return parsed if isinstance(parsed, list) else [parsed]
+
+
+def option_kinds(model: type[BaseModel] | None, key: str) -> set[type]:
+    """The types that an option of `model` takes, with `list` for every kind of sequence or set."""
+    if model is None or key not in model.model_fields:
+        return set()
+    annotation = model.model_fields[key].annotation
+    unions = (Union, types.UnionType)
+    options = get_args(annotation) if get_origin(annotation) in unions else (annotation,)
+    found = {get_origin(option) or option for option in options}
+    return {list if kind in (list, tuple, set, frozenset, Sequence) else kind for kind in found}
