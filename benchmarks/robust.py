@@ -26,7 +26,7 @@ import numpy as np
 from robust_problem import Problem, digits, run, tumours
 
 from pfi._util.files import write_atomic, write_json
-from pfi.federate.robust import RobustConfig
+from pfi.federate.aggregate.robust import RobustConfig
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FIRST_SEED = 10

@@ -22,11 +22,11 @@ import numpy as np
 from robust import RESULTS, Found, page
 
 from pfi._util.files import write_atomic, write_json
+from pfi._util.seeds import generator
 from pfi.federate.attacks import ATTACKS, label_flip
 from pfi.federate.config import FederateConfig
 from pfi.federate.message import Failure, Message
 from pfi.federate.rounds import Federation, divide
-from pfi.federate.seeds import generator
 from pfi.federate.simulate import SimulatedFleet
 from pfi.federate.users import Users
 from pfi.models.backbone import load_backbone

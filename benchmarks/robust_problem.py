@@ -14,9 +14,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi._util.seeds import generator
+from pfi.federate.aggregate.robust import RobustCombiner, RobustConfig
 from pfi.federate.attacks import ATTACKS, strongest
-from pfi.federate.robust import RobustCombiner, RobustConfig
-from pfi.federate.seeds import generator
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

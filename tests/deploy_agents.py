@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pfi.federate.deploy.agent import SOCKET, Agent, Handler
+from pfi.federate.deploy.agent.agent import SOCKET, Agent, Handler
 
 
 @contextmanager

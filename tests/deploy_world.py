@@ -18,19 +18,19 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from pfi.federate.deploy import local
-from pfi.federate.deploy.agent import SOCKET, Agent, Handler
-from pfi.federate.deploy.client_app import answer
-from pfi.federate.deploy.fleet import FlowerFleet
-from pfi.federate.deploy.keys import CA, load_server_keys
-from pfi.federate.deploy.link import Link
-from pfi.federate.deploy.nodes import (
+from pfi.federate.deploy.agent.agent import SOCKET, Agent, Handler
+from pfi.federate.deploy.agent.client_app import answer
+from pfi.federate.deploy.agent.link import Link
+from pfi.federate.deploy.keys.keys import CA, load_server_keys
+from pfi.federate.deploy.keys.nodes import (
     NODE_KEY,
     load_node_key,
     make_device_keys,
     read_nodes,
     register,
 )
-from pfi.federate.deploy.superlink import SuperLink
+from pfi.federate.deploy.server.fleet import FlowerFleet
+from pfi.federate.deploy.server.superlink import SuperLink
 
 NAMES = ["good", "late", "killed", "bad", "gone", "removed", "zoe"]
 

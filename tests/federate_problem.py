@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from pfi._util.seeds import seed_of
 from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layer, Layout
 from pfi.federate.message import Message
-from pfi.federate.seeds import seed_of
 from pfi.federate.strategies import STRATEGIES
 from pfi.federate.strategy import Strategy
 from pfi.federate.upload import pack

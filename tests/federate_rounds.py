@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi._util.seeds import seed_of
 from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layer, Layout, Row
 from pfi.federate.message import Message
-from pfi.federate.seeds import seed_of
 from pfi.federate.strategies import get_strategy
 from pfi.federate.strategy import Strategy
 from pfi.federate.upload import pack

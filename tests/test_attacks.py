@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pfi.federate import attacks
+from pfi.federate.aggregate.robust import RobustConfig
 from pfi.federate.attacks import ATTACKS
-from pfi.federate.robust import RobustConfig
 from pfi.tasks import Example
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -16,9 +16,15 @@ from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
 from pfi.errors import FederationError
-from pfi.federate.deploy.invitation import Invitation
-from pfi.federate.deploy.keys import make_server_keys
-from pfi.federate.deploy.nodes import PUBLIC, create_nodes, make_device_keys, register, unregister
+from pfi.federate.deploy.keys.invitation import Invitation
+from pfi.federate.deploy.keys.keys import make_server_keys
+from pfi.federate.deploy.keys.nodes import (
+    PUBLIC,
+    create_nodes,
+    make_device_keys,
+    register,
+    unregister,
+)
 from pfi.federate.message import Failure, Message
 
 pytest.importorskip("flwr", reason="the extra `federate` is not installed")
@@ -26,9 +32,9 @@ pytest.importorskip("flwr", reason="the extra `federate` is not installed")
 from flwr.supercore.task_identity import TaskIdentity
 
 from pfi.federate.deploy.check import echo, run_check
-from pfi.federate.deploy.fleet import FlowerFleet
 from pfi.federate.deploy.records import pack, pack_failure, unpack
-from pfi.federate.deploy.superlink import LARGEST_REQUEST, verdict
+from pfi.federate.deploy.server.fleet import FlowerFleet
+from pfi.federate.deploy.server.superlink import LARGEST_REQUEST, verdict
 
 
 def _scope(path: str, **change: Any) -> dict[str, Any]:
@@ -193,7 +199,7 @@ def test_the_client_app_forwards_and_turns_errors_into_replies(tmp_path: Path) -
     from flwr.app import Context, RecordDict
     from flwr.app import Message as FlowerMessage
 
-    from pfi.federate.deploy.client_app import app as client_app
+    from pfi.federate.deploy.agent.client_app import app as client_app
 
     def ask(config: dict[str, Any]) -> FlowerMessage:
         message = FlowerMessage(pack(b"question", id="1"), dst_node_id=1, message_type="query")

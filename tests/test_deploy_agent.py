@@ -14,10 +14,10 @@ import pytest
 from deploy_agents import running
 
 from pfi.errors import FederationError, StorageError
-from pfi.federate.deploy import wire
-from pfi.federate.deploy.agent import SOCKET, Agent
+from pfi.federate.deploy.agent import wire
+from pfi.federate.deploy.agent.agent import SOCKET, Agent
+from pfi.federate.deploy.agent.wire import forward
 from pfi.federate.deploy.check import echo
-from pfi.federate.deploy.wire import forward
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_silent_agent_and_a_deep_folder(tmp_path: Path) -> None:
 def test_what_forwards_needs_no_model() -> None:
     pytest.importorskip("flwr", reason="the extra `federate` is not installed")
     code = (
-        "import sys, pfi.federate.deploy.client_app, pfi.federate.deploy.link;"
+        "import sys, pfi.federate.deploy.agent.client_app, pfi.federate.deploy.agent.link;"
         "print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -28,15 +28,16 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, GetNodesRequest
 
 from pfi.errors import FederationError
+from pfi.federate.aggregate.exact import as_adapter
 from pfi.federate.config import FederateConfig
 from pfi.federate.deploy import local
-from pfi.federate.deploy.agent import SOCKET, Agent
-from pfi.federate.deploy.device import FOLDER
-from pfi.federate.deploy.fleet import FlowerFleet
-from pfi.federate.deploy.invitation import Invitation, keep_roster
-from pfi.federate.deploy.keys import CA, load_server_keys, make_server_keys
-from pfi.federate.deploy.link import Link
-from pfi.federate.deploy.nodes import (
+from pfi.federate.deploy.agent.agent import SOCKET, Agent
+from pfi.federate.deploy.agent.device import FOLDER
+from pfi.federate.deploy.agent.link import Link
+from pfi.federate.deploy.agent.runtime import DeviceRuntime
+from pfi.federate.deploy.keys.invitation import Invitation, keep_roster
+from pfi.federate.deploy.keys.keys import CA, load_server_keys, make_server_keys
+from pfi.federate.deploy.keys.nodes import (
     DEVICE_KEY,
     NODE_KEY,
     ROSTER,
@@ -45,12 +46,11 @@ from pfi.federate.deploy.nodes import (
     read_nodes,
     unregister,
 )
-from pfi.federate.deploy.runtime import DeviceRuntime
-from pfi.federate.deploy.server_app import ADAPTER, make_strategy, run
-from pfi.federate.deploy.settings import DeployConfig
-from pfi.federate.deploy.superlink import SuperLink
+from pfi.federate.deploy.server.fleet import FlowerFleet
+from pfi.federate.deploy.server.server_app import ADAPTER, make_strategy, run
+from pfi.federate.deploy.server.settings import DeployConfig
+from pfi.federate.deploy.server.superlink import SuperLink
 from pfi.federate.events import read_rounds
-from pfi.federate.exact import as_adapter
 from pfi.federate.message import Failure
 from pfi.federate.rounds import Federation
 from pfi.federate.simulate import SimulatedFleet
@@ -67,7 +67,7 @@ from pfi.tasks import Example, Task, get_task
 SLOW_AGENT = """
 import sys, time
 from pathlib import Path
-from pfi.federate.deploy.agent import Agent
+from pfi.federate.deploy.agent.agent.agent import Agent
 def work(data):
     Path(sys.argv[1] + ".busy").touch()
     time.sleep(60)

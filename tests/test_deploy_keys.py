@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pfi.errors import ConfigError, FederationError, StorageError
-from pfi.federate.deploy.keys import (
+from pfi.federate.deploy.keys.keys import (
     CA,
     CA_KEY,
     OPERATOR,
@@ -20,7 +20,7 @@ from pfi.federate.deploy.keys import (
     make_server_keys,
     renew_server_keys,
 )
-from pfi.federate.deploy.nodes import (
+from pfi.federate.deploy.keys.nodes import (
     DEVICE_KEY,
     NODE_KEY,
     PUBLIC,

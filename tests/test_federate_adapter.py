@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfi.errors import FederationError
+from pfi.federate.aggregate.exact import as_adapter, compress, exact
 from pfi.federate.config import FederateConfig, LocalConfig
 from pfi.federate.engine import Engine
-from pfi.federate.exact import as_adapter, compress, exact
 from pfi.federate.layout import Layer, Layout
 from pfi.federate.message import Message
 from pfi.federate.strategies import get_strategy

@@ -17,11 +17,11 @@ from pfi.evaluate.config import StudyConfig
 from pfi.federate.check import check
 from pfi.federate.client import Clients, Memories
 from pfi.federate.config import FederateConfig
-from pfi.federate.deploy.device import FOLDER
-from pfi.federate.deploy.invitation import Invitation
-from pfi.federate.deploy.keys import make_server_keys
-from pfi.federate.deploy.nodes import PUBLIC, create_nodes, make_device_keys
-from pfi.federate.deploy.runtime import DeviceRuntime
+from pfi.federate.deploy.agent.device import FOLDER
+from pfi.federate.deploy.agent.runtime import DeviceRuntime
+from pfi.federate.deploy.keys.invitation import Invitation
+from pfi.federate.deploy.keys.keys import make_server_keys
+from pfi.federate.deploy.keys.nodes import PUBLIC, create_nodes, make_device_keys
 from pfi.federate.rounds import Federation
 from pfi.profile.config import HomeConfig
 from pfi.profile.open import create_home
@@ -93,8 +93,8 @@ def test_by_a_study_for_each_strategy_that_it_runs(tmp_path: Path) -> None:
 @bad
 def test_by_a_server(settings: dict[str, Any], says: str) -> None:
     pytest.importorskip("flwr", reason="the extra `federate` is not installed")
-    from pfi.federate.deploy.server_app import federation_config
-    from pfi.federate.deploy.settings import DeployConfig
+    from pfi.federate.deploy.server.server_app import federation_config
+    from pfi.federate.deploy.server.settings import DeployConfig
 
     with pytest.raises(ConfigError, match=says):
         federation_config(DeployConfig(federation=settings))

@@ -15,10 +15,10 @@ from pfi.datasets.demo import write_demo
 from pfi.errors import FederationError
 from pfi.federate.config import FederateConfig
 from pfi.federate.deploy import local
-from pfi.federate.deploy.device import FOLDER
-from pfi.federate.deploy.invitation import FILE, Invitation
-from pfi.federate.deploy.nodes import ROSTER
-from pfi.federate.deploy.runtime import DeviceRuntime
+from pfi.federate.deploy.agent.device import FOLDER
+from pfi.federate.deploy.agent.runtime import DeviceRuntime
+from pfi.federate.deploy.keys.invitation import FILE, Invitation
+from pfi.federate.deploy.keys.nodes import ROSTER
 from pfi.federate.events import read_rounds
 from pfi.federate.message import Failure, Message
 from pfi.federate.rounds import Federation

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfi.errors import FederationError
+from pfi.federate.aggregate.products import pack_base, thin, unpack_base
 from pfi.federate.layout import Layer, Layout
 from pfi.federate.message import Message
-from pfi.federate.products import pack_base, thin, unpack_base
 from pfi.federate.strategies.hetero import product_norm
 from pfi.federate.work import Client
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from pfi.federate.aggregate.optimizers import ServerConfig, ServerOptimizer
 from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layer, Layout
-from pfi.federate.optimizers import ServerConfig, ServerOptimizer
 from pfi.federate.strategies import get_strategy
 from pfi.federate.strategy import LinearStrategy
 

@@ -13,8 +13,8 @@ from scipy.optimize import minimize
 from scipy.stats import trim_mean
 
 from pfi.errors import ConfigError
-from pfi.federate import robust_rules as rules
-from pfi.federate.robust import (
+from pfi.federate.aggregate import robust_rules as rules
+from pfi.federate.aggregate.robust import (
     RobustCombiner,
     RobustConfig,
     across_groups,

@@ -25,10 +25,10 @@ from pfi.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from pfi.federate.deploy.invitation import Invitation
-    from pfi.federate.deploy.runtime import DeviceRuntime
-    from pfi.federate.deploy.settings import DeployConfig
-    from pfi.federate.deploy.superlink import SuperLink
+    from pfi.federate.deploy.agent.runtime import DeviceRuntime
+    from pfi.federate.deploy.keys.invitation import Invitation
+    from pfi.federate.deploy.server.settings import DeployConfig
+    from pfi.federate.deploy.server.superlink import SuperLink
     from pfi.profile.home import Home
 
 ADAPTER = "adapter"  # in a run folder
@@ -100,10 +100,10 @@ def server(
     Only registered devices get in, over TLS. It ends after the last round.
     """
     _need_flower()
-    from pfi.federate.deploy.device import until_terminated
-    from pfi.federate.deploy.nodes import read_nodes
-    from pfi.federate.deploy.server import open_server
-    from pfi.federate.deploy.settings import DeployConfig
+    from pfi.federate.deploy.agent.device import until_terminated
+    from pfi.federate.deploy.keys.nodes import read_nodes
+    from pfi.federate.deploy.server.server import open_server
+    from pfi.federate.deploy.server.settings import DeployConfig
 
     settings = DeployConfig(
         work="check" if check else "train",
@@ -143,10 +143,10 @@ def agent(
     What it sends is in the ledger (`pfi ledger show`) before it leaves.
     """
     _need_flower()
+    from pfi.federate.deploy.agent.device import FOLDER, run_agent, until_terminated
     from pfi.federate.deploy.check import echo
-    from pfi.federate.deploy.device import FOLDER, run_agent, until_terminated
-    from pfi.federate.deploy.invitation import FILE, Invitation, keep_roster
-    from pfi.federate.deploy.keys import read
+    from pfi.federate.deploy.keys.invitation import FILE, Invitation, keep_roster
+    from pfi.federate.deploy.keys.keys import read
 
     home = None if check and folder else open_profile(profile)
     place = folder if home is None else home.path / FOLDER
@@ -186,9 +186,9 @@ def try_out(
     _need_flower()
     from pfi.errors import ConfigError
     from pfi.federate.deploy import local
-    from pfi.federate.deploy.device import until_terminated
-    from pfi.federate.deploy.server import open_server
-    from pfi.federate.deploy.settings import DeployConfig
+    from pfi.federate.deploy.agent.device import until_terminated
+    from pfi.federate.deploy.server.server import open_server
+    from pfi.federate.deploy.server.settings import DeployConfig
 
     if not check and (data is None or task is None):
         fix = "add --data FOLDER --task NAME, or --check"
@@ -270,7 +270,7 @@ def _follow(
     check: Callable[[], None] = lambda: None,
 ) -> None:
     """Show a run's rounds until it is done."""
-    from pfi.federate.deploy.server import run_server
+    from pfi.federate.deploy.server.server import run_server
 
     with progress(bar=False) as shown:
         line = shown.add_task("waiting for clients")
@@ -307,7 +307,7 @@ def _runtime(home: Home, task: str | None, invitation: Invitation) -> DeviceRunt
     from pfi._util.settings import checked
     from pfi.federate.check import check
     from pfi.federate.config import FederateConfig
-    from pfi.federate.deploy.runtime import DeviceRuntime
+    from pfi.federate.deploy.agent.runtime import DeviceRuntime
     from pfi.profile.answer.runtime import pick_task
 
     where = "the invitation's settings"

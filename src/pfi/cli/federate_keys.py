@@ -62,8 +62,8 @@ def server(
 
     Keep ca.key and operator.key where only you can read them; the server needs neither to run.
     """
-    from pfi.federate.deploy.keys import make_server_keys
-    from pfi.federate.deploy.nodes import create_nodes
+    from pfi.federate.deploy.keys.keys import make_server_keys
+    from pfi.federate.deploy.keys.nodes import create_nodes
 
     make_server_keys(folder, host or [], days=days)
     first = (host or [""])[0]
@@ -78,8 +78,8 @@ def device(
     renew: Annotated[bool, typer.Option("--renew", help="Replace the keys it has.")] = False,
 ) -> None:
     """On a device: make its keys.  Give the operator public.json; the others never leave."""
-    from pfi.federate.deploy.device import FOLDER
-    from pfi.federate.deploy.nodes import PUBLIC, make_device_keys
+    from pfi.federate.deploy.agent.device import FOLDER
+    from pfi.federate.deploy.keys.nodes import PUBLIC, make_device_keys
 
     folder = open_profile(profile).path / FOLDER
     make_device_keys(folder, name, renew=renew)
@@ -101,8 +101,8 @@ def add(
 
     A running server admits it at once, from the next run on it is asked.
     """
-    from pfi.federate.deploy.invitation import Invitation
-    from pfi.federate.deploy.nodes import read_public, register
+    from pfi.federate.deploy.keys.invitation import Invitation
+    from pfi.federate.deploy.keys.nodes import read_public, register
 
     settings = federation_settings(config, [])
     keys = read_public(public)
@@ -115,7 +115,7 @@ def add(
 
 def remove(folder: Keys, name: Annotated[str, typer.Argument(help="The device's name.")]) -> None:
     """On the server: take a device out; a running server refuses it at once."""
-    from pfi.federate.deploy.nodes import unregister
+    from pfi.federate.deploy.keys.nodes import unregister
 
     unregister(folder, name)
     typer.echo(f"{name} may not take part any more.")
@@ -130,7 +130,7 @@ def renew(
 
     Without --host it is for the same hosts as before.
     """
-    from pfi.federate.deploy.keys import renew_server_keys
+    from pfi.federate.deploy.keys.keys import renew_server_keys
 
     renew_server_keys(folder, host or [], days=days)
     typer.echo(f"Made a new certificate in {shown_path(folder)}, good for {days} days.")
@@ -139,9 +139,9 @@ def renew(
 
 def show(folder: Keys, as_json: AsJson = False) -> None:
     """Show a federation's server, certificate and devices."""
-    from pfi.federate.deploy.keys import SERVER as CERTIFICATE
-    from pfi.federate.deploy.keys import expiry
-    from pfi.federate.deploy.nodes import read_nodes
+    from pfi.federate.deploy.keys.keys import SERVER as CERTIFICATE
+    from pfi.federate.deploy.keys.keys import expiry
+    from pfi.federate.deploy.keys.nodes import read_nodes
 
     nodes = read_nodes(folder)
     end = expiry(folder / CERTIFICATE)

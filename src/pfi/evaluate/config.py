@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from pfi._util.seeds import seed_of
 from pfi.augment.config import AugmentConfig
 from pfi.errors import ConfigError
 from pfi.evaluate.arms import DEFAULT_ARMS, FEDERATED, Kind, get_arm
@@ -182,8 +181,7 @@ class StudyConfig(BaseModel):
 
     def seed_of(self, *parts: object) -> int:
         """A seed for one unit of work, the same whenever and wherever it is run."""
-        text = json.dumps([self.seed, *map(str, parts)])
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        return seed_of(self.seed, *parts)
 
     def same_results(self, other: StudyConfig) -> bool:
         """Whether a run with ``other`` goes on from this one.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pfi._util.files import write_atomic
+from pfi._util.seeds import seed_of
 from pfi.errors import FederationError, StorageError
 from pfi.federate.check import check
 from pfi.federate.config import FederateConfig
@@ -14,7 +15,6 @@ from pfi.federate.engine import Engine
 from pfi.federate.message import Failure, Message
 from pfi.federate.secure.client import SecureClient
 from pfi.federate.secure.parties import Parties
-from pfi.federate.seeds import seed_of
 from pfi.federate.strategies import get_strategy
 from pfi.federate.strategy import Strategy
 from pfi.federate.upload import bounded, pack

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.errors import FederationError
-from pfi.federate.combine import Vector
+from pfi.federate.aggregate.mean import Vector
 from pfi.federate.message import Array
 
 #: Where a client keeps what it has not sent yet.

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pfi.federate.accept import AcceptConfig
+from pfi.federate.aggregate.optimizers import ServerConfig
+from pfi.federate.aggregate.robust import RobustConfig, bad_groups
 from pfi.federate.compress import CompressConfig
-from pfi.federate.optimizers import ServerConfig
 from pfi.federate.privacy.dp_fedavg import PrivacyConfig
-from pfi.federate.robust import RobustConfig, bad_groups
 from pfi.federate.secure.policy import SecureConfig
 from pfi.train.config import TrainConfig
 

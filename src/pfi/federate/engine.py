@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pfi._util.seeds import seed_of
 from pfi.errors import FederationError
 from pfi.federate.config import LocalConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
-from pfi.federate.seeds import seed_of
 from pfi.federate.work import Client, Losses, Request, Train, Trained, Update, Work
 from pfi.models.backbone import Backbone
 from pfi.models.bank.packing import Piece

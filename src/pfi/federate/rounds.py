@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from pfi._util.seeds import generator
 from pfi.errors import ConfigError, FederationError
 from pfi.federate.accept import Acceptance
+from pfi.federate.aggregate.combiners import Combining
+from pfi.federate.aggregate.mean import Combined
 from pfi.federate.check import check
-from pfi.federate.combine import Combined
-from pfi.federate.combining import Combining
 from pfi.federate.config import FederateConfig
 from pfi.federate.events import headline
 from pfi.federate.message import Failure, Fleet, Message, Value
 from pfi.federate.secure.groups import run_groups
 from pfi.federate.secure.parties import Parties, secure_sums
-from pfi.federate.seeds import generator
 from pfi.federate.store import RunStore
 from pfi.federate.strategy import LinearStrategy, Strategy
 from pfi.federate.work import Aggregate, State

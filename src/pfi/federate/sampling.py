@@ -10,8 +10,8 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pfi._util.seeds import generator
 from pfi.errors import ConfigError, FederationError
-from pfi.federate.seeds import generator
 
 
 def poisson_cohort(clients: Iterable[str], rate: float, seed: int | None) -> list[str]:

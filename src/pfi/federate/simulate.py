@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
+from pfi._util.seeds import generator
 from pfi._util.workers import cores, obey_parent, portable
 from pfi.errors import ConfigError, PfiError
+from pfi.federate.aggregate.exact import as_adapter
 from pfi.federate.client import Clients, Memories
 from pfi.federate.config import FederateConfig
-from pfi.federate.exact import as_adapter
 from pfi.federate.message import Failure, Message
 from pfi.federate.secure.parties import Parties
-from pfi.federate.seeds import generator
 from pfi.federate.strategy import LinearStrategy, Strategy
 from pfi.federate.users import Population
 from pfi.federate.work import State

@@ -11,13 +11,13 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi._util.seeds import generator
 from pfi.errors import FederationError
-from pfi.federate.combine import Combined, Combiner, WeightedMean
+from pfi.federate.aggregate.mean import Combined, Combiner, WeightedMean
+from pfi.federate.aggregate.optimizers import ServerOptimizer
 from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
-from pfi.federate.optimizers import ServerOptimizer
-from pfi.federate.seeds import generator
 from pfi.federate.upload import unpack
 from pfi.federate.work import Aggregate, Client, Losses, Memory, Model, State, Work
 

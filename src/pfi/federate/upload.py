@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from pfi._util.seeds import generator
 from pfi.errors import FederationError
-from pfi.federate.combine import Vector
+from pfi.federate.aggregate.mean import Vector
 from pfi.federate.compress import RESIDUAL, compress, decompress
 from pfi.federate.config import FederateConfig
 from pfi.federate.message import Message
 from pfi.federate.privacy.private_mean import clipped
-from pfi.federate.seeds import generator
 from pfi.federate.work import Client, Memory, Update
 
 #: Names of a message's arrays that are the update begin with it.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pfi._util.seeds import seed_of
 from pfi.datasets.lamp import LampUsers, open_users
-from pfi.federate.seeds import seed_of
 from pfi.records import History
 from pfi.tasks import Example, Task
 

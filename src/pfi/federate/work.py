@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfi.errors import FederationError
-from pfi.federate.combine import Combined, Vector
+from pfi.federate.aggregate.mean import Combined, Vector
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Array, Message, Value
 

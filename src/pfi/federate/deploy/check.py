@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pfi._util.seeds import generator
 from pfi.errors import FederationError
 from pfi.federate.message import Failure, Fleet, Message
-from pfi.federate.seeds import generator
 
 KIND = "check"
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from pfi._util.files import write_atomic
 from pfi.errors import DataError, FederationError, StorageError
-from pfi.federate.deploy.device import FOLDER
-from pfi.federate.deploy.invitation import FILE, Invitation
-from pfi.federate.deploy.keys import make_server_keys
-from pfi.federate.deploy.nodes import ROSTER, create_nodes, make_device_keys, register
+from pfi.federate.deploy.agent.device import FOLDER
+from pfi.federate.deploy.keys.invitation import FILE, Invitation
+from pfi.federate.deploy.keys.keys import make_server_keys
+from pfi.federate.deploy.keys.nodes import ROSTER, create_nodes, make_device_keys, register
 from pfi.federate.users import Users
 from pfi.profile.config import HomeConfig
 from pfi.profile.open import create_home

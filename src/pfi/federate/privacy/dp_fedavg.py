@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pfi._util.seeds import generator, seed_of
 from pfi.errors import ConfigError, FederationError
 from pfi.federate.privacy.accounting import Accountant, Plan, Sampling, Spent, calibrated
 from pfi.federate.privacy.matrix_mechanism import Banded, Factor, Tree
 from pfi.federate.privacy.private_mean import PrivateMean, secret_normal
 from pfi.federate.sampling import Participation, fixed_cohort, poisson_cohort
-from pfi.federate.seeds import generator, seed_of
 
 Floats = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfi.errors import FederationError
-from pfi.federate.combine import Combined, Vector
+from pfi.federate.aggregate.mean import Combined, Vector
 
 Floats = NDArray[np.float64]
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from pfi._util.seeds import generator
 from pfi.errors import FederationError
 from pfi.federate.message import Message
 from pfi.federate.secure.server import SecureServer
 from pfi.federate.secure.terms import STAGES
-from pfi.federate.seeds import generator
 
 #: Sends messages by client and yields the replies as they come; an error for who dropped out.
 Ask = Callable[[Mapping[str, Message]], Iterable[tuple[str, Message | FederationError]]]

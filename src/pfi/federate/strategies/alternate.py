@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfi.errors import ConfigError
+from pfi.federate.aggregate.optimizers import ServerOptimizer
 from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
-from pfi.federate.optimizers import ServerOptimizer
 from pfi.federate.strategy import LinearStrategy
 from pfi.federate.work import Client, Memory, Model, State, Train, Trained, Update, Work, kept
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pfi.federate.factors import FactorAggregate, send_factors
+from pfi._util.seeds import generator
+from pfi.federate.aggregate.factors import FactorAggregate, send_factors
+from pfi.federate.aggregate.products import ProductMean, pack_base, unpack_base
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
-from pfi.federate.products import ProductMean, pack_base, unpack_base
-from pfi.federate.seeds import generator
 from pfi.federate.strategy import Strategy
 from pfi.federate.work import Client, Memory, Model, State, Train, Trained, Work
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi._util.seeds import generator, seed_of
 from pfi.errors import FederationError
-from pfi.federate.combine import Combined, Combiner, Vector, WeightedMean
+from pfi.federate.aggregate.mean import Combined, Combiner, Vector, WeightedMean
 from pfi.federate.message import Array, Message, Value
-from pfi.federate.seeds import generator, seed_of
 from pfi.federate.strategy import Strategy
 from pfi.federate.upload import unpack
 from pfi.federate.work import (

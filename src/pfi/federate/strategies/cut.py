@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pfi.errors import FederationError
-from pfi.federate.factors import send_factors
+from pfi.federate.aggregate.factors import send_factors
 from pfi.federate.layout import Row
 from pfi.federate.message import Array, Message
 from pfi.federate.strategy import Strategy

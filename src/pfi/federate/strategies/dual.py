@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from pfi._util.seeds import generator
 from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
-from pfi.federate.seeds import generator
 from pfi.federate.strategy import LinearStrategy
 from pfi.federate.work import Client, Memory, Model, State, Train, Trained, Update, Work, kept
 

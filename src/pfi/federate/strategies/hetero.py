@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pfi.federate.factors import FactorAggregate
+from pfi.federate.aggregate.factors import FactorAggregate
 from pfi.federate.layout import Layout, Row
 from pfi.federate.strategies.cut import CutStrategy, with_ranks
 from pfi.federate.work import State

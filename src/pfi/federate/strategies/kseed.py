@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi._util.seeds import generator
 from pfi.errors import FederationError
 from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
-from pfi.federate.seeds import generator
 from pfi.federate.strategy import LinearStrategy
 from pfi.federate.work import Client, Losses, Memory, Model, State, Update, Work
 

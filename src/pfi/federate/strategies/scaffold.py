@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfi.errors import ConfigError
-from pfi.federate.combine import Combined
+from pfi.federate.aggregate.mean import Combined
 from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout
 from pfi.federate.message import Message

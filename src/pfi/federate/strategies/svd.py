@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pfi.federate.factors import FactorAggregate
+from pfi._util.seeds import generator
+from pfi.federate.aggregate.factors import FactorAggregate
+from pfi.federate.aggregate.products import Matrix, ProductMean, thin
 from pfi.federate.layout import Layout, Row
-from pfi.federate.products import Matrix, ProductMean, thin
-from pfi.federate.seeds import generator
 from pfi.federate.strategies.cut import CutStrategy, with_ranks
 from pfi.federate.work import State
 

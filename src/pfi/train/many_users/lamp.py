@@ -5,14 +5,13 @@ It lies in this room because it needs retrieval, which the training loops below 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+from pfi._util.seeds import seed_of
 from pfi.datasets.lamp import LampUsers, open_users, read_users
 from pfi.memory.prompts import Retrieval
 from pfi.models.backbone import load_backbone
@@ -63,7 +62,7 @@ class LampJobs:
         """
         for position, user_id in enumerate(self.users.ids):
             examples = partial(self.examples, position)
-            yield Job(user_id, examples, self._seed_of("personal", self._task.name, user_id))
+            yield Job(user_id, examples, seed_of(self.seed, "personal", self._task.name, user_id))
 
     def __len__(self) -> int:
         return len(self.users)
@@ -78,7 +77,7 @@ class LampJobs:
         user = self.users[position]
         times = [question.time for question in user.questions if question.time is not None]
         past = user.history.before(min(times, default=None))
-        rng = random.Random(self._seed_of("examples", self._task.name, user.id))
+        rng = random.Random(seed_of(self.seed, "examples", self._task.name, user.id))
         return self._retrieval.examples(self._task, past, rng, self._pool)
 
     @cached_property
@@ -99,8 +98,3 @@ class LampJobs:
             self.folder, self._task, self.pool_split, limit=self.pool_users, seed=self.seed
         )
         return [record for user in others for record in user.history]
-
-    def _seed_of(self, *parts: str) -> int:
-        """As a study derives the seeds of its units of work."""
-        text = json.dumps([self.seed, *parts])
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

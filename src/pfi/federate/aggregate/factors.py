@@ -9,7 +9,7 @@ from abc import abstractmethod
 import numpy as np
 
 from pfi.errors import FederationError
-from pfi.federate.combine import Combined
+from pfi.federate.aggregate.mean import Combined
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
 from pfi.federate.work import Aggregate, State

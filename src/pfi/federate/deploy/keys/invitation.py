@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pfi._util.files import write_atomic
 from pfi.errors import StorageError
-from pfi.federate.deploy.keys import CA, OPERATOR, read
-from pfi.federate.deploy.nodes import ROSTER, read_nodes
+from pfi.federate.deploy.keys.keys import CA, OPERATOR, read
+from pfi.federate.deploy.keys.nodes import ROSTER, read_nodes
 from pfi.federate.secure.roster import Roster
 
 FILE = "invitation.json"

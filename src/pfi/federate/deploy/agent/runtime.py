@@ -12,10 +12,10 @@ from pathlib import Path
 from pfi.errors import FederationError, StorageError
 from pfi.federate.client import Clients, Memories
 from pfi.federate.config import FederateConfig
-from pfi.federate.deploy.device import FOLDER
-from pfi.federate.deploy.invitation import Invitation
-from pfi.federate.deploy.keys import load_private, read
-from pfi.federate.deploy.nodes import DEVICE_KEY, ROSTER
+from pfi.federate.deploy.agent.device import FOLDER
+from pfi.federate.deploy.keys.invitation import Invitation
+from pfi.federate.deploy.keys.keys import load_private, read
+from pfi.federate.deploy.keys.nodes import DEVICE_KEY, ROSTER
 from pfi.federate.message import Failure, Message
 from pfi.federate.secure.client import Rounds
 from pfi.federate.secure.parties import Parties

@@ -9,10 +9,10 @@ from typing import Any
 
 from pfi._util.files import locked
 from pfi.errors import FederationError, StorageError
-from pfi.federate.deploy.keys import load_server_keys
-from pfi.federate.deploy.nodes import NODES, read_nodes
-from pfi.federate.deploy.settings import DeployConfig
-from pfi.federate.deploy.superlink import SuperLink
+from pfi.federate.deploy.keys.keys import load_server_keys
+from pfi.federate.deploy.keys.nodes import NODES, read_nodes
+from pfi.federate.deploy.server.settings import DeployConfig
+from pfi.federate.deploy.server.superlink import SuperLink
 
 Event = dict[str, Any]
 _LOOK = 0.3  # seconds between two looks at what happened

@@ -14,16 +14,16 @@ from pydantic import ValidationError
 
 from pfi._util.files import write_atomic
 from pfi.errors import ConfigError, PfiError
+from pfi.federate.aggregate.exact import as_adapter
 from pfi.federate.check import check
 from pfi.federate.config import FederateConfig
 from pfi.federate.deploy.check import run_check
-from pfi.federate.deploy.fleet import FlowerFleet
-from pfi.federate.deploy.keys import OPERATOR, read
-from pfi.federate.deploy.nodes import ROSTER, read_nodes
-from pfi.federate.deploy.settings import DeployConfig
+from pfi.federate.deploy.keys.keys import OPERATOR, read
+from pfi.federate.deploy.keys.nodes import ROSTER, read_nodes
+from pfi.federate.deploy.server.fleet import FlowerFleet
+from pfi.federate.deploy.server.settings import DeployConfig
 from pfi.federate.engine import Engine
 from pfi.federate.events import Events
-from pfi.federate.exact import as_adapter
 from pfi.federate.rounds import Federation
 from pfi.federate.secure.parties import Parties
 from pfi.federate.secure.roster import Roster

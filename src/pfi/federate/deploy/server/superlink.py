@@ -38,8 +38,8 @@ from flwr.superlink.main import create_app
 from flwr.superlink.servicer.control import control_handlers
 
 from pfi.errors import ConfigError, FederationError, StorageError
-from pfi.federate.deploy.keys import ServerKeys, write_private
-from pfi.federate.deploy.nodes import Nodes, PublicKeys
+from pfi.federate.deploy.keys.keys import ServerKeys, write_private
+from pfi.federate.deploy.keys.nodes import Nodes, PublicKeys
 
 PORT = 9092
 APP = """
@@ -54,8 +54,8 @@ dependencies = []
 publisher = "pfi"
 
 [tool.flwr.app.components]
-serverapp = "pfi.federate.deploy.server_app:app"
-clientapp = "pfi.federate.deploy.client_app:app"
+serverapp = "pfi.federate.deploy.server.server_app:app"
+clientapp = "pfi.federate.deploy.agent.client_app:app"
 
 [tool.flwr.app.config]
 settings = ""

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi._util.seeds import generator
 from pfi.errors import FederationError
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Array, Message
-from pfi.federate.seeds import generator
 
 Matrix = NDArray[np.float64]
 #: What rounding to float32 may cost a matrix, relative to its norm.

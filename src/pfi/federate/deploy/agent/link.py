@@ -54,9 +54,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from pfi.errors import FederationError
-from pfi.federate.deploy.client_app import answer
-from pfi.federate.deploy.nodes import load_node_key
-from pfi.federate.deploy.wire import LARGEST
+from pfi.federate.deploy.agent.client_app import answer
+from pfi.federate.deploy.agent.wire import LARGEST
+from pfi.federate.deploy.keys.nodes import load_node_key
 
 Answer = Callable[[Message], RecordDict]
 T = TypeVar("T")

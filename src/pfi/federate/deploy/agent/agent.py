@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pfi.errors import FederationError, PfiError, StorageError
-from pfi.federate.deploy.wire import LARGEST, address, read_ask, send_reply
+from pfi.federate.deploy.agent.wire import LARGEST, address, read_ask, send_reply
 
 Handler = Callable[[bytes], bytes]
 SOCKET = "agent.sock"

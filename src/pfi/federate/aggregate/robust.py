@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from pfi._util.seeds import generator
 from pfi.errors import ConfigError
-from pfi.federate import robust_rules as rules
-from pfi.federate.combine import Combined, Vector
-from pfi.federate.seeds import generator
+from pfi.federate.aggregate import robust_rules as rules
+from pfi.federate.aggregate.mean import Combined, Vector
 
 Floats = NDArray[np.float64]
 Rule = Literal[

@@ -13,8 +13,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from pfi.errors import FederationError
+from pfi.federate.deploy.agent.wire import forward
 from pfi.federate.deploy.records import pack, pack_failure, unpack
-from pfi.federate.deploy.wire import forward
 
 VARIABLE = "PFI_AGENT"  # where the agent's socket is, if the node's settings do not say
 app = ClientApp()

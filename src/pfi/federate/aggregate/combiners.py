@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pfi.federate.combine import Combined, Combiner, WeightedMean
+from pfi._util.seeds import seed_of
+from pfi.federate.aggregate.mean import Combined, Combiner, WeightedMean
+from pfi.federate.aggregate.robust import RobustCombiner, across_groups
 from pfi.federate.config import FederateConfig
 from pfi.federate.privacy.accounting import Spent
 from pfi.federate.privacy.dp_fedavg import PrivateRounds
 from pfi.federate.privacy.private_mean import PrivateMean
-from pfi.federate.robust import RobustCombiner, across_groups
 from pfi.federate.sampling import fixed_cohort, poisson_cohort
 from pfi.federate.secure.server import SecureServer
-from pfi.federate.seeds import seed_of
 
 
 class Combining:

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FrameType
 
 from pfi.errors import FederationError
-from pfi.federate.deploy.agent import SOCKET, Agent, Handler
-from pfi.federate.deploy.invitation import Invitation
-from pfi.federate.deploy.nodes import NODE_KEY, PUBLIC, load_node_key, read_public
+from pfi.federate.deploy.agent.agent import SOCKET, Agent, Handler
+from pfi.federate.deploy.keys.invitation import Invitation
+from pfi.federate.deploy.keys.nodes import NODE_KEY, PUBLIC, load_node_key, read_public
 
 FOLDER = "federate"  # of a profile's home
 _REFUSED = 3  # as in `link`, which imports Flower
@@ -78,7 +78,7 @@ class _Link:
         self._ca = tempfile.NamedTemporaryFile(suffix=".pem")  # noqa: SIM115
         self._ca.write(invitation.ca.encode())
         self._ca.flush()
-        self._command = [sys.executable, "-m", "pfi.federate.deploy.link"]
+        self._command = [sys.executable, "-m", "pfi.federate.deploy.agent.link"]
         self._command += ["--server", invitation.server, "--ca", self._ca.name]
         self._command += ["--key", str(folder / NODE_KEY), "--agent", str(folder / SOCKET)]
         self._command += ["--poll", str(poll), "--parent", str(os.getpid())]

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from pfi._util.files import locked, write_atomic, write_json
 from pfi.errors import ConfigError, FederationError, PfiError, StorageError
-from pfi.federate.deploy.keys import (
+from pfi.federate.deploy.keys.keys import (
     OPERATOR_KEY,
     load_private,
     make_folder,

@@ -1,0 +1,1 @@
+"""Many updates as one: means, robust rules, products of factors, server optimisers."""

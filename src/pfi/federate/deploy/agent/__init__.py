@@ -1,0 +1,1 @@
+"""On a device: the resident agent and its link to the server."""

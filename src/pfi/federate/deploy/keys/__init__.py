@@ -1,0 +1,1 @@
+"""Keys, who takes part, and invitations."""

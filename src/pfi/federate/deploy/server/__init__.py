@@ -1,0 +1,1 @@
+"""On the server: SuperLink, the fleet behind it, and the round loop over it."""
