@@ -23,8 +23,8 @@ from typing import Any
 from points import Cells, arms_of, gain, regime, regimes, signed, tasks_of
 
 from pfi._util.files import write_atomic, write_json
-from pfi.evaluate.arms import get_arm
-from pfi.evaluate.events import read_events
+from pfi.evaluate.study.arms import get_arm
+from pfi.evaluate.study.events import read_events
 
 COMPARED = ("synthetic-only", "cdcda", "cdcda-unfiltered")
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from pfi._util.files import write_atomic
-from pfi.evaluate.events import read_events
 from pfi.evaluate.statistics import Draws, interval
+from pfi.evaluate.study.events import read_events
 from pfi.tasks import METRICS
 
 

@@ -24,9 +24,9 @@ import points
 from points import Cells, arms_of, sign, signed, tasks_of
 
 from pfi._util.files import write_atomic, write_json
-from pfi.evaluate.arms import get_arm
-from pfi.evaluate.report_gate import GateSums, read_gated
+from pfi.evaluate.report.gate import GateSums, read_gated
 from pfi.evaluate.statistics import interval
+from pfi.evaluate.study.arms import get_arm
 from pfi.gate.choices import NOTHING, Choice
 
 #: What the issue asks of `pfi`: users harmed against `shared`, on average over tasks.

@@ -358,7 +358,7 @@ def about(spec: dict[str, Any]) -> dict[str, Any]:
     import peft
     import transformers
 
-    from pfi.evaluate.study import machine
+    from pfi.evaluate.study.study import machine
 
     backbone = load(spec)
     return {

@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--date", default="2026-11-22")
     options = parser.parse_args()
 
-    from pfi.evaluate.study import machine
+    from pfi.evaluate.study.study import machine
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     results: dict[str, Any] = {

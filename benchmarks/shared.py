@@ -22,8 +22,8 @@ import points
 from points import Cells, signed
 
 from pfi._util.files import write_atomic, write_json
-from pfi.evaluate.arms import FEDERATED
-from pfi.evaluate.report_federated import Rounds, read_rounds
+from pfi.evaluate.report.federated import Rounds, read_rounds
+from pfi.evaluate.study.arms import FEDERATED
 
 _MEGA = 1e6
 

@@ -22,11 +22,11 @@ import numpy as np
 import yaml
 
 from pfi._util.files import write_atomic
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import read_events
-from pfi.evaluate.stream import POLICIES
-from pfi.evaluate.stream_metrics import GAINS, points_scale, stream_metrics
-from pfi.evaluate.stream_report import read_metrics
+from pfi.evaluate.stream.metrics import GAINS, points_scale, stream_metrics
+from pfi.evaluate.stream.replay import POLICIES
+from pfi.evaluate.stream.report import read_metrics
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.events import read_events
 from pfi.tasks import get_task
 
 

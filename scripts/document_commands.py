@@ -179,7 +179,7 @@ def command_part() -> str:
 
 def arm_part() -> str:
     """The arms of a study."""
-    from pfi.evaluate.arms import ARMS, DEFAULT_ARMS
+    from pfi.evaluate.study.arms import ARMS, DEFAULT_ARMS
 
     rows = []
     for arm in ARMS.values():
@@ -201,7 +201,7 @@ def arm_part() -> str:
 
 def study_part() -> str:
     """The settings of a study, without those that have a table of their own."""
-    from pfi.evaluate.config import StudyConfig
+    from pfi.evaluate.study.config import StudyConfig
 
     apart = ("shared", "personal", "federation", "augment", "mix", "gate", "stream")
     return table(_HEAD, settings(StudyConfig, skip=apart))
@@ -223,7 +223,7 @@ def augment_part() -> str:
 
 def stream_part() -> str:
     """The settings of the stream protocol."""
-    from pfi.evaluate.stream_config import StreamConfig
+    from pfi.evaluate.study.config import StreamConfig
 
     return table(_HEAD, settings(StreamConfig))
 
@@ -258,7 +258,7 @@ def mix_part() -> str:
 
 def training_part() -> str:
     """The training settings, with their defaults in `pfi train` and in a study."""
-    from pfi.evaluate.config import StudyConfig
+    from pfi.evaluate.study.config import StudyConfig
     from pfi.train.config import TrainConfig
 
     shared = StudyConfig.model_fields["shared"].default.model_dump()

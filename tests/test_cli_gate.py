@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.evaluate.config import StudyConfig
+from pfi.evaluate.study.config import StudyConfig
 from pfi.gate.choices import Choice, Prior, Tried
 from pfi.profile.answer.gate_file import read_gate
 from pfi.profile.home import Home

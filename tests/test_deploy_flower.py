@@ -67,7 +67,7 @@ from pfi.tasks import Example, Task, get_task
 SLOW_AGENT = """
 import sys, time
 from pathlib import Path
-from pfi.federate.deploy.agent.agent.agent import Agent
+from pfi.federate.deploy.agent.agent import Agent
 def work(data):
     Path(sys.argv[1] + ".busy").touch()
     time.sleep(60)

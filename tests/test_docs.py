@@ -381,9 +381,9 @@ def test_tasks_and_connectors_are_documented() -> None:
 
 
 def test_every_figure_of_metrics_json_is_documented() -> None:
-    from pfi.evaluate.config import StudyConfig
     from pfi.evaluate.statistics import UserAnswers, summarise
-    from pfi.evaluate.study import machine
+    from pfi.evaluate.study.config import StudyConfig
+    from pfi.evaluate.study.study import machine
 
     page = (ROOT / "docs" / "studies.md").read_text("utf-8")
     answers = {"u": UserAnswers(["1", "2"], ["1", "1"], 3)}
@@ -450,7 +450,7 @@ def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def all_settings() -> set[str]:
     """The names of all settings, as a file or `--set` spells them."""
-    from pfi.evaluate.config import StudyConfig
+    from pfi.evaluate.study.config import StudyConfig
     from pfi.federate.config import FederateConfig
     from pfi.gate.choices import GateConfig
     from pfi.memory.config import SearchConfig
@@ -619,7 +619,7 @@ def test_the_example_connector_works(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_example_study_file_works() -> None:
     import yaml
 
-    from pfi.evaluate.config import StudyConfig
+    from pfi.evaluate.study.config import StudyConfig
 
     page = (ROOT / "docs" / "studies.md").read_text("utf-8")
     [block] = [found[3] for found in FENCE.finditer(page) if found[2] == "yaml"]

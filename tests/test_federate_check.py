@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pfi.cli.app import app
 from pfi.errors import ConfigError
-from pfi.evaluate.config import StudyConfig
+from pfi.evaluate.study.config import StudyConfig
 from pfi.federate.check import check
 from pfi.federate.client import Clients, Memories
 from pfi.federate.config import FederateConfig

@@ -17,10 +17,10 @@ import pytest
 from rich.console import Console
 
 from pfi.errors import StorageError
-from pfi.evaluate.plots import binned_means, mean_curve, scatter_plot, training_plot
-from pfi.evaluate.report import write_report
-from pfi.evaluate.report_terminal import terminal_table
-from pfi.evaluate.report_text import number
+from pfi.evaluate.report.plots import binned_means, mean_curve, scatter_plot, training_plot
+from pfi.evaluate.report.report import write_report
+from pfi.evaluate.report.terminal import terminal_table
+from pfi.evaluate.report.text import number
 
 ARMS = ("generic", "shared", "rag", "personal", "pfi")
 #: task -> (main metric, other metric, level, step of improvement)

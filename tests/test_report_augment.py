@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from test_report import EVIL, ONE, Page, headline_of, page_of, study, write_run
 
-from pfi.evaluate.plots import history_plot, label_plot
-from pfi.evaluate.report_augment import _MOST_NAMES, read_augmented
-from pfi.evaluate.report_text import money
+from pfi.evaluate.report.augment import _MOST_NAMES, read_augmented
+from pfi.evaluate.report.plots import history_plot, label_plot
+from pfi.evaluate.report.text import money
 
 TASK = "LaMP_3"
 
@@ -232,8 +232,8 @@ def test_labels_are_summed_over_users_in_the_tasks_order(tmp_path: Path) -> None
 
 
 def test_labels_of_a_choice_are_ordered_by_use_and_the_rare_ones_put_together() -> None:
-    from pfi.evaluate.report_augment import TaskAugmentation, augment_view
-    from pfi.evaluate.report_data import MainMetric
+    from pfi.evaluate.report.augment import TaskAugmentation, augment_view
+    from pfi.evaluate.report.data import MainMetric
 
     sums = TaskAugmentation()
     sums.labels_real.update({f"label {i:02}": i for i in range(1, 26)})

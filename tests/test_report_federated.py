@@ -14,9 +14,8 @@ import pytest
 from test_report import EVIL, ONE, Page, page_of, study, write_run
 from test_report_augment import plots_of, rows, with_arms
 
-from pfi.evaluate.plots_federated import _LOOKS, Curve, reach_plot
-from pfi.evaluate.report_data import in_order
-from pfi.evaluate.report_federated import read_rounds
+from pfi.evaluate.report.data import in_order
+from pfi.evaluate.report.federated import _LOOKS, Curve, reach_plot, read_rounds
 
 TASK, ARM = "LaMP_3", "shared-fed:fedex"
 

@@ -13,9 +13,9 @@ import pytest
 from test_report import EVIL, ONE, Page, headline_of, page_of, study, write_run
 from test_report_augment import plots_of, rows, with_arms
 
-from pfi.evaluate.plots import gate_plot
-from pfi.evaluate.report_data import in_order
-from pfi.evaluate.report_gate import read_gated
+from pfi.evaluate.report.data import in_order
+from pfi.evaluate.report.gate import read_gated
+from pfi.evaluate.report.plots import gate_plot
 
 TASK = "LaMP_3"
 

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from pfi.evaluate.arms import get_arm
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import EventLog, new_event
 from pfi.evaluate.statistics import (
     Draws,
     UserAnswers,
@@ -20,7 +17,10 @@ from pfi.evaluate.statistics import (
     user_scores,
     worst_decile,
 )
-from pfi.evaluate.study import Study
+from pfi.evaluate.study.arms import get_arm
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.events import EventLog, new_event
+from pfi.evaluate.study.study import Study
 from pfi.tasks import get_task
 
 CHOICE, SCORE, TEXT = get_task("LaMP_2M"), get_task("LaMP_3"), get_task("LaMP_7")

@@ -16,15 +16,14 @@ from pfi.cli.study import build_config
 from pfi.datasets.demo import write_demo
 from pfi.datasets.lamp import read_users
 from pfi.errors import ConfigError, StorageError
-from pfi.evaluate import stream_run
-from pfi.evaluate.checkpoints import Checkpoints
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import EventLog
-from pfi.evaluate.stream import POLICIES, changed_labels, make_stream
-from pfi.evaluate.stream_config import StreamConfig
-from pfi.evaluate.stream_metrics import points_scale, scored, stream_metrics
-from pfi.evaluate.stream_report import stream_table, write_stream_report
-from pfi.evaluate.stream_run import StreamStudy
+from pfi.evaluate.stream import run as stream_run
+from pfi.evaluate.stream.metrics import points_scale, scored, stream_metrics
+from pfi.evaluate.stream.replay import POLICIES, changed_labels, make_stream
+from pfi.evaluate.stream.report import stream_table, write_stream_report
+from pfi.evaluate.stream.run import StreamStudy
+from pfi.evaluate.study.checkpoints import Checkpoints
+from pfi.evaluate.study.config import StreamConfig, StudyConfig
+from pfi.evaluate.study.events import EventLog
 from pfi.inference.answering import answer
 from pfi.memory.index import Memory
 from pfi.models.backbone import load_backbone

@@ -18,11 +18,11 @@ from conftest import FAMILIES
 from pfi.datasets.demo import write_demo
 from pfi.datasets.lamp import read_outputs
 from pfi.errors import BackboneError, ConfigError, PfiError, StorageError
-from pfi.evaluate import study, task_setup
-from pfi.evaluate.arms import ARMS
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import EventLog
-from pfi.evaluate.study import Study
+from pfi.evaluate.study import study, task_setup
+from pfi.evaluate.study.arms import ARMS
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.events import EventLog
+from pfi.evaluate.study.study import Study
 from pfi.memory.embedders import HashEmbedder
 from pfi.train.config import TrainConfig
 
@@ -246,7 +246,7 @@ def test_answers_never_use_records_of_the_future(
     backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Records dated after the questions change neither prompts nor personal adapters."""
-    from pfi.evaluate import group_run as module
+    from pfi.evaluate.study import group_run as module
 
     data = tmp_path / "data"
     write_demo(data, seed=3, train_users=3, users=2)

@@ -19,9 +19,9 @@ from fault_server import FaultServer
 
 from pfi.augment.teachers.teacher import TeacherError
 from pfi.datasets.demo import write_demo
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import Event, EventLog
-from pfi.evaluate.study import Study
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.events import Event, EventLog
+from pfi.evaluate.study.study import Study
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.train.config import TrainConfig
 

@@ -13,13 +13,13 @@ import pytest
 
 from pfi.datasets.demo import write_demo
 from pfi.errors import ConfigError
-from pfi.evaluate import federation, task_run, workers
-from pfi.evaluate.arms import central, get_arm
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import Event, EventLog
 from pfi.evaluate.statistics import UserAnswers, summarise
-from pfi.evaluate.study import Study
-from pfi.evaluate.task_setup import TaskSetup
+from pfi.evaluate.study import federation, task_run, workers
+from pfi.evaluate.study.arms import central, get_arm
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.events import Event, EventLog
+from pfi.evaluate.study.study import Study
+from pfi.evaluate.study.task_setup import TaskSetup
 from pfi.federate.rounds import Federation
 from pfi.federate.simulate import SimulatedFleet
 from pfi.models.adapters import Adapter
@@ -78,7 +78,7 @@ def whole(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 @pytest.fixture(autouse=True)
 def no_page(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other runs write no report: it takes a good part of their time."""
-    monkeypatch.setattr("pfi.evaluate.report.write_report", lambda run: None)
+    monkeypatch.setattr("pfi.evaluate.report.report.write_report", lambda run: None)
 
 
 def events(run: Path, kind: str) -> list[Event]:
@@ -336,7 +336,7 @@ def test_all_arms_can_rest_on_a_federated_shared_adapter(
         make(arms=["personal"], shared_how="fed:average", shared_from=run), tmp_path / "again"
     )
     with pytest.MonkeyPatch.context() as patch, pytest.raises(_Stop):
-        patch.setattr("pfi.evaluate.task_setup.get_trainer", lambda *_: Engine())
+        patch.setattr("pfi.evaluate.study.task_setup.get_trainer", lambda *_: Engine())
         again.run()
     assert all(bool((seen[0][name] == p).all()) for name, p in expected.items())
 

@@ -14,10 +14,10 @@ from conftest import save_tokenizer
 
 from pfi.datasets.demo import write_demo
 from pfi.errors import ConfigError
-from pfi.evaluate import group_run, task_setup
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import Event, EventLog
-from pfi.evaluate.study import Study
+from pfi.evaluate.study import group_run, task_setup
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.events import Event, EventLog
+from pfi.evaluate.study.study import Study
 from pfi.gate.trials import Trial
 from pfi.train.config import TrainConfig
 
@@ -99,7 +99,7 @@ def whole(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 @pytest.fixture(autouse=True)
 def no_page(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other runs write no report: it takes a third of their time."""
-    monkeypatch.setattr("pfi.evaluate.report.write_report", lambda run: None)
+    monkeypatch.setattr("pfi.evaluate.report.report.write_report", lambda run: None)
 
 
 def comparable(metrics: dict[str, Any], arm: str) -> dict[str, Any]:

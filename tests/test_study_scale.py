@@ -19,11 +19,11 @@ from test_study import QUICK, comparable, config
 from pfi.datasets.demo import write_demo
 from pfi.datasets.lamp import open_users, read_users
 from pfi.errors import BackboneError, DataError, PfiError
-from pfi.evaluate import group_run, study, task_setup
-from pfi.evaluate.checkpoints import Checkpoints
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import EventLog, read_events
-from pfi.evaluate.study import Study
+from pfi.evaluate.study import group_run, study, task_setup
+from pfi.evaluate.study.checkpoints import Checkpoints
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.events import EventLog, read_events
+from pfi.evaluate.study.study import Study
 from pfi.tasks import get_task
 from pfi.train.job import Job
 

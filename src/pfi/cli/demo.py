@@ -37,7 +37,7 @@ def demo(
 
     from pfi.cli.study import build_config, run_study
     from pfi.datasets.demo import write_demo
-    from pfi.evaluate.arms import DEFAULT_ARMS
+    from pfi.evaluate.study.arms import DEFAULT_ARMS
 
     console = Console()
     if fresh and (out / "data" / "truth.json").exists():  # never another kind of run

@@ -12,8 +12,8 @@ from pfi.cli.common import add_command
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pfi.evaluate.config import StudyConfig
-    from pfi.evaluate.study import OnProgress
+    from pfi.evaluate.study.config import StudyConfig
+    from pfi.evaluate.study.study import OnProgress
 
 EXAMPLES = [
     "pfi study --data lamp --tasks LaMP_3,LaMP_5 --split dev --users 20 --out runs/first",
@@ -82,7 +82,7 @@ def build_config(path: Path | None, given: dict[str, Any], settings: list[str]) 
     from pydantic import ValidationError
 
     from pfi.errors import ConfigError
-    from pfi.evaluate.config import StudyConfig
+    from pfi.evaluate.study.config import StudyConfig
 
     values = _read_settings(path) if path is not None else {}
     values |= given
@@ -142,10 +142,10 @@ def run_study(config: StudyConfig, out: Path, *, resume: bool) -> dict[str, Any]
     """Run a study with a progress bar and print its table."""
     from rich.console import Console
 
-    from pfi.evaluate.report_terminal import terminal_table
-    from pfi.evaluate.stream_report import stream_table
-    from pfi.evaluate.stream_run import StreamStudy
-    from pfi.evaluate.study import Study
+    from pfi.evaluate.report.terminal import terminal_table
+    from pfi.evaluate.stream.report import stream_table
+    from pfi.evaluate.stream.run import StreamStudy
+    from pfi.evaluate.study.study import Study
 
     stream = config.protocol == "stream"
     protocol, table = (StreamStudy, stream_table) if stream else (Study, terminal_table)

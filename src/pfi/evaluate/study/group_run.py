@@ -20,9 +20,9 @@ from typing import Any
 from pfi.augment.generators import answer_call, read_answer
 from pfi.augment.guard import Guard
 from pfi.augment.pipeline import Augmented
-from pfi.evaluate.arms import KINDS, Arm, Kind, get_arm
-from pfi.evaluate.events import Event, new_event
-from pfi.evaluate.task_setup import Group, TaskSetup
+from pfi.evaluate.study.arms import KINDS, Arm, Kind, get_arm
+from pfi.evaluate.study.events import Event, new_event
+from pfi.evaluate.study.task_setup import Group, TaskSetup
 from pfi.gate.choices import Tried, choices, choose
 from pfi.gate.trials import (
     Mixer,

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfi.evaluate.arms import Arm
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import EventLog
+from pfi.evaluate.study.arms import Arm
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.events import EventLog
 from pfi.train.job import Trainer
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pfi.errors import ConfigError
-from pfi.evaluate.stream_config import StreamConfig
+from pfi.evaluate.study.config import StreamConfig
 from pfi.records import History, Record, User
 from pfi.tasks import Example, Task
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from pfi._util.files import write_json
 from pfi.datasets.lamp import open_users
 from pfi.errors import ConfigError, DataError
-from pfi.evaluate.arms import Arm
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.group_run import GroupRun
-from pfi.evaluate.task_setup import Group, TaskSetup, prior_file
+from pfi.evaluate.study.arms import Arm
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.group_run import GroupRun
+from pfi.evaluate.study.task_setup import Group, TaskSetup, prior_file
 from pfi.gate.choices import Prior, Tried
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone

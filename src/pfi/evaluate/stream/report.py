@@ -16,7 +16,8 @@ from rich.text import Text
 from pfi import __version__
 from pfi._util.files import write_atomic
 from pfi.errors import StorageError
-from pfi.evaluate.plots import (
+from pfi.evaluate.report.data import Estimate, sign_of
+from pfi.evaluate.report.plots import (
     _BETTER,
     _MUTED,
     _PERSONAL,
@@ -27,11 +28,10 @@ from pfi.evaluate.plots import (
     _label,
     _svg,
 )
-from pfi.evaluate.report import _environment, _settings, _summary
-from pfi.evaluate.report_data import Estimate, sign_of
-from pfi.evaluate.report_text import interval, number
-from pfi.evaluate.stream import POLICIES
-from pfi.evaluate.stream_metrics import GAINS
+from pfi.evaluate.report.report import _environment, _settings, _summary
+from pfi.evaluate.report.text import interval, number
+from pfi.evaluate.stream.metrics import GAINS
+from pfi.evaluate.stream.replay import POLICIES
 from pfi.tasks import get_task
 
 #: How the policies are drawn: colour, marker, line.

@@ -12,8 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from pfi.evaluate.report_data import Results, TaskView, main_estimate, parse_results, task_view
-from pfi.evaluate.report_text import number
+from pfi.evaluate.report.data import Results, TaskView, main_estimate, parse_results, task_view
+from pfi.evaluate.report.text import number
 
 _TITLE = "Main metric ± half the 95 % interval over users"
 _CAPTION = "↑ higher is better, ↓ lower is better, * best"

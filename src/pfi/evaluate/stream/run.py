@@ -18,13 +18,13 @@ from typing import Any
 from pfi._util.files import write_json
 from pfi.datasets.lamp import LampUsers
 from pfi.errors import ConfigError
-from pfi.evaluate.arms import DEFAULT_ARMS
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import Event, new_event
-from pfi.evaluate.stream import POLICIES, Step, Stream, check_flip, make_stream
-from pfi.evaluate.study import OnProgress, Study, machine
-from pfi.evaluate.task_run import TaskRun
-from pfi.evaluate.task_setup import TaskSetup
+from pfi.evaluate.stream.replay import POLICIES, Step, Stream, check_flip, make_stream
+from pfi.evaluate.study.arms import DEFAULT_ARMS
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.events import Event, new_event
+from pfi.evaluate.study.study import OnProgress, Study, machine
+from pfi.evaluate.study.task_run import TaskRun
+from pfi.evaluate.study.task_setup import TaskSetup
 from pfi.inference.answering import answer
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
@@ -66,8 +66,8 @@ class StreamStudy(Study):
 
     def finish(self, people: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """Write ``metrics.json`` and ``report.html`` from the events."""
-        from pfi.evaluate.stream_metrics import stream_metrics
-        from pfi.evaluate.stream_report import write_stream_report
+        from pfi.evaluate.stream.metrics import stream_metrics
+        from pfi.evaluate.stream.report import write_stream_report
 
         metrics = stream_metrics(self.config, self.tasks, self.log)
         metrics["machine"] = machine()

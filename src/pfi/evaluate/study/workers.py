@@ -17,11 +17,11 @@ from pathlib import Path
 
 from pfi._util.workers import cores, obey_parent, portable
 from pfi.errors import PfiError
-from pfi.evaluate.checkpoints import Checkpoints
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import Event
-from pfi.evaluate.group_run import run_group
-from pfi.evaluate.task_setup import Group, TaskSetup
+from pfi.evaluate.study.checkpoints import Checkpoints
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.events import Event
+from pfi.evaluate.study.group_run import run_group
+from pfi.evaluate.study.task_setup import Group, TaskSetup
 from pfi.tasks import Task
 
 #: What a worker answers with: the events of a group, or the error it met.

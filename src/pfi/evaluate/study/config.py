@@ -16,8 +16,7 @@ from pydantic import (
 from pfi._util.seeds import seed_of
 from pfi.augment.config import AugmentConfig
 from pfi.errors import ConfigError
-from pfi.evaluate.arms import DEFAULT_ARMS, FEDERATED, Kind, get_arm
-from pfi.evaluate.stream_config import StreamConfig
+from pfi.evaluate.study.arms import DEFAULT_ARMS, FEDERATED, Kind, get_arm
 from pfi.federate.check import check
 from pfi.federate.config import FederateConfig, LocalConfig
 from pfi.gate.choices import GateConfig
@@ -30,6 +29,33 @@ _CALLING = ("timeout", "retries", "concurrency", "requests_per_minute", "api_key
 
 #: A client's adapter has the size of the one that is trained centrally.
 _LOCAL = LocalConfig(rank=16, alpha=32)
+
+
+class StreamConfig(BaseModel):
+    """How a history is replayed in time order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    first: int = Field(4, ge=1, description="records before the first update of an adapter")
+    every: int = Field(4, ge=1, description="records from one update to the next")
+    replay: int | None = Field(
+        None,
+        ge=0,
+        description="older records that an update learns from beside the new ones, the latest "
+        "of them; null: all",
+    )
+    anew: bool = Field(
+        False, description="each update begins with fresh factors, not with the current adapter"
+    )
+    epochs: float = Field(1.0, gt=0, description="passes of an update over its records")
+    steps: int | None = Field(None, ge=1, description="a user's first records; null: all")
+    questions: bool = Field(
+        False, description="ask the user's questions too, after their last record"
+    )
+    window: int = Field(4, ge=1, description="steps whose scores are averaged in plots and tables")
+    flip: float | None = Field(
+        None, gt=0, lt=1, description="share of a user's stream after which their labels change"
+    )
 
 
 class StudyConfig(BaseModel):

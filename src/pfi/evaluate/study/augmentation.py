@@ -24,8 +24,8 @@ from pfi.augment.guard import Hides
 from pfi.augment.pipeline import Augmented, Augmenter, describe
 from pfi.augment.teachers.embedded import EmbeddedTeacher
 from pfi.augment.teachers.teacher import Call, Reply, Teacher, TeacherError
-from pfi.evaluate.checkpoints import Checkpoints
-from pfi.evaluate.events import Event, new_event
+from pfi.evaluate.study.checkpoints import Checkpoints
+from pfi.evaluate.study.events import Event, new_event
 from pfi.models.backbone import Backbone
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.records import History, Provenance, Record

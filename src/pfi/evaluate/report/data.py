@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from pfi.errors import PfiError, StorageError
-from pfi.evaluate.arms import ARMS, central
+from pfi.evaluate.study.arms import ARMS, central
 from pfi.tasks import METRICS, get_task
 
 #: Events of that many users are kept for curves and examples.

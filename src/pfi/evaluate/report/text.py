@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pfi.evaluate.report_data import (
+from pfi.evaluate.report.data import (
     PERSONALISED,
     Estimate,
     Results,

@@ -23,12 +23,12 @@ from pfi import __version__
 from pfi._util.files import write_atomic, write_json
 from pfi.datasets.lamp import LampUsers, available_tasks, open_users, write_predictions
 from pfi.errors import DataError, StorageError
-from pfi.evaluate.arms import central, get_arm
-from pfi.evaluate.config import StudyConfig
-from pfi.evaluate.events import EventLog, new_event
-from pfi.evaluate.run import Run
 from pfi.evaluate.statistics import UserAnswers, summarise
-from pfi.evaluate.task_run import TaskRun
+from pfi.evaluate.study.arms import central, get_arm
+from pfi.evaluate.study.config import StudyConfig
+from pfi.evaluate.study.events import EventLog, new_event
+from pfi.evaluate.study.run import Run
+from pfi.evaluate.study.task_run import TaskRun
 from pfi.memory.embedders import find_embedder
 from pfi.memory.index import check_search
 from pfi.models.backbone import Backbone, load_backbone
@@ -157,7 +157,7 @@ class Study:
         Args:
             people: the ids of every task's users, in the order of the predictions.
         """
-        from pfi.evaluate.report import write_report
+        from pfi.evaluate.report.report import write_report
 
         arms: dict[str, dict[str, Any]] = {arm.name: {} for arm in self.arms}
         for task in self.tasks:

@@ -12,10 +12,10 @@ from pfi.augment.teachers.embedded import EmbeddedTeacher
 from pfi.augment.teachers.make import make_teacher
 from pfi.augment.teachers.teacher import Teacher
 from pfi.datasets.lamp import LampUsers, open_users
-from pfi.evaluate.arms import FEDERATED, Arm
-from pfi.evaluate.augmentation import Augmentation
-from pfi.evaluate.checkpoints import Checkpoints
-from pfi.evaluate.config import StudyConfig
+from pfi.evaluate.study.arms import FEDERATED, Arm
+from pfi.evaluate.study.augmentation import Augmentation
+from pfi.evaluate.study.checkpoints import Checkpoints
+from pfi.evaluate.study.config import StudyConfig
 from pfi.gate.choices import Prior
 from pfi.memory.embedders import Embedder, find_embedder
 from pfi.memory.index import Memory, VectorCache

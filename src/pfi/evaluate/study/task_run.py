@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pfi.datasets.lamp import LampUsers
-from pfi.evaluate.arms import FEDERATED, KINDS, Arm
-from pfi.evaluate.checkpoints import Checkpoints
-from pfi.evaluate.events import Event, new_event, read_events
-from pfi.evaluate.federation import federate
-from pfi.evaluate.group_run import run_group
-from pfi.evaluate.population import make_prior
-from pfi.evaluate.run import Run
-from pfi.evaluate.task_setup import Group, TaskSetup
-from pfi.evaluate.workers import run_in_workers
+from pfi.evaluate.study.arms import FEDERATED, KINDS, Arm
+from pfi.evaluate.study.checkpoints import Checkpoints
+from pfi.evaluate.study.events import Event, new_event, read_events
+from pfi.evaluate.study.federation import federate
+from pfi.evaluate.study.group_run import run_group
+from pfi.evaluate.study.population import make_prior
+from pfi.evaluate.study.run import Run
+from pfi.evaluate.study.task_setup import Group, TaskSetup
+from pfi.evaluate.study.workers import run_in_workers
 from pfi.memory.index import Memory
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone

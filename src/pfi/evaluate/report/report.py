@@ -18,9 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pfi import __version__
 from pfi._util.files import write_atomic
-from pfi.evaluate.plots import Plot, history_plot, scatter_plot, training_plot
-from pfi.evaluate.report_augment import TaskAugmentation, augment_view, read_augmented
-from pfi.evaluate.report_data import (
+from pfi.evaluate.report.augment import TaskAugmentation, augment_view, read_augmented
+from pfi.evaluate.report.data import (
     UPPER_BOUNDS,
     Answer,
     Cell,
@@ -38,9 +37,10 @@ from pfi.evaluate.report_data import (
     task_view,
     verdict,
 )
-from pfi.evaluate.report_federated import Rounds, federated_plots, federated_views, read_rounds
-from pfi.evaluate.report_gate import GateSums, gate_views, read_gated
-from pfi.evaluate.report_text import (
+from pfi.evaluate.report.federated import Rounds, federated_plots, federated_views, read_rounds
+from pfi.evaluate.report.gate import GateSums, gate_views, read_gated
+from pfi.evaluate.report.plots import Plot, history_plot, scatter_plot, training_plot
+from pfi.evaluate.report.text import (
     arm_lines,
     count,
     duration,

@@ -1,0 +1,1 @@
+"""The stream protocol: histories in time order."""

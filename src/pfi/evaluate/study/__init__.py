@@ -1,0 +1,1 @@
+"""A study: arms over tasks and users, run, resumed and logged."""
