@@ -1,3 +1,5 @@
 """pfi: personalized federated intelligence - a language model of one's own for every user."""
 
-__version__ = "0.1.0"
+from pfi._util.version import __version__
+
+__all__ = ["__version__"]

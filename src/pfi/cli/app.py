@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-import pfi
+from pfi._util.version import __version__
 from pfi.cli import (
     adapters,
     archive,
@@ -18,7 +18,6 @@ from pfi.cli import (
     feedback,
     gate,
     key,
-    learn,
     ledger,
     memory,
     personalize,
@@ -28,6 +27,7 @@ from pfi.cli import (
     serve,
     study,
     talk,
+    train,
 )
 from pfi.cli.common import OneLineErrors, PlainHelp, examples
 
@@ -53,7 +53,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"pfi {pfi.__version__}")
+        typer.echo(f"pfi {__version__}")
         raise typer.Exit
 
 
@@ -76,7 +76,7 @@ for group in (
     archive,
     export,
     augment,
-    learn,
+    train,
     adapters,
     gate,
     talk,

@@ -14,7 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-import pfi
+from pfi._util.version import __version__
 from pfi.errors import PfiError
 from pfi.serve.api import Workers, router
 from pfi.serve.errors import ApiError, from_pfi
@@ -44,7 +44,7 @@ def create_app(service: Service, config: ServeConfig | None = None) -> FastAPI:
 
     app = FastAPI(
         title="pfi",
-        version=pfi.__version__,
+        version=__version__,
         description="Models of one's own behind the OpenAI API.",
         # The interactive pages would load scripts from other hosts.
         docs_url=None,

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pfi import __version__
 from pfi._util.files import write_atomic
+from pfi._util.version import __version__
 from pfi.evaluate.report.augment import TaskAugmentation, augment_view, read_augmented
 from pfi.evaluate.report.data import (
     UPPER_BOUNDS,

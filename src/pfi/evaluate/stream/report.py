@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 from rich.text import Text
 
-from pfi import __version__
 from pfi._util.files import write_atomic
+from pfi._util.version import __version__
 from pfi.errors import StorageError
 from pfi.evaluate.report.data import Estimate, sign_of
 from pfi.evaluate.report.plots import (

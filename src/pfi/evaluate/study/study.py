@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from pfi import __version__
 from pfi._util.files import write_atomic, write_json
+from pfi._util.version import __version__
 from pfi.datasets.lamp import LampUsers, available_tasks, open_users, write_predictions
 from pfi.errors import DataError, StorageError
 from pfi.evaluate.statistics import UserAnswers, summarise

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
-import pfi
 from pfi._util.files import locked, sync_folder
 from pfi._util.settings import one_line
 from pfi._util.sqlite import connect, copy_to_attached, key_text, sqlite3, user_errors
+from pfi._util.version import __version__
 from pfi.errors import DataError, PfiError, StorageError
 from pfi.privacy.crypto.signing import with_signature
 from pfi.profile.adapters.files import Manifest
@@ -131,7 +131,7 @@ class _Writer:
         self.records = self.adapters = 0
         self.head = Head(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            version=pfi.__version__,
+            version=__version__,
             name=home.profile,
             profile=home.keys.profile,
             public=home.keys.public.hex(),

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import pfi
 from pfi._util.files import sha256_file, sync_folder, write_json
+from pfi._util.version import __version__
 from pfi.errors import ConfigError, StorageError
 from pfi.profile.answer.runtime import Runtime
 from pfi.profile.export.quality import Quality, choose_examples, measure
@@ -297,7 +297,7 @@ def _write_manifest(
         {
             "format": 1,
             **about,
-            "pfi": pfi.__version__,
+            "pfi": __version__,
             "created": datetime.now(UTC).replace(microsecond=0).isoformat(),
             "backbone": name,
             "task": held.task,
