@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "federate"
 CLIENTS, STEPS = 5, 2
 
 
 @pytest.fixture(scope="module")
 def load() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
+        patch.syspath_prepend(str(FOLDER))
         yield importlib.import_module
 
 

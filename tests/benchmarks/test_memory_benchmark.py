@@ -16,13 +16,13 @@ import pytest
 from pfi.memory.embedders import HashEmbedder
 from pfi.memory.ranking import fuse
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "memory"
 RECORDS, ADDED, QUESTIONS = 80, 10, 6
 
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(FOLDER))
     return importlib.import_module
 
 

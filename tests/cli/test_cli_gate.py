@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
 from pfi.evaluate.study.config import StudyConfig
-from pfi.gate.choices import Choice, Prior, Tried
+from pfi.gate.choices import Choice
+from pfi.gate.prior import Prior, Tried
 from pfi.profile.answer.gate_file import read_gate
 from pfi.profile.home import Home
 from pfi.profile.open import open_home

@@ -388,7 +388,7 @@ def test_prompt_holds_the_records_and_the_whole_question(home: Home) -> None:
     runtime = Runtime(home)
     task = get_task("LaMP_4")
     prepared = runtime.prepare("tea", task)
-    assert len(prepared.records) == home.config.records == 2
+    assert len(prepared.records) == home.config.retrieve == 2
     assert '"Title 3" is the title for' in prepared.prompt
     assert prepared.prompt.endswith(task.prompt({"text": "tea"}))
     # One that leaves little room goes alone, so that its end is not cut off.

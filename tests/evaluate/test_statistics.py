@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from pfi._util.events import new_event
 from pfi.evaluate.statistics import (
     Draws,
     UserAnswers,
@@ -19,7 +20,7 @@ from pfi.evaluate.statistics import (
 )
 from pfi.evaluate.study.arms import get_arm
 from pfi.evaluate.study.config import StudyConfig
-from pfi.evaluate.study.events import EventLog, new_event
+from pfi.evaluate.study.events import EventLog
 from pfi.evaluate.study.study import Study
 from pfi.tasks import get_task
 

@@ -24,10 +24,11 @@ from pfi.evaluate.stream.run import StreamStudy
 from pfi.evaluate.study.checkpoints import Checkpoints
 from pfi.evaluate.study.config import StreamConfig, StudyConfig
 from pfi.evaluate.study.events import EventLog
-from pfi.inference.answering import answer
+from pfi.inference.answering import answers, label_scores
+from pfi.inference.engine import Request
 from pfi.memory.index import Memory
 from pfi.models.backbone import load_backbone
-from pfi.models.scoring import score_labels
+from pfi.models.scoring import score_ids
 from pfi.records import History, Question, Record, User
 from pfi.tasks import get_task
 from pfi.train.config import TrainConfig
@@ -53,8 +54,8 @@ def config(data: Path, backbone: Path, **changes: Any) -> StudyConfig:
         "shared": QUICK,
         "personal": QUICK,
         "bootstrap": 20,
-        "max_prompt": 128,
-        "retrieval_budget": 32,
+        "max_prompt": 560,
+        "retrieval_budget": 96,
         "stream": {"steps": 10},
         **changes,
     }
@@ -159,11 +160,10 @@ def test_a_records_output_reaches_neither_its_own_step_nor_an_earlier_one(
 ) -> None:
     """All label scores up to and including the step stay as they were; later ones do not."""
 
-    def all_scores(model: Any, task: Any, prompts: list[str], limit: int, *, slots: Any) -> Any:
-        return [json.dumps(row) for row in score_labels(model, prompts, task.labels, limit,
-                                                        slots=slots)]  # fmt: skip
+    def all_scores(engine: Any, task: Any, asked: list[Any]) -> list[str]:
+        return [json.dumps(row) for row in label_scores(engine, task, asked)]
 
-    monkeypatch.setattr(stream_run, "answer", all_scores)
+    monkeypatch.setattr(stream_run, "answers", all_scores)
     folder, place = tmp_path / "data", 5
     write_demo(folder, seed=1, train_users=2, users=2)
     found = []
@@ -194,14 +194,15 @@ def test_a_records_output_reaches_neither_its_own_step_nor_an_earlier_one(
 def test_policies_are_the_shared_adapter_and_plain_retrieval(
     data: Path, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, set[int]] = {}
+    asked: dict[tuple[int, ...], set[str]] = {}
 
-    def record(model: Any, task: Any, prompts: list[str], limit: int, *, slots: Any) -> Any:
-        for prompt, slot in zip(prompts, slots, strict=True):
-            asked.setdefault(prompt, set()).add(slot)
-        return answer(model, task, prompts, limit, slots=slots)
+    def record(engine: Any, task: Any, requests: list[Request]) -> list[str]:
+        for request in requests:
+            key = request.adapter.key if request.adapter else ""
+            asked.setdefault(tuple(request.prompt), set()).add(key)
+        return answers(engine, task, requests)
 
-    monkeypatch.setattr(stream_run, "answer", record)
+    monkeypatch.setattr(stream_run, "answers", record)
     made = config(data, backbone_folder("llama"))
     StreamStudy(made, tmp_path / "run").run()
     task = get_task("LaMP_3")
@@ -215,12 +216,16 @@ def test_policies_are_the_shared_adapter_and_plain_retrieval(
     for user in users:
         prompts, filled = [], []
         for i, r in enumerate(user.history[:10]):
-            prompts.append(task.prompt(r.input))
-            found = Memory(task, user.history[:i]).search(task.query_text(r.input), made.k)
-            filled.append(task.retrieval_prompt(prompts[-1], found, plain.trim, 32))
+            prompt = task.prompt(r.input)
+            found = Memory(task, user.history[:i]).search(task.query_text(r.input), made.retrieve)
+            prompts.append(tuple(plain.prompt_ids(prompt, 560)))
+            text = task.retrieval_prompt(prompt, found, plain.trim, 96)
+            filled.append(tuple(plain.prompt_ids(text, 560)))
         steps = events[user.id]["steps"]
-        assert [s["never"] for s in steps] == answer(backbone, task, prompts, 128)
-        assert [s["memory"] for s in steps] == answer(backbone, task, filled, 128)
+        for policy, ids in (("never", prompts), ("memory", filled)):
+            labels = [[plain.target_ids(label) for label in task.labels]] * len(ids)
+            expected = [task.choose(row) for row in score_ids(backbone, ids, labels)]
+            assert [s[policy] for s in steps] == expected
         for i, (bare, full) in enumerate(zip(prompts, filled, strict=True)):
             # Before the first update nothing but the shared adapter answers; then both do.
             assert len(asked[bare]) == len(asked[full]) == (1 if i < 4 else 2)

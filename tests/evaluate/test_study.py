@@ -250,14 +250,14 @@ def test_answers_never_use_records_of_the_future(
 
     data = tmp_path / "data"
     write_demo(data, seed=3, train_users=3, users=2)
-    seen: list[list[str]] = []
-    original = module.answer
+    seen: list[list[Any]] = []
+    original = module.answers
 
-    def record(backbone: Any, task: Any, prompts: list[str], *rest: Any, **more: Any) -> list[str]:
-        seen.append(prompts)
-        return original(backbone, task, prompts, *rest, **more)
+    def record(engine: Any, task: Any, asked: list[Any]) -> list[str]:
+        seen.append([request.prompt for request in asked])
+        return original(engine, task, asked)
 
-    monkeypatch.setattr(module, "answer", record)
+    monkeypatch.setattr(module, "answers", record)
     settings = config(data, backbone_folder("llama"), tasks=["LaMP_3"])
     before = comparable(Study(settings, tmp_path / "before").run())
     prompts, seen[:] = list(seen), []

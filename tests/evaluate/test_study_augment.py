@@ -17,10 +17,11 @@ import pytest
 import yaml
 from fault_server import FaultServer
 
+from pfi._util.events import Event
 from pfi.augment.teachers.teacher import TeacherError
 from pfi.datasets.demo import write_demo
 from pfi.evaluate.study.config import StudyConfig
-from pfi.evaluate.study.events import Event, EventLog
+from pfi.evaluate.study.events import EventLog
 from pfi.evaluate.study.study import Study
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.train.config import TrainConfig

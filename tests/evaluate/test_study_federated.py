@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pfi._util.events import Event
 from pfi.datasets.demo import write_demo
 from pfi.errors import ConfigError
 from pfi.evaluate.statistics import UserAnswers, summarise
 from pfi.evaluate.study import federation, task_run, workers
 from pfi.evaluate.study.arms import central, get_arm
 from pfi.evaluate.study.config import StudyConfig
-from pfi.evaluate.study.events import Event, EventLog
+from pfi.evaluate.study.events import EventLog
 from pfi.evaluate.study.study import Study
 from pfi.evaluate.study.task_setup import TaskSetup
 from pfi.federate.rounds import Federation
@@ -345,7 +346,7 @@ def test_a_process_takes_the_federated_adapter(make: Make, whole: Whole) -> None
     run, _ = whole
     kind = "shared-fed:average"
     config = make(workers=2, shared_how="fed:average")
-    setup = workers._set_up(workers._Order(config, run, get_task(TASK), shared=True))
+    setup = workers._set_up(config, run, get_task(TASK), shared=True)
     expected = products(Adapter.load(run / "checkpoints" / kind / TASK))
     assert setup._shared is not None
     for found, part in zip(products(setup._shared), expected, strict=True):

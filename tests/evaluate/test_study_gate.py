@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from conftest import save_tokenizer
+from pfi._util.events import Event
 from pfi.datasets.demo import write_demo
 from pfi.errors import ConfigError
-from pfi.evaluate.study import group_run, task_setup
+from pfi.evaluate.study import task_setup
 from pfi.evaluate.study.config import StudyConfig
-from pfi.evaluate.study.events import Event, EventLog
+from pfi.evaluate.study.events import EventLog
 from pfi.evaluate.study.study import Study
-from pfi.gate.trials import Trial
+from pfi.gate.trials import Asker, Trial
 from pfi.train.config import TrainConfig
 
 #: Free text, for a tiny random backbone gives every question the same label.
@@ -80,8 +81,8 @@ def make(data: Path, backbone_folder: Callable[[str], Path], sentences: Path) ->
         "shared": QUICK.model_copy(update={"learning_rate": 1e-3}),
         "personal": QUICK,
         "bootstrap": 20,
-        "max_prompt": 128,
-        "retrieval_budget": 32,
+        "max_prompt": 560,
+        "retrieval_budget": 96,
         "working_set": 2,
         "gate": GATE,
     }
@@ -257,13 +258,13 @@ def test_a_record_reaches_no_older_trial(
 ) -> None:
     """Another output of the newest record changes its own trial's target and nothing else."""
     seen: list[Trial] = []
-    original = group_run.try_choices
+    original = Asker.try_choices
 
-    def watch(task: Any, mixer: Any, trials: list[Trial], *rest: Any) -> Any:
+    def watch(self: Asker, trials: list[Trial], *rest: Any) -> Any:
         seen.extend(trials)
-        return original(task, mixer, trials, *rest)
+        return original(self, trials, *rest)
 
-    monkeypatch.setattr(group_run, "try_choices", watch)
+    monkeypatch.setattr(Asker, "try_choices", watch)
 
     def turn_newest(items: list[dict[str, Any]]) -> None:
         for item in items:
@@ -300,7 +301,7 @@ def test_choices_answer_as_the_arms_without_a_gate(
     def each_another(*_: object) -> tuple[int, Any]:
         return next(numbers), np.full(4, 0.5)
 
-    monkeypatch.setattr(group_run, "choose", each_another)
+    monkeypatch.setattr("pfi.gate.fit.choose", each_another)
     arms = {(1.0, 0): "personal", (0.0, 2): "rag", (1.0, 2): "personal+rag"}
     settings = make(
         arms=["shared", *arms.values(), "pfi"],

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from test_study import QUICK, comparable, config
 
+from pfi._util.events import read_events
 from pfi.datasets.demo import write_demo
 from pfi.datasets.lamp import open_users, read_users
 from pfi.errors import BackboneError, DataError, PfiError
 from pfi.evaluate.study import group_run, study, task_setup
 from pfi.evaluate.study.checkpoints import Checkpoints
 from pfi.evaluate.study.config import StudyConfig
-from pfi.evaluate.study.events import EventLog, read_events
+from pfi.evaluate.study.events import EventLog
 from pfi.evaluate.study.study import Study
 from pfi.tasks import get_task
 from pfi.train.job import Job
@@ -293,7 +294,7 @@ def test_workers_change_no_result_and_one_that_is_killed_loses_nothing(
             os.kill(process.pid, signal.SIGKILL)
 
     out = tmp_path / "two"
-    with pytest.raises(PfiError, match=r"worker process was killed \(signal SIGKILL\).*--resume"):
+    with pytest.raises(PfiError, match=r"worker \d was killed.*SIGKILL.*--resume.*--workers"):
         Study(two, out, on_progress=kill).run()
     log = EventLog(out / "events.jsonl")
     assert log.answered("generic", "LaMP_3"), "the groups that had ended are logged"

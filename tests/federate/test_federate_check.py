@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from pfi.cli.app import app
 from pfi.errors import ConfigError
 from pfi.evaluate.study.config import StudyConfig
-from pfi.federate.check import check
 from pfi.federate.client import Clients, Memories
 from pfi.federate.config import FederateConfig
 from pfi.federate.deploy.agent.device import FOLDER
@@ -23,6 +22,7 @@ from pfi.federate.deploy.keys.invitation import Invitation
 from pfi.federate.deploy.keys.keys import make_server_keys
 from pfi.federate.deploy.keys.nodes import PUBLIC, create_nodes, make_device_keys
 from pfi.federate.rounds import Federation
+from pfi.federate.strategies import check
 from pfi.profile.config import HomeConfig
 from pfi.profile.open import create_home
 from pfi.tasks import get_task

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +17,13 @@ import numpy as np
 import pytest
 import torch
 
-from pfi.errors import ConfigError, FederationError, StorageError
-from pfi.federate.check import check
+from pfi.errors import ConfigError, FederationError, PfiError, StorageError
 from pfi.federate.config import FederateConfig
 from pfi.federate.engine import Engine, _plan
 from pfi.federate.message import Failure, Message
 from pfi.federate.rounds import Federation, divide
 from pfi.federate.simulate import SimulatedFleet
+from pfi.federate.strategies import check
 from pfi.federate.work import Client, Losses, Train
 from pfi.models.adapters import Adapter, AdapterConfig, lora_config
 from pfi.models.backbone import Backbone, load_backbone
@@ -237,11 +240,38 @@ def test_a_base_beneath_is_the_backbone_with_those_weights(backbone: Backbone) -
 # Simulation ---------------------------------------------------------------------------
 
 
-def test_processes_change_nothing(backbone: Backbone, tmp_path: Path) -> None:
+def test_processes_change_nothing_and_one_that_is_killed_is_reported(
+    backbone: Backbone, tmp_path: Path
+) -> None:
     one = federate(backbone, tmp_path / "1", config_of())[1]
     config = config_of(simulate={"workers": 2})
-    two = federate(backbone, tmp_path / "2", config)[1]
-    assert (one["row"] == two["row"]).all()
+    fleet = SimulatedFleet(backbone, People(), config, tmp_path / "2" / "clients")
+    try:
+        federation = Federation(config, fleet.strategy, fleet, tmp_path / "2")
+        assert (one["row"] == federation.run()["row"]).all()
+        for process in multiprocessing.active_children():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(PfiError, match=r"worker \d was killed.*SIGKILL.*--resume.*fewer"):
+            list(fleet.ask(4, federation._messages(federation.train, "evaluate", 4)))
+    finally:
+        fleet.close()
+    assert not multiprocessing.active_children()
+
+
+def test_clients_that_are_sent_the_same_get_one_message(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(simulate={"working_set": 2})
+    fleet = SimulatedFleet(backbone, People(), config, tmp_path)
+    content = fleet.strategy.broadcast(fleet.strategy.start(), "user 0", 0)
+    data = Message(content.arrays, {**content.values, "kind": "evaluate", "round": 0}).encode()
+    seen = []
+    answers = fleet._clients.answers
+    monkeypatch.setattr(fleet._clients, "answers", lambda m: seen.extend(m.values()) or answers(m))
+    copies = {name: bytes(bytearray(data)) for name in fleet.clients()}
+    assert len(dict(fleet.ask(0, copies))) == len(seen) == len(copies) > 4
+    assert len({id(message) for message in seen}) == 1
 
 
 def test_the_working_set_changes_rounding_only(backbone: Backbone, tmp_path: Path) -> None:

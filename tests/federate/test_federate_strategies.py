@@ -12,8 +12,7 @@ from pfi.errors import ConfigError, FederationError
 from pfi.federate.message import Message
 from pfi.federate.strategies.clusters import Sketch
 from pfi.federate.strategies.kseed import Directions
-from pfi.federate.upload import unpack
-from pfi.federate.work import Train
+from pfi.federate.work import Train, unpack
 
 WIDTH, SPLIT = 36, 16
 UPDATE = "update.vector"

@@ -14,16 +14,14 @@ from pfi.gate.choices import (
     STEP,
     Choice,
     GateConfig,
-    Prior,
-    Tried,
     choices,
-    choose,
     mixing_weights,
     plain_choices,
 )
+from pfi.gate.prior import Prior, Tried, choose
 from pfi.gate.trials import divide
 from pfi.records import History, Record
-from pfi.train.examples import innocent
+from pfi.train.examples import without_held_back
 
 PLAIN = GateConfig(weights=[0.0, 1.0], ks=[0, 2], per_question=False)
 
@@ -185,4 +183,4 @@ def test_synthetic_records_that_know_what_is_held_back_are_left_out() -> None:
         made("d", ("r0",), source="pool-7"),
         Record("e", "LaMP_3", {"text": "e"}, "3", None, "synthetic"),
     ]
-    assert [record.id for record in innocent(records, older, newest)] == ["a", "d"]
+    assert [record.id for record in without_held_back(records, older, newest)] == ["a", "d"]

@@ -14,8 +14,7 @@ from pfi.federate.layout import Layer, Layout
 from pfi.federate.message import Message
 from pfi.federate.strategies import STRATEGIES
 from pfi.federate.strategy import Strategy
-from pfi.federate.upload import pack
-from pfi.federate.work import Client, Losses, Train, Trained, Update, Work
+from pfi.federate.work import Client, Losses, Train, Trained, Update, Work, pack
 
 LAYERS = (Layer("q", 5, 4), Layer("v", 3, 6))
 Log = list[tuple[str, Any, Any]]
@@ -143,7 +142,7 @@ class Run:
         work = self.strategy.work(message, memory, client)
         outcome = drive(work, lambda request: self.problem.reply(name, request))
         if isinstance(outcome, Update):
-            outcome = pack(outcome, message, self.strategy.config, memory, client)
+            outcome = pack(outcome, message, self.strategy.config.compress, memory, client)
         for array in memory.values():
             array.flags.writeable = False
         return outcome

@@ -17,8 +17,7 @@ from pfi.federate.layout import Layer, Layout, Row
 from pfi.federate.message import Message
 from pfi.federate.strategies import get_strategy
 from pfi.federate.strategy import Strategy
-from pfi.federate.upload import pack
-from pfi.federate.work import Client, Losses, State, Train, Trained, Update
+from pfi.federate.work import Client, Losses, State, Train, Trained, Update, pack
 
 #: Tall, wide and square, so that nothing transposed fits everywhere.
 LAYERS = (Layer("q", 9, 12), Layer("up", 14, 8), Layer("k", 10, 10))
@@ -104,7 +103,7 @@ def work(
     except StopIteration as end:
         sent = end.value
     if isinstance(sent, Update):
-        sent = pack(sent, message, strategy.config, member.memory, client)
+        sent = pack(sent, message, strategy.config.compress, member.memory, client)
     member.sent = Message.decode(sent.encode())
     return member.sent
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pfi.inference.engine import AdapterRef, EngineStats, Piece, Request
+from pfi.inference.engine import AdapterRef, EngineStats, Piece, Request, Scoring
 from pfi.memory.embedders import HashEmbedder
 from pfi.models.prompter import Prompter, load_prompter
 from pfi.profile.config import HomeConfig
@@ -99,6 +99,12 @@ class FakeEngine:
         if self.answer is not None:
             text = self.answer
         return FakeStream(self, text, sampling.max_tokens, sampling.stop)
+
+    def generate_all(self, requests: Sequence[Request]) -> list[FakeStream]:
+        return [self.generate(request) for request in requests]
+
+    def score_all(self, asked: Sequence[Scoring]) -> list[list[float]]:
+        return [self.score(one.prompt, one.targets) for one in asked]
 
     def _adapter(self, ref: AdapterRef | None) -> str:
         """What an adapter's weights say; they are read once for as long as its key is known."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from pfi.memory.vectors import VectorCache, mean_nearness
 from pfi.memory.words import WordIndex
 from pfi.records import History, Record
 from pfi.tasks import get_task
+from pfi.train.examples import record_examples
 
 TASK = get_task("LaMP_3")
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -150,6 +152,27 @@ def test_before_and_exclude_are_respected(texts: list[str], data: st.DataObject)
 # Training prompts -----------------------------------------------------------------------
 
 
+class WordPrompter:
+    """Counts words where a backbone's prompter counts tokens."""
+
+    max_length, seq2seq = 4000, False
+
+    def trim(self, text: str, tokens: int) -> str:
+        return words(text, tokens)
+
+    def prompt_ids(self, prompt: str, limit: int | None = None) -> list[int]:
+        return [0] * len(prompt.split()[:limit])
+
+    def chat_ids(self, messages: Any, limit: int | None = None) -> list[int]:
+        return self.prompt_ids(" ".join(text for _, text in messages), limit)
+
+    def longest(self, targets: tuple[str, ...]) -> int:
+        return 2
+
+
+PROMPTER: Any = WordPrompter()
+
+
 def unique(days: list[int] | list[None]) -> History:
     """Records of which each holds a mark of its own."""
     made = [record(str(n), f"the book mark{n}x was good", day) for n, day in enumerate(days)]
@@ -164,7 +187,7 @@ def marks(prompt: str) -> list[str]:
 @given(st.lists(st.integers(0, 5), max_size=9), st.integers(1, 4))
 def test_examples_show_only_their_own_past(days: list[int], k: int) -> None:
     history = unique(days)
-    examples = Retrieval(k, 1000, 1.0, words).examples(TASK, history, random.Random(0))
+    examples = record_examples(Retrieval(k, 1000, PROMPTER, 1.0), TASK, history, random.Random(0))
     assert [e.record_id for e in examples] == [r.id for r in history]
     for example in examples:
         *shown, asked = marks(example.prompt)
@@ -175,7 +198,9 @@ def test_examples_show_only_their_own_past(days: list[int], k: int) -> None:
 
 
 def test_an_undated_history_shows_any_record_but_the_own() -> None:
-    examples = Retrieval(9, 1000, 1.0, words).examples(TASK, unique([None] * 4), random.Random(0))
+    examples = record_examples(
+        Retrieval(9, 1000, PROMPTER, 1.0), TASK, unique([None] * 4), random.Random(0)
+    )
     for example in examples:
         *shown, asked = marks(example.prompt)
         assert asked == example.record_id
@@ -187,7 +212,9 @@ def test_the_share_of_examples_with_records() -> None:
     plain = TASK.examples(history, random.Random(0))
 
     def made(k: int, share: float) -> list[int]:
-        examples = Retrieval(k, 1000, share, words).examples(TASK, history, random.Random(0))
+        examples = record_examples(
+            Retrieval(k, 1000, PROMPTER, share), TASK, history, random.Random(0)
+        )
         assert [(e.target, e.fields) for e in examples] == [(e.target, e.fields) for e in plain]
         return [len(marks(e.prompt)) - 1 for e in examples]
 
@@ -203,8 +230,8 @@ def test_a_record_that_the_prompt_shows_is_not_retrieved_for_it() -> None:
     task = get_task("LaMP_1")
     papers = [Record(str(n), "LaMP_1", {"title": f"paper mark{n}x"}, "") for n in range(6)]
     pool = [Record("q", "LaMP_1", {"title": "by another"}, "")]
-    retrieval = Retrieval(2, 1000, 1.0, words)
-    examples = retrieval.examples(task, History("ann", papers), random.Random(0), pool)
+    retrieval = Retrieval(2, 1000, PROMPTER, 1.0)
+    examples = record_examples(retrieval, task, History("ann", papers), random.Random(0), pool)
     assert len(examples) == 6
     for example in examples:
         shown = marks(example.prompt)
@@ -214,14 +241,15 @@ def test_a_record_that_the_prompt_shows_is_not_retrieved_for_it() -> None:
 def test_a_question_is_filled_with_the_records_that_fit() -> None:
     history = History("ann", [record("1", "a ship", 1), record("2", "a dog", 2)])
     memory, fields = Memory(TASK, history), {"text": "the ship"}
-    retrieval = Retrieval(1, 100, 0.5, words)
+    retrieval = Retrieval(1, 100, PROMPTER)
     prompt = TASK.prompt(fields)
-    assert (
-        retrieval.prompt(TASK, memory, prompt, fields) == f'4 is the score for "a ship" . {prompt}'
-    )
-    exclude = retrieval.prompt(TASK, memory, prompt, fields, exclude=["1"])
-    assert exclude == f'4 is the score for "a dog" . {prompt}'
-    assert retrieval.prompt(TASK, memory, prompt, fields, before=history[0].time) == prompt
+
+    def filled(**how: Any) -> str:
+        return retrieval.fill(TASK, prompt, retrieval.search(TASK, memory, fields, **how)).prompt
+
+    assert filled() == f'4 is the score for "a ship" . {prompt}'
+    assert filled(exclude=["1"]) == f'4 is the score for "a dog" . {prompt}'
+    assert filled(before=history[0].time) == prompt
 
 
 # By meaning, and by both ----------------------------------------------------------------

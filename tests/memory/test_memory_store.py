@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from pfi.tasks import get_task
 
 TASK, OTHER = get_task("LaMP_3"), get_task("LaMP_7")
 START = datetime(2024, 1, 1, tzinfo=UTC)
+BM25 = SearchConfig(how="bm25")
 WORDS = ["sea", "ship", "ships", "dog", "the", "garden", "running", "x_y"]
 
 
@@ -84,11 +86,12 @@ def contents(path: Path) -> list[object]:
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=6), max_size=10)
 
 
+@pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("small", [0, 200])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_it_answers_as_the_memory_in_memory(
-    tmp_path_factory: pytest.TempPathFactory, small: int, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, small: int, listed: bool, data: st.DataObject
 ) -> None:
     texts = data.draw(TEXTS)
     days = data.draw(st.lists(st.integers(0, 4), min_size=len(texts), max_size=len(texts)))
@@ -109,7 +112,10 @@ def test_it_answers_as_the_memory_in_memory(
         store.sync({"LaMP_3": History("me", [*made[half:], passing]), "LaMP_7": noise})
         everything = History("me", made)
         store.sync({"LaMP_3": everything, "LaMP_7": noise})
-        asked = History("me", data.draw(st.sampled_from([made, made, made[1:]])))
+        store.mark = "now"
+        asked = everything
+        if not listed:
+            asked = History("me", data.draw(st.sampled_from([made, made, made[1:]])))
         for how in ways:
             config = SearchConfig(
                 how=how,
@@ -117,7 +123,11 @@ def test_it_answers_as_the_memory_in_memory(
                 diversity=data.draw(st.sampled_from([0.0, 0.5])),
                 depth=data.draw(st.sampled_from([2, 50])),
             )
-            stored = store.memory(TASK, asked, config)
+            if listed:
+                shelf = Shelf(everything)
+                stored = shelf.memory(store, config)
+            else:
+                stored = store.memory(TASK, asked, config)
             plain = Memory(TASK, asked, embedder=embedder, config=config)
             assert len(stored) == len(plain)
             for _ in range(3):
@@ -133,8 +143,112 @@ def test_it_answers_as_the_memory_in_memory(
                 budget = data.draw(st.none() | st.integers(0, 20))
                 one = stored.search(query, k, source=source, budget=budget, **filters)
                 assert one == plain.search(query, k, source=source, budget=budget, **filters)
+                if listed and not (config.diversity and embedder is None):
+                    assert len(shelf.fetched) <= k  # those that are found, and no other
+                    shelf.fetched.clear()
                 assert stored.similarity(query, **filters) == plain.similarity(query, **filters)
             assert stored.typical(**filters) == plain.typical(**filters)
+
+
+class Shelf:
+    """Records of which a memory is given a list only, and which of them it has fetched."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = {r.id: r for r in records}
+        self.listed = [Line(r.id, r.time, r.source) for r in records]
+        self.fetched: list[str] = []
+
+    def fetch(self, wanted: Sequence[str]) -> dict[str, Record]:
+        self.fetched += wanted
+        return {id_: self.records[id_] for id_ in wanted if id_ in self.records}
+
+    def memory(self, store: MemoryStore, config: SearchConfig = BM25) -> Memory:
+        made = store.listed_memory(TASK, self.listed, self.fetch, config, mark="now")
+        assert made is not None
+        return made
+
+
+class Line(NamedTuple):
+    id: str
+    time: datetime | None
+    source: str
+
+
+def test_a_list_needs_the_very_records_that_the_store_was_synced_with(tmp_path: Path) -> None:
+    records = history("the sea", "a ship")
+    with MemoryStore(tmp_path / "m.db") as store:
+        store.sync({"LaMP_3": records})
+        store.mark = "now"
+        shelf = Shelf(records)
+        assert ids(shelf.memory(store).search("ships", 2)) == ["1", "0"]
+        for listed, mark in ((shelf.listed, "other"), (shelf.listed[:1], "now"), ([], "now")):
+            found = store.listed_memory(TASK, listed, shelf.fetch, BM25, mark=mark)
+            assert found is None
+        assert store.listed_memory(OTHER, [], shelf.fetch, BM25, mark="now") is not None
+        with pytest.raises(ConfigError, match="sentence"):
+            shelf.memory(store, SearchConfig(how="dense"))
+
+
+def test_a_list_reads_only_the_records_that_are_found(tmp_path: Path) -> None:
+    records = history(*(f"ship {n} sea" for n in range(300)))
+    with MemoryStore(tmp_path / "m.db", HashEmbedder()) as store:
+        store.sync({"LaMP_3": records})
+        store.mark = "now"
+        for how in ("recent", "bm25", "dense", "hybrid"):
+            shelf = Shelf(records)
+            memory = shelf.memory(store, SearchConfig(how=how))
+            found = memory.search("ship 7", 2)
+            assert len(found) == 2 and shelf.fetched == ids(found)
+            assert memory.likeness("ship 7") > 0 and shelf.fetched == ids(found)
+
+
+def test_a_list_finds_no_record_that_is_gone_or_has_become_another(tmp_path: Path) -> None:
+    with (
+        MemoryStore(tmp_path / "m.db", HashEmbedder()) as one,
+        MemoryStore(tmp_path / "m.db", HashEmbedder()) as two,
+    ):
+        records = History("me", [record(str(n), f"ship {n}", n) for n in range(6)])
+        two.sync({"LaMP_3": records})
+        two.mark = "now"
+        shelf = Shelf(records)
+        seen = shelf.memory(two, SearchConfig(how="hybrid"))
+        assert sorted(ids(seen.search("ship", 9))) == list("012345")
+        del shelf.records["0"]  # erased, and the store was not told yet
+        shelf.records["1"] = record("1", "ship 1", 9)  # another one of that id
+        assert sorted(ids(seen.search("ship", 9))) == list("2345")
+        one.delete(["2"])
+        assert sorted(ids(seen.search("ship", 9))) == list("345")
+        # Others sync another state: what stays is found, what has another text is not.
+        new = record("3", "dog", 3)
+        one.sync({"LaMP_3": History("me", [new, *records[4:], record("7", "ship", 9)])})
+        one.mark = "later"
+        shelf.records["3"] = new
+        for how in ("recent", "bm25", "dense"):
+            assert sorted(ids(seen.search("ship", 9, how=how))) == list("45")
+
+
+@pytest.mark.parametrize("synced", [False, True])
+def test_a_list_is_searched_without_the_store_where_that_is_damaged(
+    tmp_path: Path, synced: bool
+) -> None:
+    records = history(*(f"the sea number {n}" for n in range(9)))
+    embedder = HashEmbedder()
+    with MemoryStore(tmp_path / "m.db", embedder) as store:
+        store.sync({"LaMP_3": records})
+        store.mark = "now"
+        shelf = Shelf(records)
+        seen = shelf.memory(store, SearchConfig(how="hybrid"))
+        store.replace()
+        if synced:
+            store.sync({"LaMP_3": records[3:]})
+            store.mark = "later"
+        plain = Memory(TASK, records, embedder=embedder, config=SearchConfig(how="hybrid"))
+        assert seen.search("number 7", 9) == plain.search("number 7", 9)
+        store.sync({"LaMP_3": records})
+        store.mark = "now"
+        shelf.fetched.clear()
+        assert seen.search("number 7", 2) == plain.search("number 7", 2)
+        assert len(shelf.fetched) == 2
 
 
 def test_a_history_that_was_not_synced_is_searched_all_the_same(tmp_path: Path) -> None:

@@ -266,7 +266,8 @@ def test_gradients_of_users_and_examples_equal_autograd_one_by_one(
             a, b = target.a(row[None])[0, :rank], target.b(row[None])[0, :rank].t()
             for found, kind in ((a, "A"), (b, "B")):
                 gap = (found - expected[f"{name}.lora_{kind}.weight"]).abs().max()
-                assert gap <= 1e-6 * max(1.0, largest), (name, kind)
+                # Float32: 1.13e-6 was seen with T5 on a CPU whose sums have another order.
+                assert gap <= 2e-6 * max(1.0, largest), (name, kind)
             assert not target.a(row[None])[0, rank:].any()
 
     per_user = gradients(bank, users, pieces, users, tokens=40)

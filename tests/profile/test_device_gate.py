@@ -19,18 +19,12 @@ import pytest
 import torch
 
 from pfi.errors import ConfigError, DataError, StorageError
-from pfi.gate.choices import (
-    NOTHING,
-    Choice,
-    GateConfig,
-    Prior,
-    Tried,
-    choices,
-    choose,
-    plain_choices,
-)
-from pfi.gate.trials import Mixer, divide, mixed_answers, question_trials, record_trials
-from pfi.inference.engine import text_of
+from pfi.gate.choices import NOTHING, Choice, GateConfig, choices, plain_choices
+from pfi.gate.fit import LEAST_TRIED
+from pfi.gate.prior import Prior, Tried, WithPrior, choose, read_prior, weak_prior
+from pfi.gate.trials import Asker, confidences, divide, question_trials
+from pfi.inference.answering import combined
+from pfi.inference.engine import AdapterRef, text_of
 from pfi.inference.torch.engine import TorchEngine
 from pfi.memory.embedders import HashEmbedder
 from pfi.memory.index import Memory
@@ -45,12 +39,12 @@ from pfi.profile.answer.gate_file import (
     read_gate,
     write_gate,
 )
+from pfi.profile.answer.retrieval import retrieval_of
 from pfi.profile.answer.runtime import Runtime
 from pfi.profile.config import HomeConfig
 from pfi.profile.home import Home
 from pfi.profile.learn import gate as module
-from pfi.profile.learn.gate import can_fit, fit_gate, gate_config, home_retrieval, home_trials
-from pfi.profile.learn.gate_prior import LEAST_TRIED, WithPrior, read_prior, weak_prior
+from pfi.profile.learn.gate import can_fit, fit_gate, gate_config, home_trials
 from pfi.profile.learn.training import train
 from pfi.profile.open import create_home
 from pfi.records import History, Question, Record
@@ -314,14 +308,15 @@ def test_a_newer_record_changes_no_trial(
         _, newest = divide(config, real)
         assert [r.id for r in newest][-3:] == ["r11", "r20", "r21"]
         trials = home_trials(home, TASK, real, newest, config, 0)
-        fill = home_retrieval(home, backbone).fill
-        shown = [fill(TASK, trial.prompt, trial.records) for trial in trials]
+        fill = retrieval_of(home.config, backbone.prompter).fill
+        shown = [fill(TASK, trial.prompt, trial.records).prompt for trial in trials]
         assert len(shown) == len(newest)
         assert all(r.id not in ("r20", "r21") for trial in trials[:-2] for r in trial.records)
         found.append((shown[:-2], [t.likeness for t in trials[:-2]]))
-        # In one memory of all records, the later ones' words count.
-        whole = record_trials(TASK, real, newest, Memory(TASK, real), 1, random.Random(0), [])
-        found[-1] += ([r.id for r in whole[-3].records],)
+        # In one memory of all records, the later ones' words would count.
+        query = TASK.query_text(newest[-3].input)
+        whole = Memory(TASK, real).search(query, 1, before=newest[-3].time, exclude=["r11"])
+        found[-1] += ([r.id for r in whole],)
     assert found[0][:2] == found[1][:2]
     assert found[0][2] != found[1][2]
 
@@ -509,12 +504,13 @@ def test_answers_are_those_that_were_tried(
     personal = home.personal_adapters.load("0002")
 
     runtime = Runtime(home, engine)
-    config = GateConfig(ks=[0, 2])
-    base = backbone.with_adapters([adapter])
-    shape = home.personal_adapters.manifest("0002").config
-    from pfi.profile.learn.training import train_config
 
-    mixer = Mixer(base, train_config(home, {"rank": shape["rank"]}), {"u": personal}, config)
+    def weighted(user: str, weight: float) -> AdapterRef | None:
+        own = (f"{name} p", lambda: personal, weight)
+        return combined([(f"{name} s", lambda: adapter, 1.0), own])
+
+    retrieval = retrieval_of(home.config, backbone.prompter)
+    asker = Asker(engine, task, retrieval, weighted)
     texts = [f"{WORDS[n]} {WORDS[n - 3]} good" for n in range(5)] + ["1 2 3 4 5", "fine , over"]
     questions = [
         Question(str(n), "u", name, task.prompt({"text": text}), {"text": text})
@@ -522,9 +518,7 @@ def test_answers_are_those_that_were_tried(
     ]
     trials = question_trials(task, questions, lambda time: runtime.memory(task), 2)
     assert len({round(t.likeness * 4) for t in trials}) > 1
-    from pfi.gate.trials import confidences
-
-    known = confidences(task, base, [t.prompt for t in trials], None)
+    known = confidences(engine, task, [asker.request(trial, NOTHING) for trial in trials])
     level = float(np.sort(known)[2:4].mean())  # of none of them, for rounding
     weights, different = set(), set()
     for choice in (
@@ -537,15 +531,15 @@ def test_answers_are_those_that_were_tried(
         Choice(1.0, 0, by_likeness=True, if_unsure=True),
     ):
         entry(home, choice, task=task, sure=level)
-        retrieval = home_retrieval(home, backbone)
-        expected = mixed_answers(task, mixer, trials, {"u": choice}, level, retrieval, None)
+        expected = asker.answers(trials, {"u": choice}, level)
         for text, trial, wanted, sure in zip(texts, trials, expected, known, strict=True):
             asked = runtime.prepare(text, task)
             left = choice.if_unsure and sure >= level
             use = NOTHING if left else choice
             weights.add(asked.weight)
             assert asked.weight == use.weight_at(trial.likeness), asked.gate
-            assert asked.prompt == retrieval.fill(task, trial.prompt, trial.records[: use.k])
+            filled = retrieval.fill(task, trial.prompt, trial.records[: use.k])
+            assert (asked.prompt, asked.ids) == (filled.prompt, filled.ids)
             wanted = wanted.rstrip("\ufffd")  # a runtime gives whole characters only
             assert runtime.answer(asked).text == task.parse(wanted), (choice, text)
             assert text_of(runtime.stream(asked)).strip() == task.parse(wanted)

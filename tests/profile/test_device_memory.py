@@ -23,7 +23,8 @@ from pfi.errors import ConfigError
 from pfi.memory.config import SearchConfig
 from pfi.memory.embedders import HashEmbedder
 from pfi.memory.index import Memory
-from pfi.memory.store import MemoryStore
+from pfi.memory.store import ListedMemory, MemoryStore
+from pfi.profile.answer import memory as module
 from pfi.profile.answer.memory import (
     home_embedder,
     memory_status,
@@ -37,7 +38,7 @@ from pfi.profile.learn.feedback import give, trust
 from pfi.profile.open import create_home
 from pfi.profile.vault.vault import Vault
 from pfi.records import Record
-from pfi.tasks import get_task, read_task
+from pfi.tasks import get_task, read_task, tasks
 
 TASK = get_task("LaMP_4")
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -175,6 +176,85 @@ def test_doubtful_feedback_is_not_found_until_it_is_trusted(home: Home) -> None:
     assert not search(home, "walrus", 1)[0].startswith("feedback-")
     trust(home, "b")
     assert search(home, "walrus", 1)[0].startswith("feedback-")
+
+
+@pytest.mark.parametrize("undated", [(), (1, 4), range(9)])
+@pytest.mark.parametrize("how", ["bm25", "hybrid", "recent"])
+def test_records_read_when_found_are_those_of_the_history(
+    home: Home, how: Any, undated: Any
+) -> None:
+    home.config.search = {"how": how}
+    with home.open_vault() as vault:
+        vault.clear()
+        vault.add(
+            record(n, time=None) if n in undated else record(8 - n, id=f"r{n}") for n in range(9)
+        )
+        vault.add([record(20, origin="synthetic")])
+        vault.excluded.add(["r2"])
+    give(home, TASK, {"text": "old rain"}, answer="x", correction="y", batch="doubted")
+    give(home, TASK, {"text": "new rain"}, answer="x", correction="y", batch="kept")
+    with home.open_vault() as vault:
+        vault.feedback.mark(["doubted"], "doubtful")
+        history = vault.history("LaMP_4", origin="real")
+        outlines = vault.outlines("LaMP_4")
+        assert [(o.id, o.time, o.source) for o in outlines.records] == [
+            (r.id, r.time, r.source) for r in history
+        ]
+        assert outlines.mark == vault.mark
+        everything = [r.id for r in vault.find()]
+        assert vault.outlined(outlines, everything) == {r.id: r for r in history}
+        assert len(history) == 9
+    plain = Memory(TASK, history, embedder=HashEmbedder(32), config=SearchConfig(how=how))
+    runtime = Runtime(home)
+    memory = runtime.memory(TASK)
+    assert isinstance(memory, ListedMemory)
+    for query in ("rain at the harbour", "old choir", ""):
+        for before in (None, DAY + timedelta(5), datetime.now(UTC)):
+            assert memory.search(query, 4, before=before) == plain.search(query, 4, before=before)
+    runtime.close()
+
+
+def test_another_definition_of_a_task_is_searched_by_its_own_texts(home: Home) -> None:
+    titled = TASK.model_copy(update={"document": ["title"]})
+    runtime = Runtime(home)
+    assert isinstance(runtime.memory(TASK), ListedMemory)
+    other = Runtime(home)
+    assert [r.id for r in other.memory(titled).search("Title 17", 1, how="bm25")] == ["r17"]
+    for one in (runtime, other):
+        one.close()
+
+
+def test_another_searched_text_of_a_task_is_indexed_anew(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_memory(home).close()
+    titled = TASK.model_copy(update={"document": ["title"]})
+    monkeypatch.setattr("pfi.profile.answer.memory.tasks", lambda: {**tasks(), "LaMP_4": titled})
+    monkeypatch.setattr(
+        "pfi.memory.store.get_task", lambda name: titled if name == "LaMP_4" else get_task(name)
+    )
+    module._all_texts.cache_clear()
+    told: list[tuple[int, int]] = []
+    open_memory(home, on_progress=lambda done, total: told.append((done, total))).close()
+    module._all_texts.cache_clear()
+    assert told[-1] == (30, 30)
+
+
+def test_a_vault_that_changes_while_a_memory_is_made_is_searched_as_it_is_now(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = Vault.outlines
+
+    def late(vault: Vault, task: str) -> Any:
+        vault.add([record(60, input={"text": "a zebra"})])
+        return true(vault, task)
+
+    monkeypatch.setattr(Vault, "outlines", late)
+    runtime = Runtime(home)
+    memory = runtime.memory(TASK)
+    assert not isinstance(memory, ListedMemory)
+    assert [r.id for r in memory.search("zebra", 1)] == ["r60"]
+    runtime.close()
 
 
 def test_synthetic_records_are_not_found(home: Home) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pfi.errors import ConfigError
-from pfi.inference.answering import answer
 from pfi.inference.engine import Sampling, text_of
+from pfi.inference.generation import generate
 from pfi.inference.torch.engine import TorchEngine
 from pfi.memory.summary import summarise
 from pfi.models.adapters import Adapter, AdapterConfig
@@ -79,7 +79,7 @@ def install(home: Home, backbone: Backbone, seed: int, **info: Any) -> str:
 
 def test_the_least_useful_records_make_room_first(make: Make, engine: TorchEngine) -> None:
     home = make(records=6)
-    home.config.records, home.config.record_tokens = 6, 400
+    home.config.retrieve, home.config.record_tokens = 6, 400
     runtime = Runtime(home, engine)
     whole = runtime.prepare("quick fox 3", TASK)
     question, most = TASK.prompt({"text": "quick fox 3"}), engine.prompter.max_length
@@ -158,7 +158,8 @@ def test_answers_are_those_of_the_merged_model(
         asked = runtime.prepare("quick fox", TASK)
         adapters = [shared, personal] if weight else [shared]
         merged = backbone.with_adapters(adapters)
-        assert runtime.answer(asked).text == TASK.parse(answer(merged, TASK, [asked.prompt])[0])
+        [text] = generate(merged, [asked.prompt], TASK.max_new_tokens)
+        assert runtime.answer(asked).text == TASK.parse(text)
         seen.add(runtime.answer(asked).text)
         home.personal_adapters.use_none(TASK.name)
     seen.add(runtime.answer(runtime.generic([("user", asked.prompt)])).text)

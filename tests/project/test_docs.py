@@ -308,7 +308,9 @@ def test_every_generated_part_is_in_a_page() -> None:
 
 def test_a_stale_part_is_found() -> None:
     page = ROOT / "docs" / "studies.md"
-    text = page.read_text("utf-8").replace("| `k` | whole number ≥ 1 | `2` |", "| `k` | 3 |")
+    text = page.read_text("utf-8").replace(
+        "| `retrieve` | whole number ≥ 1 | `2` |", "| `retrieve` | 3 |"
+    )
     assert text != page.read_text("utf-8")
     assert script.filled(text) == page.read_text("utf-8")
 

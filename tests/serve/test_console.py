@@ -225,7 +225,7 @@ def test_posts_of_other_pages_are_refused(world: World, headers: dict[str, str])
         answer = client.post(f"{ROOT}/{path}", data=data, follow_redirects=False)
         assert answer.status_code == 403, path
     assert mine.get(f"{ROOT}/data").status_code == 200  # still signed in
-    assert world.anna.config.records == 2
+    assert world.anna.config.retrieve == 2
 
 
 def test_every_answer_has_a_strict_policy(world: World, browser: TestClient) -> None:
@@ -694,16 +694,16 @@ def test_a_damaged_ledger_is_told(world: World, browser: TestClient) -> None:
 
 
 def test_settings_are_kept_and_wrong_ones_refused(world: World, browser: TestClient) -> None:
-    data = {"task": "LaMP_4", "records": "5", "answers": "9", "names": "Maria Lopes\nJonas"}
+    data = {"task": "LaMP_4", "retrieve": "5", "answers": "9", "names": "Maria Lopes\nJonas"}
     assert browser.post(f"{ROOT}/settings", data=data).status_code == 204
     again = open_home("anna", root=world.anna.path.parent)
-    assert (again.config.records, again.config.answers, again.config.task) == (5, 9, "LaMP_4")
+    assert (again.config.retrieve, again.config.answers, again.config.task) == (5, 9, "LaMP_4")
     assert "Maria Lopes" in browser.get(f"{ROOT}/settings").text
     wrong = browser.post(
-        f"{ROOT}/settings", data={**data, "records": "99"}, headers={"HX-Request": "true"}
+        f"{ROOT}/settings", data={**data, "retrieve": "99"}, headers={"HX-Request": "true"}
     )
-    assert wrong.status_code == 400 and "records" in wrong.text
-    assert world.anna.config.records == 5
+    assert wrong.status_code == 400 and "retrieve" in wrong.text
+    assert world.anna.config.retrieve == 5
     bad = browser.post(f"{ROOT}/settings", data={**data, "task": "../x.yaml"})
     assert bad.status_code == 400
 

@@ -234,14 +234,14 @@ def test_stopping_and_errors_lose_nothing(chromium: Any, tmp_path: Path) -> None
         expect(field).to_have_value("Is it lost?")
         # A wrong setting is told, and what was typed stays.
         at.go("settings")
-        page.fill("input[name=records]", "3")
+        page.fill("input[name=retrieve]", "3")
         page.fill("textarea[name=names]", "Maria")
         page.evaluate("document.querySelector('select[name=task]').options[1].value = 'nix'")
         page.locator("select[name=task]").select_option(index=1)
         page.get_by_role("button", name="Save").first.click()
         at.toast("unknown task")
         expect(page.locator("textarea[name=names]")).to_have_value("Maria")
-        assert at.home.config.records == 2
+        assert at.home.config.retrieve == 2
 
 
 def test_script_in_a_record_does_not_run(chromium: Any, tmp_path: Path) -> None:

@@ -64,6 +64,40 @@ def test_results_come_in_order_from_processes_that_stay() -> None:
     assert not multiprocessing.active_children()
 
 
+def test_no_more_results_are_held_than_there_are_other_processes() -> None:
+    drawn: list[float] = []
+
+    def items() -> Iterator[float]:
+        for i in range(6):
+            drawn.append(0.5 if i == 0 else 0.0)
+            yield drawn[-1]
+
+    with WorkerPool(make, 2, ahead=1) as pool:
+        results = pool.map(items())
+        next(results)
+        assert len(drawn) == 2, "the second process waits for the first one's result"
+        assert len(list(results)) == 5
+
+
+def test_a_pool_that_nobody_closes_ends_with_its_process(tmp_path: Path) -> None:
+    script = """
+        import sys
+        sys.path.insert(0, {tests!r})
+        from test_workers import WorkerPool, make
+        if __name__ == "__main__":
+            pool = WorkerPool(make, 2, where="here")
+            list(pool.map([0.0, 0.0]))
+    """
+    path = tmp_path / "run.py"
+    path.write_text(textwrap.dedent(script).format(tests=str(Path(__file__).parent)))
+    assert subprocess.run([sys.executable, path], check=False, timeout=60).returncode == 0
+
+
+def test_asking_for_cores_loads_no_torch() -> None:
+    code = "import sys; from pfi._util import workers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("accident", "error", "message"),
     [

@@ -24,7 +24,9 @@ def nested_settings(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         *sections, last = key.strip().replace("-", "_").split(".")
         if not equals or not last:
-            raise ConfigError(f"{pair!r} is not key=value", fix="write for example --set records=8")
+            raise ConfigError(
+                f"{pair!r} is not key=value", fix="write for example --set retrieve=4"
+            )
         place = settings
         for section in sections:
             place = place.setdefault(section, {})

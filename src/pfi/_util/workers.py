@@ -20,8 +20,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-import torch
-
 from pfi.errors import ConfigError, PfiError
 
 Part = TypeVar("Part")
@@ -31,8 +29,6 @@ Result = TypeVar("Result")
 INTERVAL = 0.5
 #: Parts for each processor of a Ray cluster: more than one, so that all end at about one time.
 PARTS_A_PROCESSOR = 4
-#: Items that a pool begins, for each process, before those in front of them have ended.
-_AHEAD = 4
 _RESUME = (
     "nothing that was finished is lost: go on with --resume (resume=True), with fewer workers "
     "or a smaller working set if memory ran out"
@@ -68,13 +64,22 @@ class WorkerPool(Generic[Item, Result]):
         make: called once in every process before its first item; gives the function that does
             one. Picklable, as items and results are.
         count: of processes.
+        ahead: items that are begun, for each process, before those in front of them have
+            ended; with 1, results are held for other processes only.
         fix: what to do when one was killed.
+        where: whose processes they are, for the error that says so.
     """
 
     def __init__(
-        self, make: Callable[[], Callable[[Item], Result]], count: int, *, fix: str = _RESUME
+        self,
+        make: Callable[[], Callable[[Item], Result]],
+        count: int,
+        *,
+        ahead: int = 4,
+        fix: str = _RESUME,
+        where: str | None = None,
     ) -> None:
-        self._fix, self._ahead = fix, _AHEAD * count
+        self._fix, self._where, self._ahead = fix, where, ahead * count
         self._idle: list[Connection] = []
         self._busy: dict[Connection, int] = {}
         self._processes: dict[Connection, BaseProcess] = {}
@@ -84,7 +89,8 @@ class WorkerPool(Generic[Item, Result]):
             for _ in range(count):
                 here, there = context.Pipe()
                 arguments = (make, threads, list(warnings.filters), there)
-                process = context.Process(target=_serve, args=arguments)
+                # A daemon: a pool that nobody closes does not keep this process from ending.
+                process = context.Process(target=_serve, args=arguments, daemon=True)
                 process.start()
                 there.close()
                 self._processes[here] = process
@@ -172,7 +178,7 @@ class WorkerPool(Generic[Item, Result]):
                 process = self._processes[connection]
                 process.join()
                 worker = f"worker {list(self._processes).index(connection)}"
-                result, error = None, _killed(worker, process.exitcode, self._fix)
+                result, error = None, _killed(worker, process.exitcode, self._fix, self._where)
             if error is None:
                 ended[number] = result
             first = first or error
@@ -186,6 +192,8 @@ def _serve(
     connection: Connection,
 ) -> None:
     """What a process of a pool runs: items in, pairs of a result and an error out."""
+    import torch  # here, so that those who only ask for the number of cores need not wait for it
+
     warnings.filters[:] = filters  # type: ignore[index]  # as quiet as the parent
     obey_parent()
     torch.set_num_threads(min(torch.get_num_threads(), threads))
@@ -254,11 +262,11 @@ def portable(error: Exception) -> Exception:
     return error.with_traceback(None)
 
 
-def _killed(who: str, code: int | None, fix: str = _RESUME) -> PfiError:
+def _killed(who: str, code: int | None, fix: str = _RESUME, where: str | None = None) -> PfiError:
     how = f"ended with exit code {code}"
     if code is not None and code < 0:
         how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
-    return PfiError(f"{who} {how}", fix=fix)
+    return PfiError(f"{who} {how}", where=where, fix=fix)
 
 
 # Ray ----------------------------------------------------------------------------------

@@ -121,11 +121,11 @@ def install(
 
     Adapters trained from now on sit on top of it; those trained before keep what they sit on.
     """
+    from pfi.gate.prior import WithPrior
     from pfi.models.adapters import Adapter
     from pfi.models.backbone import load_backbone
     from pfi.profile.adapters.store import AdapterInfo
     from pfi.profile.answer.runtime import pick_task
-    from pfi.profile.learn.gate_prior import WithPrior
 
     home = open_profile(profile)
     chosen = pick_task(home, task).name

@@ -167,8 +167,8 @@ def federation_settings(path: Path | None, pairs: Sequence[str]) -> dict[str, An
 
     from pfi._util.settings import checked, nested_settings
     from pfi.errors import ConfigError
-    from pfi.federate.check import check
     from pfi.federate.config import FederateConfig
+    from pfi.federate.strategies import check
 
     values: Any = {}
     if path is not None:

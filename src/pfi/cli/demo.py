@@ -55,7 +55,7 @@ def demo(
     settings = [
         *("shared.epochs=2", "shared.max_length=384"),
         *("personal.epochs=4", "personal.max_length=384", "personal.learning_rate=0.002"),
-        "retrieval_budget=144",
+        "record_tokens=144",
         *(f"federation.rounds={min(40, 2 * people)}", "federation.cohort=4"),
         *("federation.local.optimizer=sgd", "federation.local.learning_rate=0.1"),
         *("federation.local.steps=1", "federation.local.weight_decay=0"),

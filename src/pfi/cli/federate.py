@@ -305,9 +305,9 @@ def _need_flower() -> None:
 def _runtime(home: Home, task: str | None, invitation: Invitation) -> DeviceRuntime:
     """What answers for a profile."""
     from pfi._util.settings import checked
-    from pfi.federate.check import check
     from pfi.federate.config import FederateConfig
     from pfi.federate.deploy.agent.runtime import DeviceRuntime
+    from pfi.federate.strategies import check
     from pfi.profile.answer.runtime import pick_task
 
     where = "the invitation's settings"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = [
     "pfi study --data lamp --tasks LaMP_3,LaMP_5 --split dev --users 20 --out runs/first",
     "pfi study --data lamp --arms shared,personal --backbone ./my-model --out runs/mine",
-    "pfi study --data lamp --set personal.epochs=5 --set k=4 --out runs/tuned",
+    "pfi study --data lamp --set personal.epochs=5 --set retrieve=4 --out runs/tuned",
     "pfi study --data lamp --protocol stream --split dev --set stream.every=8 --out runs/stream",
     "pfi study --data lamp --workers 4 --set working_set=32 --out runs/large",
     "pfi study --config runs/tuned/config.yaml --out runs/tuned --resume",

@@ -64,7 +64,7 @@ def ask(
 
     home = open_profile(profile)
     question = sys.stdin.read() if text == "-" else text
-    with closing(Runtime(home)) as runtime:
+    with home.vault_session(), closing(Runtime(home)) as runtime:
         with indexing() as runtime.on_index:
             prepared = runtime.prepare(
                 question,
@@ -74,9 +74,9 @@ def ask(
             )
         _say_if_plain(prepared, profile)
         answer = runtime.answer(prepared)
-    typer.echo(answer.text)
-    values = question_fields(prepared.task, question, parse_options(fields or []))
-    _remember(home, prepared.task, values, answer.text)
+        typer.echo(answer.text)
+        values = question_fields(prepared.task, question, parse_options(fields or []))
+        _remember(home, prepared.task, values, answer.text)
     if why:
         _explain(prepared)
 
@@ -111,8 +111,9 @@ def chat(
                 elif command.startswith("/"):
                     note(CHAT_HELP)
                 elif command:
-                    last = _reply(runtime, chosen, line.strip(), k, profile)
-                    _remember(home, chosen, question_fields(chosen, last[1], {}), last[2])
+                    with home.vault_session():
+                        last = _reply(runtime, chosen, line.strip(), k, profile)
+                        _remember(home, chosen, question_fields(chosen, last[1], {}), last[2])
             except PfiError as error:
                 # A wrong line should not end the talk.
                 note(f"error: {' '.join(str(error).split())}")

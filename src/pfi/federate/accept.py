@@ -190,10 +190,10 @@ class Acceptance(Generic[State]):
             values: what ``values`` gave.
             good: the last accepted state, from ``last_good``.
         """
-        made = cls(config, good, values["best"])
-        made._good = (values["good"], good)
-        made.decisions = [Decision(**decision) for decision in values["decisions"]]
-        return made
+        acceptance = cls(config, good, values["best"])
+        acceptance._good = (values["good"], good)
+        acceptance.decisions = [Decision(**decision) for decision in values["decisions"]]
+        return acceptance
 
 
 def _finite(losses: Mapping[str, float]) -> dict[str, float]:

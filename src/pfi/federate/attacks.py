@@ -130,9 +130,9 @@ def scaling(
 
 def not_a_number(honest: Updates, bad: int, rng: np.random.Generator) -> Updates:
     """An honest-looking update with a single NaN."""
-    made = _repeated(honest.mean(axis=0, dtype=np.float64), bad)
-    made[np.arange(bad), rng.integers(honest.shape[1], size=bad)] = np.nan
-    return made
+    updates = _repeated(honest.mean(axis=0, dtype=np.float64), bad)
+    updates[np.arange(bad), rng.integers(honest.shape[1], size=bad)] = np.nan
+    return updates
 
 
 def wrong_rank(honest: Updates, bad: int, rng: np.random.Generator) -> Updates:
@@ -179,11 +179,11 @@ def strongest(
     best, worst = None, -np.inf
     for attack in (inner_product, little_is_enough, hidden_flip):
         for strength in strengths:
-            made = attack(honest, bad, rng, strength=strength)
-            moved = rule(np.concatenate([honest, made])) - mean
+            updates = attack(honest, bad, rng, strength=strength)
+            moved = rule(np.concatenate([honest, updates])) - mean
             away = float(np.linalg.norm(moved))
             if away > worst:
-                best, worst = made, away
+                best, worst = updates, away
     assert best is not None
     return best
 

@@ -9,17 +9,15 @@ from pathlib import Path
 from pfi._util.files import write_atomic
 from pfi._util.seeds import seed_of
 from pfi.errors import FederationError, StorageError
-from pfi.federate.check import check
 from pfi.federate.config import FederateConfig
 from pfi.federate.engine import Engine
 from pfi.federate.message import Failure, Message
 from pfi.federate.secure.client import SecureClient
 from pfi.federate.secure.parties import Parties
-from pfi.federate.strategies import get_strategy
+from pfi.federate.strategies import check, get_strategy
 from pfi.federate.strategy import Strategy
-from pfi.federate.upload import bounded, pack
 from pfi.federate.users import Population
-from pfi.federate.work import Client, Memory, Update, Work
+from pfi.federate.work import Client, Memory, Update, Work, bounded, pack
 from pfi.models.backbone import Backbone
 from pfi.models.bank.packing import Piece
 from pfi.privacy.crypto.sealing import SealError, seal, unseal
@@ -97,7 +95,7 @@ class Clients:
         config: of the federation.
         memories: what clients keep at home.
         working_set: clients trained together.
-        kept_tokens: of clients' examples that stay in memory from round to round; with 0 they are
+        cached_tokens: of clients' examples that stay in memory from round to round; with 0 they are
             read anew each time, where they may change.
     """
 
@@ -109,14 +107,14 @@ class Clients:
         memories: Memories,
         working_set: int = 16,
         *,
-        kept_tokens: int = 1 << 20,
+        cached_tokens: int = 1 << 20,
     ) -> None:
         kind = get_strategy(check(config).strategy)
         self.config, self.population, self.memories = config, population, memories
         self.engine = Engine(backbone, config.local, kind.rank(config), working_set)
         self.strategy: Strategy = kind(self.engine.layout, config)
         self._pieces: OrderedDict[str, Sequence[Piece]] = OrderedDict()
-        self._kept, self._kept_tokens = 0, kept_tokens
+        self._cached, self._cached_tokens = 0, cached_tokens
         self._remembers = self.strategy.stateful or config.compress.remembers
         self._base_of: Message | None = None
         #: Keys and policy of secure aggregation, where it is on.
@@ -198,7 +196,7 @@ class Clients:
     def _packed(self, update: Update, message: Message, memory: Memory, client: Client) -> Message:
         """What a client sends of its update; under secure aggregation that it is ready."""
         if self.config.secure is None:
-            return pack(update, message, self.config, memory, client)
+            return pack(update, message, self.config.compress, memory, client)
         if self.parties is None:
             raise FederationError("there are no keys for secure aggregation")
         alike = self.config.privacy.mechanism != "none"  # every client counts the same then
@@ -228,12 +226,12 @@ class Clients:
         if name in self._pieces:
             self._pieces.move_to_end(name)
             return self._pieces[name]
-        found = self.engine.encode(self.population.examples(name))
-        self._pieces[name] = found
-        self._kept += sum(map(len, found))
-        while self._kept > self._kept_tokens:
-            self._kept -= sum(map(len, self._pieces.popitem(last=False)[1]))
-        return found
+        pieces = self.engine.encode(self.population.examples(name))
+        self._pieces[name] = pieces
+        self._cached += sum(map(len, pieces))
+        while self._cached > self._cached_tokens:
+            self._cached -= sum(map(len, self._pieces.popitem(last=False)[1]))
+        return pieces
 
     def _use_base(self, message: Message) -> None:
         if message is not self._base_of:

@@ -74,9 +74,9 @@ def compress(
     if not config.active:
         return {"vector": vector.astype(np.float32)}
     wanted = vector.astype(np.float64)
-    kept = memory.get(RESIDUAL) if config.remembers else None
-    if kept is not None and kept.shape == vector.shape:  # of another federation otherwise
-        wanted = wanted + kept
+    residual = memory.get(RESIDUAL) if config.remembers else None
+    if residual is not None and residual.shape == vector.shape:  # of another federation otherwise
+        wanted = wanted + residual
     count = max(1, int(np.ceil(config.top_k * vector.size)))
     places, arrays = None, {}
     chosen = wanted
@@ -184,13 +184,13 @@ def _scaled(shares: NDArray[Any], scales: Vector, block: int) -> Vector:
 
 
 def _array(arrays: Mapping[str, Array], name: str, dtype: Any, size: int) -> Array:
-    found = arrays.get(name)
-    if found is None or found.dtype != np.dtype(dtype) or found.shape != (size,):
-        what = "is missing" if found is None else f"is {found.dtype} {found.shape}"
+    array = arrays.get(name)
+    if array is None or array.dtype != np.dtype(dtype) or array.shape != (size,):
+        what = "is missing" if array is None else f"is {array.dtype} {array.shape}"
         raise FederationError(f"the array {name!r} of an update {what}, not {dtype} ({size},)")
-    if found.dtype.kind == "f" and not np.isfinite(found).all():
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise FederationError(f"the array {name!r} of an update is not finite")
-    return found
+    return array
 
 
 # Bits -----------------------------------------------------------------------------------

@@ -123,8 +123,8 @@ class Engine:
 
     def run(self, works: Sequence[tuple[Client, Sequence[Piece], Work]]) -> list[Outcome]:
         """Do clients' work together; each ends with its update, its message or an error."""
-        found = dict(self.outcomes(works))
-        return [found[i] for i in range(len(works))]
+        outcomes = dict(self.outcomes(works))
+        return [outcomes[i] for i in range(len(works))]
 
     def outcomes(
         self, works: Sequence[tuple[Client, Sequence[Piece], Work]]
@@ -161,7 +161,7 @@ class Engine:
                 plan = _plan(self.config, pieces, task.client.seed)
                 pieces = [pieces[j] for j in plan[task.request.batch % len(plan)]]
             asked += [(i, row, pieces) for row in task.request.rows]
-        found: list[list[float]] = [[] for _ in tasks]
+        means: list[list[float]] = [[] for _ in tasks]
         size = self.bank.capacity
         for start in range(0, len(asked), size):
             part = asked[start : start + size]
@@ -173,11 +173,11 @@ class Engine:
             for i, _, own in part:
                 targets = np.array([piece.targets for piece in own])
                 mine = np.array(losses[at : at + len(own)])
-                found[i].append(float((mine * targets).sum() / targets.sum()) if own else 0.0)
+                means[i].append(float((mine * targets).sum() / targets.sum()) if own else 0.0)
                 at += len(own)
             for slot in slots:
                 self.bank.remove(slot)
-        return found
+        return means
 
 
 def _plan(config: LocalConfig, pieces: Sequence[Piece], seed: int) -> list[list[int]]:

@@ -1,31 +1,71 @@
-"""The rounds of a run folder: as they are logged, read and told."""
+"""The rounds of a federation: what each came to, as it is logged, read again and shown."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pfi._util.events import Event, read_events
 from pfi.errors import StorageError
 
+#: The log in a run folder.
 FILE = "events.jsonl"
 
 
-class Events:
-    """Appends events to a run folder."""
+@dataclass(frozen=True)
+class Round:
+    """What a round came to.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
+    Attributes:
+        number: from 0.
+        asked: clients that were sent something.
+        clients: those whose update was taken.
+        failed: why others gave none.
+        refused: why updates were left out.
+        bytes_down, bytes_up: as sent, of all clients together.
+        seconds: wall-clock time.
+        losses: of held-out clients by name, where they were measured.
+        kept: whether the server's state moved on.
+        why: what held-out clients said of it, where they judge.
+        epsilon: spent so far, where there is privacy and one may be printed.
+        spent: the same for people.
+    """
 
-    def append(self, event: dict[str, Any]) -> None:
-        """Write one."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+    number: int
+    asked: int
+    clients: int
+    failed: Mapping[str, str]
+    refused: Mapping[str, str]
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+    losses: Mapping[str, float] = field(default_factory=dict)
+    kept: bool = True
+    why: str | None = None
+    epsilon: float | None = None
+    spent: str | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """The mean loss of the held-out clients."""
+        return float(np.mean(list(self.losses.values()))) if self.losses else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {**vars(self), "event": "round", "loss": self.loss}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Round:
+        """What ``to_dict`` gave."""
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
 
 
-def read_rounds(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rounds of a run, in order; a line torn by a kill is passed over.
+def read_rounds(folder: Path) -> Iterator[Event]:
+    """The logged rounds of a run, in order; a line torn by a kill is passed over.
 
     Raises:
         StorageError: there is no run, or a line is damaged.
@@ -34,17 +74,7 @@ def read_rounds(folder: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         fix = "give the folder of a federation, or wait for its first round"
         raise StorageError("there are no rounds", where=str(folder), fix=fix)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                event = json.loads(line)
-            except ValueError as error:
-                where = f"{path}, line {number}"
-                raise StorageError("the line is damaged", where=where) from error
-            if isinstance(event, dict) and event.get("event") == "round":
-                yield event
+    yield from (event for event in read_events(path) if event.get("event") == "round")
 
 
 def headline(event: Mapping[str, Any]) -> str:

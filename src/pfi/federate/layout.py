@@ -117,9 +117,9 @@ class Layout:
 
     def resized(self, row: NDArray[Any], to: Layout) -> NDArray[Any]:
         """A row in the layout of another rank: cut, or filled with zeros."""
-        made = np.zeros(to.width, row.dtype)
+        resized = np.zeros(to.width, row.dtype)
         ranks = min(self.rank, to.rank)
         for i in range(len(self.layers)):
-            to.a(made, i)[:ranks] = self.a(row, i)[:ranks]
-            to.b(made, i)[:ranks] = self.b(row, i)[:ranks]
-        return made
+            to.a(resized, i)[:ranks] = self.a(row, i)[:ranks]
+            to.b(resized, i)[:ranks] = self.b(row, i)[:ranks]
+        return resized

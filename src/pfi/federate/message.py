@@ -103,13 +103,13 @@ class Message:
         Raises:
             FederationError: it is missing or of another type or shape.
         """
-        found = self.arrays.get(name)
-        if found is None:
+        array = self.arrays.get(name)
+        if array is None:
             raise FederationError(f"a message lacks the array {name!r}")
-        if found.dtype != np.dtype(dtype) or (shape is not None and found.shape != shape):
-            what = f"the array {name!r} of a message is {found.dtype} {found.shape}"
+        if array.dtype != np.dtype(dtype) or (shape is not None and array.shape != shape):
+            what = f"the array {name!r} of a message is {array.dtype} {array.shape}"
             raise FederationError(f"{what}, not {np.dtype(dtype)} {shape or ''}".rstrip())
-        return found
+        return array
 
     def number(self, name: str) -> float:
         """A finite number that has to be there.

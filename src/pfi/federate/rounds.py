@@ -10,77 +10,27 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pfi._util.seeds import generator
 from pfi.errors import ConfigError, FederationError
 from pfi.federate.accept import Acceptance
 from pfi.federate.aggregate.combiners import Combining
 from pfi.federate.aggregate.mean import Combined
-from pfi.federate.check import check
 from pfi.federate.config import FederateConfig
-from pfi.federate.events import headline
+from pfi.federate.events import Round, headline
 from pfi.federate.message import Failure, Fleet, Message, Value
 from pfi.federate.secure.groups import run_groups
 from pfi.federate.secure.parties import Parties, secure_sums
 from pfi.federate.store import RunStore
+from pfi.federate.strategies import check
 from pfi.federate.strategy import LinearStrategy, Strategy
 from pfi.federate.work import Aggregate, State
 
 #: Called with a line for people, the rounds done and the rounds planned.
 OnRound = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Round:
-    """What a round came to.
-
-    Attributes:
-        number: from 0.
-        asked: clients that were sent something.
-        clients: those whose update was taken.
-        failed: why others gave none.
-        refused: why updates were left out.
-        bytes_down, bytes_up: as sent, of all clients together.
-        seconds: wall-clock time.
-        losses: of held-out clients by name, where they were measured.
-        kept: whether the server's state moved on.
-        why: what held-out clients said of it, where they judge.
-        epsilon: spent so far, where there is privacy and one may be printed.
-        spent: the same for people.
-    """
-
-    number: int
-    asked: int
-    clients: int
-    failed: Mapping[str, str]
-    refused: Mapping[str, str]
-    bytes_down: int
-    bytes_up: int
-    seconds: float
-    losses: Mapping[str, float] = field(default_factory=dict)
-    kept: bool = True
-    why: str | None = None
-    epsilon: float | None = None
-    spent: str | None = None
-
-    @property
-    def loss(self) -> float | None:
-        """The mean loss of the held-out clients."""
-        return float(np.mean(list(self.losses.values()))) if self.losses else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        return {**vars(self), "event": "round", "loss": self.loss}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Round:
-        """What ``to_dict`` gave."""
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
 
 
 @dataclass
@@ -182,7 +132,7 @@ class Federation:
         started = time.perf_counter()
         cohort = self._combining.cohort(number)
         done = Tally()
-        messages = self._messages(cohort, "train", number, told=self._combining.told)
+        messages = self._messages(cohort, "train", number, extra=self._combining.extra_values)
         done.down += sum(map(len, messages.values()))
         combined: Combined | None
         if self.config.secure is not None:
@@ -296,7 +246,7 @@ class Federation:
         if spent is not None:
             done = replace(done, epsilon=spent.epsilon, spent=spent.sentence)
         self._pending = None
-        self._store.append(done.to_dict())
+        self._store.append(done)
         self._store.save(self._next, self._checkpoint())
         self._on_round(headline(done.to_dict()), self._next, self.config.rounds)
 
@@ -308,7 +258,7 @@ class Federation:
         try:
             self.state, decision = self._acceptance.judge(number, self.state, lambda _: done.losses)
         except FederationError as error:
-            self._store.append(replace(done, kept=False, why=error.what).to_dict())
+            self._store.append(replace(done, kept=False, why=error.what))
             raise
         return replace(done, kept=done.kept and decision.accepted, why=decision.why)
 
@@ -319,18 +269,18 @@ class Federation:
         number: int,
         *,
         state: State | None = None,
-        told: Mapping[str, float] | None = None,
+        extra: Mapping[str, float] | None = None,
     ) -> dict[str, bytes]:
         """What clients are sent; those that are sent the same get the same bytes."""
-        made: dict[int, tuple[Message, bytes]] = {}
+        encoded: dict[int, tuple[Message, bytes]] = {}
         messages = {}
         shared = self.state if state is None else state
         for client in clients:
             content = self.strategy.broadcast(shared, client, number)
-            if id(content) not in made:
-                values = {**content.values, **(told or {}), "kind": kind, "round": number}
-                made[id(content)] = (content, Message(content.arrays, values).encode())
-            messages[client] = made[id(content)][1]
+            if id(content) not in encoded:
+                values = {**content.values, **(extra or {}), "kind": kind, "round": number}
+                encoded[id(content)] = (content, Message(content.arrays, values).encode())
+            messages[client] = encoded[id(content)][1]
         return messages
 
     def measure(self, state: State, number: int) -> dict[str, float]:
@@ -363,17 +313,17 @@ class Federation:
             values["acceptance"] = json.dumps(self._acceptance.values())
         return Message(arrays, values)
 
-    def _restore(self, found: Message) -> None:
+    def _restore(self, checkpoint: Message) -> None:
         parts: dict[str, dict[str, Any]] = {"state": {}, "combining": {}, "good": {}}
-        for name, array in found.arrays.items():
+        for name, array in checkpoint.arrays.items():
             kind, _, rest = name.partition(".")
             parts[kind][rest] = array
-        self.state, self._next = parts["state"], int(found.number("next"))
-        self._combining.restore(parts["combining"], str(found.values["combining"]))
-        pending = json.loads(str(found.values["pending"]))
+        self.state, self._next = parts["state"], int(checkpoint.number("next"))
+        self._combining.restore(parts["combining"], str(checkpoint.values["combining"]))
+        pending = json.loads(str(checkpoint.values["pending"]))
         self._pending = Round.from_dict(pending) if pending else None
-        if self.config.accept is not None and "acceptance" in found.values:
-            values = json.loads(str(found.values["acceptance"]))
+        if self.config.accept is not None and "acceptance" in checkpoint.values:
+            values = json.loads(str(checkpoint.values["acceptance"]))
             self._acceptance = Acceptance.restored(self.config.accept, values, parts["good"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pfi._util.events import Event, JsonLog
 from pfi._util.files import write_atomic, write_json
 from pfi.errors import ConfigError, FederationError, StorageError
 from pfi.federate.config import FederateConfig
-from pfi.federate.events import FILE, Events, read_rounds
+from pfi.federate.events import FILE, Round, read_rounds
 from pfi.federate.message import Message
 from pfi.federate.privacy.accounting import Spent
 from pfi.federate.strategy import Strategy
@@ -38,7 +38,7 @@ class RunStore:
 
     def __init__(self, out: Path, config: FederateConfig, *, resume: bool) -> None:
         self.out, self.config = out, config
-        self.events = out / FILE
+        self._log = JsonLog(out / FILE)
         self._checkpoints = out / "checkpoints"
         settings = out / "config.yaml"
         if settings.exists():
@@ -66,23 +66,21 @@ class RunStore:
         files = sorted(self._checkpoints.glob("round-*.safetensors"), reverse=True)
         for path in files:
             try:
-                found = Message.decode(path.read_bytes())
+                checkpoint = Message.decode(path.read_bytes())
             except (OSError, FederationError):
                 continue  # the one before it is whole
-            done = found.number("next") - (found.values["pending"] != "null")
-            kept = [event for event in self.rounds() if event["number"] < done]
-            lines = [json.dumps(event) + "\n" for event in kept]
-            write_atomic(self.events, "".join(lines))
-            return found
+            done = checkpoint.number("next") - (checkpoint.values["pending"] != "null")
+            self._log.replace([event for event in self.rounds() if event["number"] < done])
+            return checkpoint
         if files:
             fix = "start anew in another folder"
             raise StorageError("no checkpoint can be read", where=str(self._checkpoints), fix=fix)
-        self.events.unlink(missing_ok=True)
+        self._log.path.unlink(missing_ok=True)
         return None
 
-    def append(self, event: dict[str, Any]) -> None:
+    def append(self, done: Round) -> None:
         """Log a round; before its checkpoint, which never lacks it then."""
-        Events(self.out).append(event)
+        self._log.append(done.to_dict())
 
     def save(self, number: int, checkpoint: Message) -> None:
         """Keep a checkpoint, and the one of the round before."""
@@ -91,9 +89,9 @@ class RunStore:
         for old in sorted(self._checkpoints.glob("round-*.safetensors"))[:-_KEPT_CHECKPOINTS]:
             old.unlink()
 
-    def rounds(self) -> list[dict[str, Any]]:
+    def rounds(self) -> list[Event]:
         """What is logged of every round so far."""
-        return list(read_rounds(self.out)) if self.events.exists() else []
+        return list(read_rounds(self.out)) if self._log.path.exists() else []
 
     def finish(
         self, strategy: Strategy, spent: Spent | None = None, stopped: str | None = None

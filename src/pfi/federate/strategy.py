@@ -18,8 +18,7 @@ from pfi.federate.aggregate.optimizers import ServerOptimizer
 from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
-from pfi.federate.upload import unpack
-from pfi.federate.work import Aggregate, Client, Losses, Memory, Model, State, Work
+from pfi.federate.work import Aggregate, Client, Losses, Memory, Model, State, Work, unpack
 
 
 class Strategy(ABC):

@@ -1,4 +1,5 @@
-"""What strategies, rounds and clients exchange: requests to an engine, updates, models, state.
+"""What strategies, rounds and clients exchange: requests to an engine, updates as they leave the
+client and as the server reads them, models, state.
 
 A client's work is a generator that asks an engine for what needs the model (training, losses) and
 ends with its update.  An engine serves many clients' requests in one pass of a bank, or one's.
@@ -14,15 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi._util.seeds import generator
 from pfi.errors import FederationError
 from pfi.federate.aggregate.mean import Combined, Vector
+from pfi.federate.compress import RESIDUAL, CompressConfig, compress, decompress
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Array, Message, Value
+from pfi.federate.privacy.private_mean import clipped
 
 #: What the server has learnt, by name; a checkpoint holds it whole.
 State = dict[str, Array]
 #: What a client keeps at home from round to round, by name; it never leaves the device.
 Memory = dict[str, Array]
+#: Names of a message's arrays that are the update begin with it.
+_UPDATE = "update."
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,47 @@ class Update:
     part: str = ""
 
 
+def bounded(update: Update, message: Message) -> Vector:
+    """An update within the bound that the server's message tells, where it tells one.
+
+    Raises:
+        FederationError: the update is not finite.
+    """
+    if not np.isfinite(update.vector).all():
+        raise FederationError("an update is not finite", fix="lower local.learning_rate")
+    if "clip" not in message.values:
+        return update.vector.astype(np.float32, copy=False)
+    return clipped(update.vector, message.number("clip"))[0].astype(np.float32)
+
+
+def pack(
+    update: Update, message: Message, config: CompressConfig, memory: Memory, client: Client
+) -> Message:
+    """What a client sends of its update."""
+    rng = generator(client.seed, "compress")
+    residual = RESIDUAL + update.part
+    waiting = {RESIDUAL: memory[residual]} if residual in memory else {}
+    arrays = compress(bounded(update, message), config, waiting, rng)
+    if RESIDUAL in waiting:
+        memory[residual] = waiting[RESIDUAL]
+    named = {_UPDATE + name: array for name, array in arrays.items()}
+    return Message(named, {**update.values, "weight": update.weight})
+
+
+def unpack(message: Message, size: int) -> tuple[Vector, float]:
+    """A client's update, and the weight that it states.
+
+    Raises:
+        FederationError: it is malformed.
+    """
+    arrays = {
+        name.removeprefix(_UPDATE): array
+        for name, array in message.arrays.items()
+        if name.startswith(_UPDATE)
+    }
+    return decompress(arrays, size), message.number("weight")
+
+
 Request = Train | Losses
 Work = Generator[Request, Any, Update | Message]
 
@@ -135,10 +182,10 @@ class Model:
 
     def products(self) -> list[NDArray[np.float64]]:
         """Every layer's whole update, the base's included, ``(outputs, inputs)``."""
-        found = self.layout.products(self.row)
-        return (
-            found if self.base is None else [p + b for p, b in zip(found, self.base, strict=True)]
-        )
+        products = self.layout.products(self.row)
+        if self.base is None:
+            return products
+        return [product + base for product, base in zip(products, self.base, strict=True)]
 
 
 class Aggregate(ABC):
@@ -157,14 +204,14 @@ class Aggregate(ABC):
         """The next state, and how it was combined where the strategy is linear."""
 
 
-def kept(memory: Memory, name: str, dtype: Any, shape: tuple[int, ...]) -> Array | None:
+def remembered(memory: Memory, name: str, dtype: Any, shape: tuple[int, ...]) -> Array | None:
     """What a client kept by that name; None if it kept nothing.
 
     Raises:
         FederationError: it is of another type or shape, as after a change of settings.
     """
-    found = memory.get(name)
-    if found is not None and (found.dtype != np.dtype(dtype) or found.shape != shape):
-        what = f"what a client kept as {name!r} is {found.dtype} {found.shape}"
+    array = memory.get(name)
+    if array is not None and (array.dtype != np.dtype(dtype) or array.shape != shape):
+        what = f"what a client kept as {name!r} is {array.dtype} {array.shape}"
         raise FederationError(f"{what}, not {np.dtype(dtype)} {shape}", fix="begin a new run")
-    return found
+    return array

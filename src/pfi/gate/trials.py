@@ -1,7 +1,8 @@
 """What the gate rests on: its choices tried on questions whose answers are known.
 
 For a user those are their own newest records, which the adapter on trial has not learnt from
-and whose prompts show older records only; for the prior they are other users' questions.
+and whose prompts show older records only; for the prior they are other users' questions.  They
+are asked as any question is: the same prompts, the same engine.
 """
 
 from __future__ import annotations
@@ -13,26 +14,18 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-import torch
 
-from pfi.gate.choices import (
-    NOTHING,
-    Choice,
-    Floats,
-    GateConfig,
-    Tried,
-    mixing_weights,
-    plain_choices,
-)
-from pfi.inference.answering import answer
+from pfi.gate.choices import NOTHING, Choice, Floats, GateConfig, plain_choices
+from pfi.gate.prior import Tried
+from pfi.inference.answering import answers, label_scores, sampling_of, target_scores
+from pfi.inference.engine import AdapterRef, Engine, Request
 from pfi.memory.index import Memory
 from pfi.memory.prompts import Retrieval, lookalikes
-from pfi.models.adapters import Adapter, AdapterConfig
-from pfi.models.backbone import Backbone
-from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
-from pfi.models.scoring import score_labels, score_targets
 from pfi.records import History, Question, Record
 from pfi.tasks import METRICS, Task
+
+#: What answers for a user at a weight of their personal adapter; None for the backbone alone.
+Weighted = Callable[[str, float], AdapterRef | None]
 
 
 @dataclass(frozen=True)
@@ -68,27 +61,40 @@ def divide(config: GateConfig, past: History) -> tuple[History, History]:
 
 def record_trials(
     task: Task,
-    past: History,
-    newest: History,
-    memory: Memory,
+    history: History,
+    newest: Sequence[Record],
+    memory_of: Callable[[History], Memory],
     most: int,
-    rng: random.Random,
-    pool: Sequence[Record],
+    seed: int,
+    pool: Sequence[Record] = (),
 ) -> list[Trial]:
-    """Trials made from a user's newest records; each may show records older than itself."""
-    records = {record.id: record for record in newest}
-    shown = lookalikes(task, past)
+    """Trials made from a user's newest records, each as it would have been asked at its time.
+
+    Not even the words of a record that is newer than a trial count for it.
+
+    Args:
+        task: how records become questions.
+        history: the user's records, oldest first.
+        newest: its last ones.
+        memory_of: a memory of the records from before a trial.
+        most: records that may be retrieved for a trial.
+        seed: of the choices that some tasks need.
+        pool: records of other users, see ``Task.examples``.
+    """
     trials = []
-    for example in task.examples(past, rng, pool):
-        record = records.get(example.record_id)
-        if record is None:
-            continue
-        same = {i for text in example.fields.values() for i in shown.get(text, ())}
-        query = task.query_text(example.fields)
-        allowed: Any = {"before": record.time, "exclude": {record.id, *same}}
-        found = memory.search(query, most, **allowed)
-        like = memory.likeness(query, **allowed)
-        trials.append(Trial(past.user_id, example.prompt, example.target, found, like))
+    for place, record in enumerate(newest, len(history) - len(newest)):
+        known = history.before(record.time) if history.dated else history[:place]
+        memory = memory_of(known)
+        shown = lookalikes(task, known)
+        for example in task.examples(history[: place + 1], random.Random(seed), pool):
+            if example.record_id != record.id:
+                continue
+            same = {i for text in example.fields.values() for i in shown.get(text, ())}
+            query = task.query_text(example.fields)
+            allowed: Any = {"before": record.time, "exclude": {record.id, *same}}
+            records = memory.search(query, most, **allowed)
+            like = memory.likeness(query, **allowed)
+            trials.append(Trial(history.user_id, example.prompt, example.target, records, like))
     return trials
 
 
@@ -102,103 +108,107 @@ def question_trials(
     trials = []
     for question in questions:
         memory, query = memory_at(question.time), task.query_text(question.fields)
-        found, like = memory.search(query, most), memory.likeness(query)
-        trials.append(Trial(question.user_id, question.prompt, question.gold or "", found, like))
+        records, like = memory.search(query, most), memory.likeness(query)
+        trials.append(Trial(question.user_id, question.prompt, question.gold or "", records, like))
     return trials
 
 
-class Mixer:
-    """A bank that holds users' adapters at every weight that a gate may choose.
+@dataclass(frozen=True)
+class Asker:
+    """Asks trials under choices.
 
-    Args:
-        base: the backbone, with the shared adapter merged in.
-        shape: of the adapters.
-        adapters: by user; None for one without.
-        config: the gate's.
+    Attributes:
+        engine: what answers.
+        task: whose questions.
+        retrieval: how prompts are filled.
+        weighted: what answers for a user at a weight; of 0 the shared adapter alone.
     """
 
-    def __init__(
-        self,
-        base: Backbone,
-        shape: AdapterConfig,
-        adapters: Mapping[str, Adapter | None],
-        config: GateConfig,
-    ) -> None:
-        known = {user: adapter for user, adapter in adapters.items() if adapter is not None}
-        used = mixing_weights(config)
-        bank = AdapterBank(base, shape, capacity=max(1, len(known) * len(used)))
-        self._slots = {
-            (user, weight): bank.add(adapter.scaled(weight))
-            for user, adapter in known.items()
-            for weight in used
-        }
-        self.backbone = bank.backbone
+    engine: Engine
+    task: Task
+    retrieval: Retrieval
+    weighted: Weighted
 
-    def slot(self, user: str, weight: float) -> int:
-        """Where a user's adapter is at this weight; ``NO_ADAPTER`` for none."""
-        return self._slots.get((user, weight), NO_ADAPTER)
+    def request(self, trial: Trial, choice: Choice) -> Request:
+        """What an engine is asked for a trial under a choice."""
+        records = trial.records[: choice.k]
+        filled = self.retrieval.fill(self.task, trial.prompt, records)
+        adapter = self.weighted(trial.user, choice.weight_at(trial.likeness))
+        return Request(filled.ids, adapter, sampling_of(self.task))
+
+    def try_choices(self, trials: Sequence[Trial], config: GateConfig) -> dict[str, Tried]:
+        """By user what every choice gains over ``NOTHING``."""
+        tried = plain_choices(config)
+        # Choices that come to the same for a question (a user without an adapter) are tried once.
+        rows: dict[tuple[int, tuple[int, ...], str], int] = {}
+        requests, targets, asked = [], [], []
+        for number, trial in enumerate(trials):
+            for choice in tried:
+                request = self.request(trial, choice)
+                key = number, tuple(request.prompt), request.adapter.key if request.adapter else ""
+                if key not in rows:
+                    rows[key] = len(rows)
+                    requests.append(request)
+                    targets.append(trial.target)
+                asked.append(rows[key])
+        values = utilities(self.engine, self.task, requests, targets)
+        gains = values[asked].reshape(len(trials), len(tried))
+        gains = gains - gains[:, :1]
+        sure = np.zeros(len(trials))
+        if config.per_question:
+            plain = [self.request(trial, NOTHING) for trial in trials]
+            sure = confidences(self.engine, self.task, plain)
+        places: dict[str, list[int]] = {}
+        for number, trial in enumerate(trials):
+            places.setdefault(trial.user, []).append(number)
+        return {user: Tried(gains[at], sure[at]) for user, at in places.items()}
+
+    def answers(
+        self, questions: Sequence[Trial], chosen: Mapping[str, Choice], sure: float
+    ) -> list[str]:
+        """The questions' answers, each with as much as its user's choice lets through.
+
+        Args:
+            questions: what is asked.
+            chosen: by user.
+            sure: confidence from which on the shared adapter's answer stands, where the choice
+                says so.
+        """
+        unsure = [i for i, question in enumerate(questions) if chosen[question.user].if_unsure]
+        plain = [self.request(questions[i], NOTHING) for i in unsure]
+        known = confidences(self.engine, self.task, plain)
+        left = {i for i, value in zip(unsure, known, strict=True) if value >= sure}
+        return answers(
+            self.engine,
+            self.task,
+            [
+                self.request(question, NOTHING if i in left else chosen[question.user])
+                for i, question in enumerate(questions)
+            ],
+        )
 
 
-def try_choices(
-    task: Task,
-    mixer: Mixer,
-    trials: Sequence[Trial],
-    config: GateConfig,
-    retrieval: Retrieval,
-    max_prompt: int | None,
-) -> dict[str, Tried]:
-    """By user what every choice gains over ``NOTHING``."""
-    tried = plain_choices(config)
-    # Choices that come to the same for a question (a user without an adapter) are tried once.
-    rows: dict[tuple[int, int, int], int] = {}
-    asked = []
-    for i, trial in enumerate(trials):
-        for choice in tried:
-            slot = mixer.slot(trial.user, choice.weight_at(trial.likeness))
-            asked.append(rows.setdefault((i, choice.k, slot), len(rows)))
-    filled = {
-        (i, k): retrieval.fill(task, trials[i].prompt, trials[i].records[:k])
-        for i, k in dict.fromkeys((i, k) for i, k, _ in rows)
-    }
-    prompts = [filled[i, k] for i, k, _ in rows]
-    targets = [trials[i].target for i, _, _ in rows]
-    slots = [slot for _, _, slot in rows]
-    found = utilities(task, mixer.backbone, prompts, targets, slots, max_prompt)
-    gains = found[asked].reshape(len(trials), len(tried))
-    gains = gains - gains[:, :1]
-    sure = np.zeros(len(trials))
-    if config.per_question:
-        sure = confidences(task, mixer.backbone, [trial.prompt for trial in trials], max_prompt)
-    places: dict[str, list[int]] = {}
-    for i, trial in enumerate(trials):
-        places.setdefault(trial.user, []).append(i)
-    return {user: Tried(gains[at], sure[at]) for user, at in places.items()}
-
-
-def confidences(
-    task: Task, backbone: Backbone, prompts: Sequence[str], max_prompt: int | None
-) -> Floats:
-    """How sure a bank's backbone without adapters is of its answers, ``(prompts,)`` in [0, 1].
+def confidences(engine: Engine, task: Task, asked: Sequence[Request]) -> Floats:
+    """How sure a model is of its answers, ``(questions,)`` in [0, 1].
 
     The probability of the likeliest label, or the mean one of the tokens of its free text.
+
+    Args:
+        engine: what answers.
+        task: whose questions.
+        asked: with the shared adapter alone.
     """
-    plain = [NO_ADAPTER] * len(prompts)
+    if not asked:
+        return np.zeros(0)
     if task.kind != "text":
-        scores = score_labels(backbone, prompts, task.labels, max_prompt, slots=plain)
-        return _shares(scores).max(-1)
-    answers = answer(backbone, task, prompts, max_prompt, slots=plain)
-    return np.exp(score_targets(backbone, prompts, answers, max_prompt, slots=plain))
+        return _shares(label_scores(engine, task, asked)).max(-1)
+    return np.exp(target_scores(engine, asked, answers(engine, task, asked)))
 
 
 def utilities(
-    task: Task,
-    backbone: Backbone,
-    prompts: Sequence[str],
-    targets: Sequence[str],
-    slots: Sequence[int],
-    max_prompt: int | None,
+    engine: Engine, task: Task, asked: Sequence[Request], targets: Sequence[str]
 ) -> Floats:
-    """How good the model's answers are, ``(prompts,)``, greater is better.
+    """How good the model's answers are, ``(questions,)``, greater is better.
 
     Labels: the probability of the right one, or of an ordered scale the negative expected
     distance to it, which vary less from question to question than the metrics.  Free text: the
@@ -208,11 +218,9 @@ def utilities(
     if task.kind == "text":
         metric = METRICS[task.main_metric]
         sign = 1.0 if metric.higher_is_better else -1.0
-        given = answer(backbone, task, prompts, max_prompt, slots=slots)
-        pairs = zip(map(task.parse, given), map(task.parse, targets), strict=True)
+        pairs = zip(answers(engine, task, asked), map(task.parse, targets), strict=True)
         return np.array([sign * metric.compute([a], [b], task.labels) for a, b in pairs])
-    scores = score_labels(backbone, prompts, task.labels, max_prompt, slots=slots)
-    likely = _shares(scores)
+    likely = _shares(label_scores(engine, task, asked))
     if task.kind == "score":
         values = np.array([float(label) for label in task.labels])
         wanted = np.array([float(target) for target in targets])
@@ -224,37 +232,7 @@ def utilities(
 
 def _shares(scores: Sequence[Sequence[float]]) -> Floats:
     """Probabilities of labels from the logarithms of their likelihoods, ``(rows, labels)``."""
-    return torch.softmax(torch.tensor(scores, dtype=torch.float64), -1).numpy()
-
-
-def mixed_answers(
-    task: Task,
-    mixer: Mixer,
-    questions: Sequence[Trial],
-    chosen: Mapping[str, Choice],
-    sure: float,
-    retrieval: Retrieval,
-    max_prompt: int | None,
-) -> list[str]:
-    """The questions' answers, each with as much as its user's choice lets through.
-
-    Args:
-        task: the task.
-        mixer: has the users' adapters.
-        questions: what is asked.
-        chosen: by user.
-        sure: confidence from which on the shared adapter's answer stands, where the choice
-            says so.
-        retrieval: how prompts are filled.
-        max_prompt: longest prompt in tokens; what fits beside the answer when None.
-    """
-    asked = [i for i, question in enumerate(questions) if chosen[question.user].if_unsure]
-    plain = [questions[i].prompt for i in asked]
-    known = confidences(task, mixer.backbone, plain, max_prompt) if asked else np.zeros(0)
-    left = {i for i, value in zip(asked, known, strict=True) if value >= sure}
-    prompts, slots = [], []
-    for i, question in enumerate(questions):
-        choice = NOTHING if i in left else chosen[question.user]
-        prompts.append(retrieval.fill(task, question.prompt, question.records[: choice.k]))
-        slots.append(mixer.slot(question.user, choice.weight_at(question.likeness)))
-    return answer(mixer.backbone, task, prompts, max_prompt, slots=slots)
+    logs = np.array(scores, np.float64)
+    likely = np.exp(logs - logs.max(-1, keepdims=True))
+    shares: Floats = likely / likely.sum(-1, keepdims=True)
+    return shares

@@ -73,6 +73,23 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """Targets to score after a prompt.
+
+    Attributes:
+        prompt: its tokens, framed as the model expects.
+        targets: the tokens of each.
+        adapter: over the backbone; none when None.
+        owner: see ``Request``.
+    """
+
+    prompt: Sequence[int]
+    targets: Sequence[Sequence[int]]
+    adapter: AdapterRef | None = None
+    owner: str = ""
+
+
+@dataclass(frozen=True)
 class Piece:
     """What was decoded since the piece before.
 
@@ -155,6 +172,14 @@ class Engine(Protocol):
         """
         ...
 
+    def generate_all(self, requests: Sequence[Request]) -> list[Stream]:
+        """Queue several requests at once, so that they share batches from the first pass on.
+
+        Raises:
+            ConfigError: see ``generate``; then none is queued.
+        """
+        ...
+
     def score(
         self,
         prompt: Sequence[int],
@@ -163,6 +188,10 @@ class Engine(Protocol):
         owner: str = "",
     ) -> list[float]:
         """The log-probability of each target, given the prompt; natural logarithm, summed."""
+        ...
+
+    def score_all(self, asked: Sequence[Scoring]) -> list[list[float]]:
+        """As ``score`` for several prompts at once, each with targets of its own."""
         ...
 
     def forget(self, owner: str) -> None:

@@ -134,12 +134,15 @@ class MemoryFile(Closes):
     def mark(self) -> str:
         """What whoever syncs the store noted of its last sync; empty in a new file."""
         with self.errors(), self.lock:
-            return str(self._db.execute("SELECT mark FROM state").fetchone()[0])
+            return self._mark()
 
     @mark.setter
     def mark(self, mark: str) -> None:
         with self.errors(), self.lock:
             self._db.execute("UPDATE state SET mark = ?", (mark,))
+
+    def _mark(self) -> str:
+        return str(self._db.execute("SELECT mark FROM state").fetchone()[0])
 
     def version(self) -> tuple[int, int, int]:
         """Another one after every change, whoever made it."""

@@ -7,9 +7,9 @@ stays on its disk (``pfi.memory.store``), is searched by the same code.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,19 @@ KEPT_MEANS = 64
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _UNDATED = np.iinfo(np.int64).min
+
+
+class Listed(Protocol):
+    """What filters need to know of a record; a `Record` is one."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def time(self) -> datetime | None: ...
+
+    @property
+    def source(self) -> str: ...
 
 
 class Memory:
@@ -64,6 +77,7 @@ class Memory:
     ) -> None:
         self._task = task
         self._records = list(records)
+        self._listed: Sequence[Listed] = self._records  # by position
         self._embedder = embedder
         self._config = config
         # The one of its own is for queries, which are asked for more than once.
@@ -78,7 +92,7 @@ class Memory:
         check_search(config.how, embedder)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._listed)
 
     def search(
         self,
@@ -117,7 +131,7 @@ class Memory:
         if len(places) < k:
             allowed[places] = False
             places += self._latest(k - len(places), allowed)
-        found = [self._records[place] for place in places]
+        found = list(self._records_at(places).values())
         return found if budget is None else self._within(found, budget, count)
 
     def similarity(
@@ -195,7 +209,7 @@ class Memory:
         """How like each other the records of a ranking are, (n, n)."""
         places = [place for place, _ in ranking]
         if self._embedder is None:
-            return overlap([set(words(self._text(place))) for place in places])
+            return overlap([set(words(text)) for text in self._texts(places)])
         matrix = self._near().matrix[places]
         return matrix @ matrix.T
 
@@ -215,23 +229,23 @@ class Memory:
         self, before: datetime | None, exclude: Iterable[str], source: str | None
     ) -> NDArray[np.bool_]:
         """Which positions may be found, (n,); the caller may write to it."""
-        allowed = np.ones(len(self._records), dtype=bool)
+        allowed = np.ones(len(self), dtype=bool)
         if before is not None:
             if self._times is None:
-                self._times = np.array([_number(r.time) for r in self._records], dtype=np.int64)
+                self._times = np.array([_number(r.time) for r in self._listed], dtype=np.int64)
             allowed &= self._times < _number(before)
         excluded = set(exclude)
         if excluded:
             if self._positions is None:
                 positions: dict[str, list[int]] = {}
-                for place, record in enumerate(self._records):
+                for place, record in enumerate(self._listed):
                     positions.setdefault(record.id, []).append(place)
                 self._positions = positions
             allowed[[p for id_ in excluded for p in self._positions.get(id_, ())]] = False
         if source is not None:
             if self._sources is None:
                 codes: dict[str, int] = {}
-                numbers = [codes.setdefault(r.source, len(codes)) for r in self._records]
+                numbers = [codes.setdefault(r.source, len(codes)) for r in self._listed]
                 self._sources = list(codes), np.array(numbers, dtype=np.int64)
             names, each = self._sources
             allowed &= np.array([name.startswith(source) for name in names], dtype=bool)[each]
@@ -257,14 +271,12 @@ class Memory:
             return self._neighbours
 
     def _make_word_index(self) -> WordIndex:
-        texts = {place: self._text(place) for place in range(len(self))}
-        return WordIndex.of(texts, len(self))
+        return WordIndex.of(dict(enumerate(self._texts(range(len(self))))), len(self))
 
     def _make_matrix(self) -> NDArray[np.float32]:
         """The records' vectors, (n, width)."""
         assert self._embedder is not None
-        texts = [self._text(place) for place in range(len(self))]
-        return self._vectors.embed(self._embedder, texts)
+        return self._vectors.embed(self._embedder, self._texts(range(len(self))))
 
     def _vector(self, query: str) -> NDArray[np.float32]:
         """The query's vector, (width,)."""
@@ -272,8 +284,14 @@ class Memory:
         vector: NDArray[np.float32] = self._vectors.embed(self._embedder, [query])[0]
         return vector
 
-    def _text(self, place: int) -> str:
-        return self._task.document_text(self._records[place])
+    def _records_at(self, places: Sequence[int]) -> dict[int, Record]:
+        """The records at these positions, in this order; those that are gone are left out."""
+        return {place: self._records[place] for place in places}
+
+    def _texts(self, places: Sequence[int]) -> list[str]:
+        """The searched texts of the records at these positions; empty where one is gone."""
+        found, text = self._records_at(places), self._task.document_text
+        return [text(found[place]) if place in found else "" for place in places]
 
 
 def _number(time: datetime | None) -> int:

@@ -1,21 +1,40 @@
-"""Prompts with retrieved records in them, for questions and for training examples.
+"""The one rule that fills a prompt with records: for questions, trials, streams and training.
 
-An adapter that has seen retrieved records while it was trained knows what to do with them;
-so a share of the training examples carries some, always from the record's own past.
+What a model is asked in a study, what the gate tries, what an adapter is trained on and what
+`pfi ask` sends to its engine are made here, and nowhere else.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from pfi.memory.config import How
 from pfi.memory.index import Memory
-from pfi.records import History, Record
-from pfi.tasks import Example, Task
-from pfi.tasks.task import Trim
+from pfi.memory.summary import summary_prompt
+from pfi.models.prompter import Prompter, Turn
+from pfi.records import Record
+from pfi.tasks import Task
+
+# Fewer tokens than this hold no record worth reading.
+_LEAST_TOKENS = 24
+_NO_LIMIT = 1 << 40
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A prompt as a model reads it.
+
+    Attributes:
+        prompt: the text of the question, with records and summary.
+        ids: its tokens and those of the turns before it, framed as the backbone expects.
+        records: the records that it shows, best first.
+    """
+
+    prompt: str
+    ids: tuple[int, ...]
+    records: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,82 +42,103 @@ class Retrieval:
     """How prompts are filled with records.
 
     Attributes:
-        k: records a prompt.
-        budget: tokens for all records of a prompt together.
+        retrieve: records a prompt.
+        record_tokens: tokens for all records of a prompt together.
+        prompter: counts, cuts and frames tokens.
         share: share of the training examples that carry records.
-        trim: shortens a text to a number of tokens.
         how: how memory is searched; as the memory's own settings say when None.
+        max_prompt: longest prompt in tokens; what the backbone's context leaves beside the
+            answer when None.
     """
 
-    k: int
-    budget: int
-    share: float
-    trim: Trim
+    retrieve: int
+    record_tokens: int
+    prompter: Prompter
+    share: float = 0.5
     how: How | None = None
+    max_prompt: int | None = None
 
-    def fill(self, task: Task, prompt: str, records: Sequence[Record]) -> str:
-        """``prompt`` with these records, best first."""
-        return task.retrieval_prompt(prompt, records, self.trim, self.budget)
-
-    def prompt(
+    def search(
         self,
         task: Task,
         memory: Memory,
-        prompt: str,
         fields: Mapping[str, str],
         *,
         before: datetime | None = None,
         exclude: Iterable[str] = (),
-    ) -> str:
-        """``prompt`` with the records that fit its fields best."""
+    ) -> list[Record]:
+        """The records that fit a question's fields best."""
         query = task.query_text(fields)
-        records = memory.search(query, self.k, how=self.how, before=before, exclude=exclude)
-        return self.fill(task, prompt, records)
+        return memory.search(query, self.retrieve, how=self.how, before=before, exclude=exclude)
 
-    def examples(
+    def fill(
         self,
         task: Task,
-        history: History,
-        rng: random.Random,
-        pool: Sequence[Record] = (),
+        prompt: str,
+        records: Sequence[Record] = (),
         *,
-        memory: History | None = None,
-    ) -> list[Example]:
-        """The history's training examples, a share of them with records of their own past.
+        summary: str = "",
+        history: Sequence[Turn] = (),
+        room: int | None = None,
+    ) -> Filled:
+        """``prompt`` with as many of the records as fit, as tokens.
+
+        What does not fit is left out: the least useful of the records first, then the oldest
+        turns, then the end of the question.
 
         Args:
-            task: how records become examples.
-            history: what the examples are made from.  An undated one has no past: there every
-                other record may be used.
-            rng: makes the choices.
-            pool: records of other users, see ``Task.examples``.
-            memory: what is retrieved from; the history itself when None.
+            task: whose prompt it is.
+            prompt: without records.
+            records: the retrieved ones, best first.
+            summary: what is typical of the user, before the prompt; none when empty.
+            history: the turns of the conversation before the question, oldest first.
+            room: tokens of the context that are kept free for the answer; as the task says
+                when None.
         """
-        plain = task.examples(history, rng, pool)
-        if self.k < 1 or self.share <= 0:
-            return plain
-        past = history if memory is None else memory
-        index = Memory(task, past)
-        records = {record.id: record for record in history}
-        shown = lookalikes(task, past)
-        made = []
-        for example in plain:
-            if rng.random() < self.share:
-                same = [i for text in example.fields.values() for i in shown.get(text, ())]
-                record = records[example.record_id]
-                if record.made is not None:  # what it was made from would do the same
-                    same.append(record.made.source)
-                prompt = self.prompt(
-                    task,
-                    index,
-                    example.prompt,
-                    example.fields,
-                    before=record.time,
-                    exclude=[example.record_id, *same],
-                )
-                example = replace(example, prompt=prompt)
-            made.append(example)
-        return made
+        prompter, limit = self.prompter, self.limit(task, room)
+        used: list[Record] = []
+        if records:
+            # What stands around the prompt is there already, whatever the records.
+            turns = [*history, ("user", summary_prompt(prompt, summary))]
+            around = len(prompter.chat_ids(turns, _NO_LIMIT)) - len(
+                prompter.prompt_ids(prompt, _NO_LIMIT)
+            )
+            prompt, used = self._with_records(task, prompt, records, limit - around)
+        prompt = summary_prompt(prompt, summary)
+        ids = prompter.chat_ids([*history, ("user", prompt)], limit)
+        return Filled(prompt, tuple(ids), tuple(used))
+
+    def text(self, task: Task, prompt: str, records: Sequence[Record]) -> str:
+        """The text of `fill`, for a training example, whose tokens are made later."""
+        return self._with_records(task, prompt, records, self.limit(task))[0]
+
+    def limit(self, task: Task, room: int | None = None) -> int:
+        """The most tokens of a task's prompt; ``room`` as in `fill`."""
+        room = answer_room(task, self.prompter) if room is None else room
+        limit = self.prompter.max_length - (0 if self.prompter.seq2seq else room)
+        return limit if self.max_prompt is None else min(limit, self.max_prompt)
+
+    def _with_records(
+        self, task: Task, prompt: str, records: Sequence[Record], limit: int
+    ) -> tuple[str, list[Record]]:
+        """The prompt with as many of the records as fit, and these; the least useful go first.
+
+        A prompt that is too long by itself goes without them.
+        """
+        prompter, left = self.prompter, list(records)
+        budget = min(self.record_tokens, limit - len(prompter.prompt_ids(prompt)))
+        while left and budget >= _LEAST_TOKENS:
+            filled = task.retrieval_prompt(prompt, left, prompter.trim, budget)
+            # prompt_ids cuts at its limit, so ask for more than could be too long.
+            if len(prompter.prompt_ids(filled, 2 * prompter.max_length)) <= limit:
+                return filled, left
+            left.pop()
+        return prompt, []
+
+
+def answer_room(task: Task, prompter: Prompter) -> int:
+    """Tokens of the context that are kept free for a task's answer, or its longest label."""
+    return task.max_new_tokens if task.kind == "text" else prompter.longest(tuple(task.labels))
 
 
 def lookalikes(task: Task, history: Iterable[Record]) -> dict[str, list[str]]:

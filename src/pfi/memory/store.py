@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 from pfi._util.sqlite import sqlite3, transaction
 from pfi.memory._file import BUSY_SECONDS, MemoryFile, is_damage
 from pfi.memory.config import SearchConfig
-from pfi.memory.index import Memory
+from pfi.memory.embedders import Embedder
+from pfi.memory.index import Listed, Memory
 from pfi.memory.vectors import STORED, VectorCache
 from pfi.memory.words import WordIndex, add_texts, create_index
-from pfi.records import History
+from pfi.records import History, Record
 from pfi.tasks import Task, get_task
-
-if TYPE_CHECKING:
-    from pfi.memory.embedders import Embedder
 
 BATCH = 256
 AUTO = SearchConfig(how="auto")
 
 #: Called with how many records are indexed, and how many there are to index.
 Progress = Callable[[int, int], None]
+#: Gives the records with these ids, by id; those that are gone are left out.
+Fetch = Callable[[Sequence[str]], Mapping[str, Record]]
 T = TypeVar("T")
 
 
@@ -51,6 +51,21 @@ class Entry:
 
     number: int
     digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a store holds of a task at one moment.
+
+    Attributes:
+        mark: see `MemoryStore.mark`.
+        version: see `MemoryStore.version`.
+        numbers: of the rows, by record id.
+    """
+
+    mark: str
+    version: tuple[int, int, int]
+    numbers: Mapping[str, int]
 
 
 def digest(text: str) -> bytes:
@@ -258,6 +273,44 @@ class MemoryStore(MemoryFile):
         """
         return StoredMemory(self, task, history, config)
 
+    def listed_memory(
+        self,
+        task: Task,
+        listed: Sequence[Listed],
+        fetch: Fetch,
+        config: SearchConfig = AUTO,
+        *,
+        mark: str,
+    ) -> ListedMemory | None:
+        """A task's memory that is given no more than a list of the records.
+
+        It answers as `Memory` of the records does; only those that it finds are fetched.
+
+        Args:
+            task: the task, with the same searched texts as when the store was synced.
+            listed: the records, oldest first.
+            fetch: gives records.
+            config: how it is searched.
+            mark: of the sync that made the store hold exactly these records.
+
+        Returns:
+            None where the store is not as of that sync (any more), or is damaged.
+
+        Raises:
+            ConfigError: the settings ask for a search by meaning, and there is no embedder.
+        """
+        with self.errors():
+            try:
+                snapshot = self.snapshot(task.name)
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self.replace()
+                return None
+        if snapshot.mark != mark or snapshot.numbers.keys() != {record.id for record in listed}:
+            return None
+        return ListedMemory(self, task, listed, snapshot, fetch, config)
+
     def sizes(self) -> dict[str, int]:
         """The number of records by task."""
         with self.errors():
@@ -275,6 +328,21 @@ class MemoryStore(MemoryFile):
         with self.lock:
             rows = self._db.execute(query, (task,)).fetchall()
         return {id_: Entry(number, code) for id_, number, code in rows}
+
+    def snapshot(self, task: str) -> Snapshot:
+        """What is stored of a task, with the mark and the version of that moment."""
+        # The + keeps to the index that has all that is asked for, so that no text is read.
+        query = """SELECT id, records.number FROM records JOIN tasks ON +task = tasks.number
+                   WHERE name = ?"""
+        with self.lock:
+            self._db.execute("BEGIN")
+            try:
+                mark = self._mark()
+                numbers = dict(self._db.execute(query, (task,)).fetchall())
+                return Snapshot(mark, self.version(), numbers)
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
 
     def word_index(self, task: str, rows: Sequence[int]) -> WordIndex:
         """The words of a task that has records; `rows` are the row numbers by position."""
@@ -313,43 +381,41 @@ class MemoryStore(MemoryFile):
         return ("", 0) if self.embedder is None else (self.embedder.name, self.embedder.width)
 
 
-class StoredMemory(Memory):
-    """Search over records that a store holds; made by ``MemoryStore.memory``.
+class _StoreBacked(Memory):
+    """Search over records that a store holds.
 
     Records that are deleted from the store are not found from then on, whoever deleted them.
     """
 
+    _version: tuple[int, int, int]  # of the store, as of the last `_reload`
+
     def __init__(
-        self, store: MemoryStore, task: Task, history: History, config: SearchConfig
+        self, store: MemoryStore, task: Task, records: Iterable[Record], config: SearchConfig
     ) -> None:
-        super().__init__(task, history, embedder=store.embedder, config=config, vectors=store.cache)
+        super().__init__(task, records, embedder=store.embedder, config=config, vectors=store.cache)
         self._store = store
-        n = len(self)
-        self._digests = [digest(self._text(place)) for place in range(n)]
-        self._known = np.zeros(n, dtype=bool)  # those that were in the store
-        self._erased = np.zeros(n, dtype=bool)  # and are not any more
-        self._generation = store.generation
-        self._reading(self._reload)
+
+    def _begin(self) -> None:
+        """Once the records are listed: none of them was found in the store yet."""
+        self._known = np.zeros(len(self), dtype=bool)  # those that were in the store
+        self._erased = np.zeros(len(self), dtype=bool)  # and are not any more
+        self._generation = self._store.generation
 
     def _reload(self) -> None:
         """Find each record's row again."""
-        store = self._store
-        self._version = store.version()  # first: what changes from now on is noticed
-        entries = store.entries(self._task.name)
-        rows = np.full(len(self), -1, dtype=np.int64)
-        for place, record in enumerate(self._records):
-            entry = entries.get(record.id)
-            if entry is not None and entry.digest == self._digests[place]:
-                rows[place] = entry.number
+        raise NotImplementedError
+
+    def _note(self, rows: NDArray[np.int64], total: int) -> None:
+        """Take note of the records' rows, by position, -1 for none, of so many of the task."""
         stored = rows >= 0
-        if self._generation != store.generation:
+        if self._generation != self._store.generation:
             # An empty file took the place of a damaged one: nothing was deleted.
-            self._generation = store.generation
+            self._generation = self._store.generation
             self._known[:] = False
         self._erased |= self._known & ~stored
         self._known |= stored
         self._rows = rows
-        self._whole = bool(entries) and len(entries) == int(stored.sum())
+        self._whole = bool(total) and total == int(stored.sum())
         self._whole &= bool((stored | self._erased).all())
         self._word_index = None
 
@@ -375,13 +441,14 @@ class StoredMemory(Memory):
             return super()._allowed(before, exclude, source) & ~self._erased
 
     def _word_scores(self, query: str) -> NDArray[np.float64]:
-        return self._reading(lambda: super(StoredMemory, self)._word_scores(query))
+        return self._reading(lambda: super(_StoreBacked, self)._word_scores(query))
 
     def _make_word_index(self) -> WordIndex:
         if self._whole:
             return self._store.word_index(self._task.name, self._rows.tolist())
-        places = np.flatnonzero(~self._erased).tolist()
-        return WordIndex.of({place: self._text(place) for place in places}, len(self))
+        found = self._records_at(np.flatnonzero(~self._erased).tolist())
+        texts = {place: self._task.document_text(record) for place, record in found.items()}
+        return WordIndex.of(texts, len(self))
 
     def _make_matrix(self) -> NDArray[np.float32]:
         assert self._embedder is not None
@@ -393,6 +460,74 @@ class StoredMemory(Memory):
         matrix[found] = vectors[at[found]]
         missing = np.flatnonzero(~found).tolist()
         if missing:
-            texts = [self._text(place) for place in missing]
-            matrix[missing] = self._vectors.embed(self._embedder, texts)
+            matrix[missing] = self._vectors.embed(self._embedder, self._texts(missing))
         return matrix
+
+
+class StoredMemory(_StoreBacked):
+    """Search over a history, of which the store need not hold all; see ``MemoryStore.memory``."""
+
+    def __init__(
+        self, store: MemoryStore, task: Task, history: History, config: SearchConfig
+    ) -> None:
+        super().__init__(store, task, history, config)
+        self._digests = [digest(text) for text in self._texts(range(len(self)))]
+        self._begin()
+        self._reading(self._reload)
+
+    def _reload(self) -> None:
+        self._version = self._store.version()  # first: what changes from now on is noticed
+        entries = self._store.entries(self._task.name)
+        rows = np.full(len(self), -1, dtype=np.int64)
+        for place, record in enumerate(self._records):
+            entry = entries.get(record.id)
+            if entry is not None and entry.digest == self._digests[place]:
+                rows[place] = entry.number
+        self._note(rows, len(entries))
+
+
+class ListedMemory(_StoreBacked):
+    """Search over records that are fetched when found; see ``MemoryStore.listed_memory``.
+
+    No text is compared: the store's mark tells that it has the records' texts, and afterwards
+    the rows' numbers do, since a row's text never changes.
+    """
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        task: Task,
+        listed: Sequence[Listed],
+        snapshot: Snapshot,
+        fetch: Fetch,
+        config: SearchConfig,
+    ) -> None:
+        super().__init__(store, task, (), config)
+        self._listed, self._fetch, self._mark = listed, fetch, snapshot.mark
+        self._begin()
+        self._match(snapshot)
+
+    def _reload(self) -> None:
+        self._match(self._store.snapshot(self._task.name))
+
+    def _match(self, snapshot: Snapshot) -> None:
+        self._version = snapshot.version
+        numbers = [snapshot.numbers.get(record.id, -1) for record in self._listed]
+        rows = np.array(numbers, dtype=np.int64)
+        if snapshot.mark != self._mark:  # others of the same id may have come
+            same = self._generation == self._store.generation
+            rows[(rows != self._rows) | (not same)] = -1
+        self._note(rows, len(snapshot.numbers))
+
+    def _records_at(self, places: Sequence[int]) -> dict[int, Record]:
+        listed = {place: self._listed[place] for place in places}
+        fetched = self._fetch([record.id for record in listed.values()]) if listed else {}
+        found = {}
+        for place, known in listed.items():
+            record = fetched.get(known.id)
+            # Another one of that id may not fit the question's time.
+            if record is None or (record.time, record.source) != (known.time, known.source):
+                self._erased[place] = True
+            else:
+                found[place] = record
+        return found

@@ -49,6 +49,9 @@ class Prompter:
     _frames: dict[tuple[str, ...], list[list[int]] | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _longest: dict[tuple[str, ...], int] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @cached_property
     def end_id(self) -> int:
@@ -79,6 +82,12 @@ class Prompter:
     def target_ids(self, target: str, limit: int | None = None) -> list[int]:
         """A target's tokens, closed by the end token."""
         return [*self.token_ids(target)[: None if limit is None else limit - 1], self.end_id]
+
+    def longest(self, targets: tuple[str, ...]) -> int:
+        """The tokens of the longest of some targets, closed by the end token."""
+        if targets not in self._longest:
+            self._longest[targets] = max(len(self.target_ids(target)) for target in targets)
+        return self._longest[targets]
 
     def chat_ids(self, messages: Sequence[Turn], limit: int | None = None) -> list[int]:
         """A conversation's tokens, up to where the answer begins.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from pfi._util.settings import checked
 from pfi.memory.config import SearchConfig
@@ -32,9 +32,15 @@ class HomeConfig(BaseModel):
         default=None, ge=64, description="longest prompt and answer in tokens, not the backbone's"
     )
     task: str | None = Field(default=None, description="the task of questions that name none")
-    records: int = Field(default=2, ge=0, le=32, description="retrieved records in a prompt")
+    retrieve: int = Field(
+        default=2,
+        ge=0,
+        le=32,
+        validation_alias=AliasChoices("retrieve", "records"),
+        description="records retrieved for a prompt",
+    )
     record_tokens: int = Field(
-        default=512, ge=8, description="tokens for all retrieved records together"
+        default=224, ge=8, description="tokens of a prompt's records together"
     )
     summary_tokens: int = Field(
         default=0,

@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
 from pfi._util.files import write_atomic
+from pfi.augment.cache import TeacherStore
 from pfi.errors import ConfigError, StorageError
+from pfi.memory.embedders import Embedder
+from pfi.memory.store import MemoryStore
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.profile.adapters.files import Seals
 from pfi.profile.adapters.store import AdapterStore
 from pfi.profile.config import CONFIG, HomeConfig
 from pfi.profile.keys.keys import Keys, unlock
-from pfi.profile.vault.vault import Vault
-
-if TYPE_CHECKING:
-    from pfi.augment.cache import TeacherStore
-    from pfi.memory.embedders import Embedder
-    from pfi.memory.store import MemoryStore
+from pfi.profile.vault.vault import Session, SessionVault, Vault
 
 TOKENS = "tokens"  # setting in the vault: what opens the profile's models to programs
 NAMES = "names"  # setting in the vault: people whose names no teacher elsewhere shall read
@@ -55,12 +53,30 @@ class Home:
     path: Path
     config: HomeConfig
     recover: Callable[[Home], None] = field(default=_nothing, repr=False, compare=False)
+    _session: Session = field(default_factory=Session, init=False, repr=False, compare=False)
 
     def save_config(self) -> None:
         """Write `config.yaml`."""
         values = self.config.model_dump()
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_atomic(self.path / CONFIG, text)
+
+    @contextmanager
+    def vault_session(self) -> Iterator[None]:
+        """Within it this thread opens the vault once, when it is first needed.
+
+        For one question; others use the vault meanwhile, and it is closed at the end.  Sessions
+        may be nested.
+        """
+        session = self._session
+        session.depth += 1
+        try:
+            yield
+        finally:
+            session.depth -= 1
+            if not session.depth and session.vault is not None:
+                vault, session.vault = session.vault, None
+                vault.end()
 
     def open_vault(self) -> Vault:
         """The device's records; close it after use (it is a context manager).
@@ -76,6 +92,9 @@ class Home:
         Raises:
             StorageError: the vault is missing, or see `Vault`.
         """
+        session = self._session
+        if session.vault is not None:
+            return session.vault
         if not self.vault_file.exists() or not self.vault_file.stat().st_size:
             # An empty one in its place would hide the loss.
             raise StorageError(
@@ -83,18 +102,18 @@ class Home:
                 where=str(self.vault_file),
                 fix="restore it from a backup; `pfi restore` reads what `pfi export` wrote",
             )
-        return Vault(self.vault_file, key=self.keys.database("vault"))
+        key = self.keys.database("vault")
+        if session.depth:
+            session.vault = SessionVault(self.vault_file, key=key)
+            return session.vault
+        return Vault(self.vault_file, key=key)
 
     def open_memory_store(self, embedder: Embedder | None = None) -> MemoryStore:
         """The memory's file as it is; `profile.answer.memory.open_memory` brings it up to date."""
-        from pfi.memory.store import MemoryStore
-
         return MemoryStore(self.memory_file, embedder, key=self.keys.database("memory"))
 
     def open_teacher_store(self) -> TeacherStore:
         """Teachers' answers and what they cost; made when missing."""
-        from pfi.augment.cache import TeacherStore
-
         return TeacherStore(self.teacher_file, key=self.keys.database("teacher"))
 
     def open_ledger(self) -> Ledger:

@@ -200,9 +200,10 @@ class Service:
         history: Turns = (),
     ) -> Prepared:
         """Make a question to a profile's model ready; see ``Runtime.prepare``."""
-        chosen = self.task(profile, task)
         runtime = self.runtime(profile)
-        return runtime.prepare(text, chosen, k=k, fields=fields, history=history)
+        with runtime.home.vault_session():
+            chosen = self.task(profile, task)
+            return runtime.prepare(text, chosen, k=k, fields=fields, history=history)
 
     def prepare_generic(self, profile: str, messages: Turns) -> Prepared:
         """Make a talk with the plain backbone ready; ``profile`` says which backbone."""

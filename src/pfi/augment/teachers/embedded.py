@@ -45,7 +45,6 @@ class EmbeddedTeacher:
         backbone: what answers.
         retrieval: how many records a prompt shows, and in how many tokens.
         pool: public records, which it rewrites to write new ones.
-        max_prompt: longest prompt in tokens; what the backbone takes when None.
     """
 
     host: str | None = None
@@ -57,12 +56,9 @@ class EmbeddedTeacher:
         backbone: Backbone,
         retrieval: Retrieval,
         pool: Sequence[Record] = (),
-        *,
-        max_prompt: int | None = None,
     ) -> None:
         self.name = f"embedded:{backbone.name}"
         self.backbone, self.retrieval, self.pool = backbone, retrieval, pool
-        self.max_prompt = max_prompt
 
     def price(self, usage: Usage) -> Usage:
         """The usage: it costs nothing."""
@@ -108,7 +104,7 @@ class EmbeddedTeacher:
         prompts = [self._prompt(call) for call in calls]
         different = list(dict.fromkeys(prompts))
         if task.kind != "text":
-            rows = score_labels(self.backbone, different, task.labels, self.max_prompt)
+            rows = score_labels(self.backbone, different, task.labels, self.retrieval.limit(task))
             scores = dict(zip(different, rows, strict=True))
             return [
                 self._label(task, torch.tensor(scores[prompt], dtype=torch.float64), call)
@@ -126,7 +122,7 @@ class EmbeddedTeacher:
                 self.backbone,
                 [prompt for prompt, _ in made],
                 task.max_new_tokens,
-                max_prompt=self.max_prompt,
+                max_prompt=self.retrieval.limit(task),
                 temperature=temperature,
                 top_p=_TOP_P,
                 seed=[key for _, key in made],
@@ -139,11 +135,8 @@ class EmbeddedTeacher:
     def _prompt(self, call: Call) -> str:
         material = _material(call)
         assert material.question is not None
-        records = material.records[: self.retrieval.k]
-        task, retrieval = material.task, self.retrieval
-        return task.retrieval_prompt(
-            material.question.prompt, records, retrieval.trim, retrieval.budget
-        )
+        records = material.records[: self.retrieval.retrieve]
+        return self.retrieval.text(material.task, material.question.prompt, records)
 
     def _label(self, task: Task, scores: torch.Tensor, call: Call) -> str:
         """The best label, or one drawn by its probability.
@@ -174,7 +167,7 @@ class EmbeddedTeacher:
             prompts = [examples[0].prompt for examples in made if examples]
             found = None
             if prompts:
-                rows = score_labels(self.backbone, prompts, task.labels, self.max_prompt)
+                rows = score_labels(self.backbone, prompts, task.labels, self.retrieval.limit(task))
                 found = torch.tensor(rows, dtype=torch.float64).softmax(-1).mean(0)
                 found = found.clamp_min(1e-4)
             self._leanings[task.name] = found
@@ -231,7 +224,7 @@ class EmbeddedTeacher:
         """The call for an answer to the question that some fields ask."""
         material = _material(call)
         task, memory = material.task, Memory(material.task, material.records)
-        shown = tuple(memory.search(task.query_text(fields), self.retrieval.k))
+        shown = tuple(memory.search(task.query_text(fields), self.retrieval.retrieve))
         question = Example(task.prompt(fields), "", fields, "")
         asked = replace(material, purpose="answer", records=shown, question=question)
         return replace(call, material=asked)

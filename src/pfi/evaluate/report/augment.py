@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from pfi._util.events import find_events
 from pfi.evaluate.report.data import Lenient, MainMetric, finite
 from pfi.evaluate.report.plots import Plot, label_plot
 from pfi.evaluate.report.text import shorten
-from pfi.evaluate.study.events import find_events
 from pfi.tasks import get_task
 
 #: No count is larger: sums over any number of users stay finite.

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from matplotlib.ticker import MaxNLocator
 from pydantic import Field
 
+from pfi._util.events import find_events
 from pfi.evaluate.report.augment import Count
 from pfi.evaluate.report.data import (
     Cell,
@@ -41,7 +42,6 @@ from pfi.evaluate.report.plots import (
     _svg,
 )
 from pfi.evaluate.study.arms import FEDERATED, central
-from pfi.evaluate.study.events import find_events
 
 _MEGA = 1e6
 #: What quality is shown against.

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
+from pfi._util.events import find_events
 from pfi.evaluate.report.augment import Count
 from pfi.evaluate.report.data import Cell, Finite, Lenient, MainMetric
 from pfi.evaluate.report.plots import Plot, gate_plot
-from pfi.evaluate.study.events import find_events
 from pfi.gate.choices import NOTHING, Choice, GateConfig, plain_choices
 
 #: Rows and columns of a plot.

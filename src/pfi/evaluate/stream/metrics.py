@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from pfi._util.events import Event
 from pfi.evaluate.statistics import Draws
 from pfi.evaluate.stream.replay import POLICIES
 from pfi.evaluate.study.config import StudyConfig
-from pfi.evaluate.study.events import Event
 from pfi.tasks import METRICS, Task
 
 #: The gains that a run reports: a policy, and what it is compared with.

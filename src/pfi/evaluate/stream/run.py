@@ -10,27 +10,29 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pfi._util.events import Event, new_event
 from pfi._util.files import write_json
 from pfi.datasets.lamp import LampUsers
 from pfi.errors import ConfigError
 from pfi.evaluate.stream.replay import POLICIES, Step, Stream, check_flip, make_stream
-from pfi.evaluate.study.arms import DEFAULT_ARMS
+from pfi.evaluate.study.arms import ARMS, DEFAULT_ARMS
 from pfi.evaluate.study.config import StudyConfig
-from pfi.evaluate.study.events import Event, new_event
 from pfi.evaluate.study.study import OnProgress, Study, machine
 from pfi.evaluate.study.task_run import TaskRun
 from pfi.evaluate.study.task_setup import TaskSetup
-from pfi.inference.answering import answer
+from pfi.inference.answering import answers, sampling_of
+from pfi.inference.engine import Request
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
-from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
 from pfi.records import Record, User
 from pfi.tasks import Example, Task
+from pfi.train.examples import record_examples
 from pfi.train.job import Job
 
 
@@ -82,18 +84,18 @@ class StreamStudy(Study):
         if done >= set(users.ids):
             return
         shared = TaskRun(self._context(), task, backbone, users).shared_adapter()
-        setup = TaskSetup(self.config, self.out, task, backbone, shared)
-        size = self.config.working_set
-        for start in range(0, len(users), size):
-            group = users[start : start + size]
-            if done >= set(group.ids):
-                continue
-            replay = GroupStream(setup, list(group))
-            for event in replay.run(lambda text: self.progress(f"{task.name} {text}")):
-                # Those already logged were replayed again, so that the batches are the same.
-                if event["user"] not in done:
-                    self.log.append(event)
-                    self.progress(f"{task.name} stream", 1)
+        with closing(TaskSetup(self.config, self.out, task, backbone, shared)) as setup:
+            size = self.config.working_set
+            for start in range(0, len(users), size):
+                group = users[start : start + size]
+                if done >= set(group.ids):
+                    continue
+                replay = GroupStream(setup, list(group))
+                for event in replay.run(lambda text: self.progress(f"{task.name} {text}")):
+                    # Those already logged were replayed again, so that the batches are the same.
+                    if event["user"] not in done:
+                        self.log.append(event)
+                        self.progress(f"{task.name} stream", 1)
 
 
 @dataclass
@@ -127,8 +129,6 @@ class GroupStream:
         self.members = [_Member(self._stream(user, users)) for user in users]
         personal = self.config.personal
         self.training = personal.model_copy(update={"epochs": self.config.stream.epochs})
-        self.bank = AdapterBank(setup.with_shared, personal, capacity=len(users))
-        self._slots: dict[str, int] = {}
 
     def run(self, on_progress: Callable[[str], None] | None = None) -> Iterator[Event]:
         """The users' ``streamed`` events, once all of them are replayed."""
@@ -157,44 +157,48 @@ class GroupStream:
             return random.Random(self.config.seed_of("stream", self.task.name, user.id, record))
 
         others = strangers or self.setup.pool
-        return make_stream(self.task, user, self.config.stream, others, rng_of, self.config.records)
+        return make_stream(self.task, user, self.config.stream, others, rng_of, self.config.history)
 
     # Answers ------------------------------------------------------------------------
 
     def _answer(self, start: int, end: int) -> None:
         """Answer all questions that have seen ``start`` to ``end - 1`` records."""
-        prompts: list[str] = []
-        slots: list[int] = []
+        requests: list[Request] = []
         asked: list[tuple[_Member, int, str]] = []
+        setup = self.setup
+        shared = setup.adapter(ARMS["shared"])
         for member in self.members:
-            slot = self._slots.get(member.stream.user, NO_ADAPTER)
-            steps = [step for step in member.stream.steps if start <= step.seen < end]
-            for step in steps:
-                plain, filled = step.prompt, self._with_records(member.stream, step)
-                ways = {"never": (plain, NO_ADAPTER), "memory": (filled, NO_ADAPTER)}
-                if slot != NO_ADAPTER:
-                    ways |= {"adapter": (plain, slot), "both": (filled, slot)}
-                for policy, (prompt, used) in ways.items():
-                    prompts.append(prompt)
-                    slots.append(used)
+            user, own = member.stream.user, member.adapter
+            both = setup.adapter(ARMS["personal"], own, f"{user} {member.learnt}")
+            for step in (step for step in member.stream.steps if start <= step.seen < end):
+                plain = self._prompt(step)
+                filled = self._with_records(member.stream, step)
+                ways = {"never": (plain, shared), "memory": (filled, shared)}
+                if own is not None:
+                    ways |= {"adapter": (plain, both), "both": (filled, both)}
+                for policy, (ids, adapter) in ways.items():
+                    requests.append(Request(ids, adapter, sampling_of(self.task)))
                     asked.append((member, step.step, policy))
-        if not prompts:
+        if not requests:
             return
-        found = answer(self.bank.backbone, self.task, prompts, self.config.max_prompt, slots=slots)
-        for (member, place, policy), text in zip(asked, found, strict=True):
+        texts = answers(setup.engine, self.task, requests)
+        for (member, place, policy), text in zip(asked, texts, strict=True):
             member.answers.setdefault(place, {})[policy] = text
             if member.adapter is None:  # what an adapter would go on from answers for it
                 same = {"never": "adapter", "memory": "both"}[policy]
                 member.answers[place][same] = text
 
-    def _with_records(self, stream: Stream, step: Step) -> str:
-        """The prompt with records from before the step."""
+    def _prompt(self, step: Step, records: Sequence[Record] = ()) -> tuple[int, ...]:
+        """The tokens of a step's question, with these records."""
+        return self.setup.retrieval.fill(self.task, step.prompt, records).ids
+
+    def _with_records(self, stream: Stream, step: Step) -> tuple[int, ...]:
+        """The same with records from before the step."""
         if not step.seen:
-            return step.prompt
+            return self._prompt(step)
         memory = self.setup.memory(stream.seen(step.seen))
-        return self.setup.retrieval.prompt(
-            self.task, memory, step.prompt, step.fields, exclude=step.shown
-        )
+        records = self.setup.retrieval.search(self.task, memory, step.fields, exclude=step.shown)
+        return self._prompt(step, records)
 
     # Updates ------------------------------------------------------------------------
 
@@ -222,9 +226,6 @@ class GroupStream:
                     "seconds": result.seconds,
                 }
             )
-            if job.id in self._slots:
-                self.bank.remove(self._slots[job.id])
-            self._slots[job.id] = self.bank.add(result.adapter)
 
     def _job(self, member: _Member, seen: int) -> Job:
         user, name = member.stream.user, self.task.name
@@ -239,7 +240,7 @@ class GroupStream:
         past = stream.seen(seen)
         rng = random.Random(self.config.seed_of("examples", self.task.name, stream.user, seen))
         setup = self.setup
-        made = setup.retrieval.examples(self.task, past, rng, setup.pool)
+        made = record_examples(setup.retrieval, self.task, past, rng, setup.pool)
         kept = {record.id for record in past[first:]}
         return [example for example in made if example.record_id in kept]
 

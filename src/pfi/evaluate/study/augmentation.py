@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pfi._util.events import Event, new_event
 from pfi._util.files import write_atomic
 from pfi.augment.cache import TeacherStore
 from pfi.augment.client import TeacherClient
@@ -25,7 +26,6 @@ from pfi.augment.pipeline import Augmented, Augmenter, describe
 from pfi.augment.teachers.embedded import EmbeddedTeacher
 from pfi.augment.teachers.teacher import Call, Reply, Teacher, TeacherError
 from pfi.evaluate.study.checkpoints import Checkpoints
-from pfi.evaluate.study.events import Event, new_event
 from pfi.models.backbone import Backbone
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.records import History, Provenance, Record

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from urllib.parse import quote
 
+from pfi._util.events import Event, new_event
 from pfi._util.files import write_atomic
-from pfi.evaluate.study.events import Event, new_event
 from pfi.models.adapters import CONFIG_FILE, Adapter
 from pfi.train.job import TrainResult
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,8 +18,8 @@ from pfi._util.seeds import seed_of
 from pfi.augment.config import AugmentConfig
 from pfi.errors import ConfigError
 from pfi.evaluate.study.arms import DEFAULT_ARMS, FEDERATED, Kind, get_arm
-from pfi.federate.check import check
 from pfi.federate.config import FederateConfig, LocalConfig
+from pfi.federate.strategies import check
 from pfi.gate.choices import GateConfig
 from pfi.memory.config import SearchConfig
 from pfi.train.config import TrainConfig
@@ -86,21 +87,38 @@ class StudyConfig(BaseModel):
         1, ge=1, description="processes; changes no result, but for a budget's end"
     )
     seed: int = Field(0, description="decides samples, orders and initial weights")
-    k: int = Field(2, ge=1, description="records retrieved for a prompt")
+    retrieve: int = Field(
+        2,
+        ge=1,
+        validation_alias=AliasChoices("retrieve", "k"),
+        description="records retrieved for a prompt",
+    )
     search: SearchConfig = Field(
         SearchConfig(how="bm25"), description="how memory is searched, where the arm does not say"
     )
     embedder: str = Field(
         "minilm", description="sentence model of dense and hybrid search: minilm, or a folder"
     )
-    retrieval_budget: int = Field(224, ge=16, description="tokens of a prompt's records together")
+    record_tokens: int = Field(
+        224,
+        ge=16,
+        validation_alias=AliasChoices("record_tokens", "retrieval_budget"),
+        description="tokens of a prompt's records together",
+    )
     retrieval_share: float = Field(
         0.5, ge=0, le=1, description="share of training examples that carry retrieved records"
     )
-    records: int | None = Field(
-        None, ge=0, description="cut users to their last records before their first question"
+    history: int | None = Field(
+        None,
+        ge=0,
+        validation_alias=AliasChoices("history", "records"),
+        description="cut users to so many last records before their first question",
     )
-    max_prompt: int = Field(576, ge=32, description="longest prompt, in tokens")
+    max_prompt: int | None = Field(
+        None,
+        ge=32,
+        description="longest prompt, in tokens; what the backbone's context leaves when null",
+    )
     shared: TrainConfig = Field(
         TrainConfig(rank=16, alpha=32, epochs=3, batch_size=16, learning_rate=2e-3),
         description="how the shared adapter is trained",

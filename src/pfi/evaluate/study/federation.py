@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pfi._util.events import Event, new_event, read_events
 from pfi.evaluate.study.arms import FEDERATED
 from pfi.evaluate.study.checkpoints import Checkpoints
 from pfi.evaluate.study.config import StudyConfig
-from pfi.evaluate.study.events import Event, new_event, read_events
 from pfi.evaluate.study.run import Run
 from pfi.federate.config import FederateConfig
 from pfi.models.adapters import Adapter

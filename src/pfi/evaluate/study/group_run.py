@@ -15,33 +15,32 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
-from typing import Any
 
+from pfi._util.events import Event, new_event
 from pfi.augment.generators import answer_call, read_answer
 from pfi.augment.guard import Guard
 from pfi.augment.pipeline import Augmented
 from pfi.evaluate.study.arms import KINDS, Arm, Kind, get_arm
-from pfi.evaluate.study.events import Event, new_event
 from pfi.evaluate.study.task_setup import Group, TaskSetup
-from pfi.gate.choices import Tried, choices, choose
+from pfi.gate.choices import Choice
+from pfi.gate.fit import choose_for
+from pfi.gate.prior import Tried
 from pfi.gate.trials import (
-    Mixer,
+    Asker,
     Trial,
     divide,
-    mixed_answers,
     question_trials,
     record_trials,
-    try_choices,
 )
-from pfi.inference.answering import answer
+from pfi.inference.answering import answers, sampling_of
+from pfi.inference.engine import AdapterRef, Request
 from pfi.memory.index import Memory
-from pfi.memory.summary import summarise, summary_prompt
+from pfi.memory.summary import summarise
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
-from pfi.models.bank.bank import AdapterBank
 from pfi.records import History, Record, User
 from pfi.tasks import Example
-from pfi.train.examples import innocent, mixed_examples
+from pfi.train.examples import mixed_examples, record_examples, without_held_back
 from pfi.train.job import Job
 
 
@@ -77,7 +76,7 @@ class GroupRun:
             if arm.teacher:
                 yield from self._ask_teacher(arm)
             elif not arm.personal:
-                yield from self._answer(arm, self.setup.beneath(arm), self.users)
+                yield from self._answer(arm, self.users)
         for kind in KINDS.values():
             personal = [arm for arm in arms if arm.kind is kind]
             if personal:
@@ -85,10 +84,10 @@ class GroupRun:
 
     def _cut(self, user: User) -> User:
         """The user with no more records than the study allows."""
-        if self.setup.config.records is None:
+        if self.setup.config.history is None:
             return user
         past = _past(user)
-        return replace(user, history=past[max(0, len(past) - self.setup.config.records) :])
+        return replace(user, history=past[max(0, len(past) - self.setup.config.history) :])
 
     def _augment(self) -> Iterator[Event]:
         """Fill in the users' synthetic records, made from the records they may learn from."""
@@ -113,21 +112,8 @@ class GroupRun:
         for arm in arms:
             if arm.gate:
                 yield from self._gated(arm, kind, users, base, adapters)
-        arms = [arm for arm in arms if not arm.gate]
-        if not arms:
-            return
-        if together:
-            bank = AdapterBank(base, setup.config.personal, capacity=len(users))
-            slots = {user.id: bank.add(adapters[user.id]) for user in users}
-            for arm in arms:
-                yield from self._answer(arm, bank.backbone, users, slots)
-            return
-        for user in users:
-            own = adapters[user.id]
-            model = base.with_adapters([own] if own else [])
-            for arm in arms:
-                if user.id in self.group.todo[arm.name]:
-                    yield from self._answer(arm, model, [user])
+            else:
+                yield from self._answer(arm, users, adapters)
 
     def _train(
         self,
@@ -183,13 +169,13 @@ class GroupRun:
                 return []
         rng = random.Random(setup.config.seed_of("examples", self.task.name, user.id))
         if not kind.synthetic:
-            return setup.retrieval.examples(self.task, past, rng, setup.pool)
+            return record_examples(setup.retrieval, self.task, past, rng, setup.pool)
         found = self._synthetic[user.id]
         records: Sequence[Record] = (
             found.records if kind.synthetic == "filtered" else found.unfiltered
         )
         if kind.older:
-            records = innocent(records, past, newest)
+            records = without_held_back(records, past, newest)
         mix = setup.config.mix
         made, own = mixed_examples(setup.retrieval, self.task, past, records, mix, rng, setup.pool)
         if not kind.real:
@@ -208,40 +194,42 @@ class GroupRun:
         adapters: Mapping[str, Adapter | None],
     ) -> Iterator[Event]:
         """Answer with as much of the adapters and of memory as the gate lets through."""
-        config, prior = self.setup.config, self.setup.prior(arm)
+        setup = self.setup
+        config, prior = setup.config, setup.prior(arm)
         older: dict[str, Adapter | None] = {}
         yield from self._train(users, base, kind.trial, older)
         trials = [trial for user in users for trial in self._record_trials(user)]
-        found = self._try(trials, base, older)
-        all_choices, chosen = choices(config.gate), {}
+        tried = (
+            self._asker(arm, kind.trial, older).try_choices(trials, config.gate) if trials else {}
+        )
+        chosen: dict[str, Choice] = {}
         for user in users:
-            tried = found.get(user.id)
-            own = None if tried is None else tried.of_all(config.gate, prior.sure)
-            number, believed = choose(prior, own, config.gate.caution)
-            choice = chosen[user.id] = all_choices[number]
+            measures = adapters[user.id] is not None and setup.embedder is not None
+            fitted = choose_for(config.gate, prior, tried.get(user.id), by_likeness=measures)
+            chosen[user.id] = fitted.choice
             if user.id in self.group.todo[arm.name]:
                 yield new_event(
                     "gated",
                     arm=arm.name,
                     task=self.task.name,
                     user=user.id,
-                    **asdict(choice),
-                    gain=round(float(believed[number]), 5),
-                    tried=0 if own is None else len(own),
+                    **asdict(fitted.choice),
+                    gain=round(fitted.gain, 5),
+                    tried=fitted.tried,
                 )
         started = time.perf_counter()
-        mixer = Mixer(base, config.personal, adapters, config.gate)
         questions = [trial for user in users for trial in self._question_trials(user)]
-        answers = mixed_answers(
-            self.task,
-            mixer,
-            questions,
-            chosen,
-            prior.sure,
-            self.setup.retrieval,
-            config.max_prompt,
-        )
-        yield from self._answered(arm, users, answers, time.perf_counter() - started)
+        texts = self._asker(arm, kind, adapters).answers(questions, chosen, prior.sure)
+        yield from self._answered(arm, users, texts, time.perf_counter() - started)
+
+    def _asker(self, arm: Arm, kind: Kind, adapters: Mapping[str, Adapter | None]) -> Asker:
+        """What asks trials with the users' own adapters at any weight."""
+        setup = self.setup
+
+        def weighted(user: str, weight: float) -> AdapterRef | None:
+            return setup.adapter(arm, adapters[user], f"{kind.name} {user}", weight)
+
+        return Asker(setup.engine, self.task, setup.retrieval, weighted)
 
     def _record_trials(self, user: User) -> list[Trial]:
         """What the gate tries its choices on: the user's newest records."""
@@ -249,15 +237,15 @@ class GroupRun:
         _, newest = divide(config.gate, past)
         if not newest:
             return []
-        rng = random.Random(config.seed_of("trials", self.task.name, user.id))
-        memory, most = self.setup.memory(past), max(config.gate.ks)
-        return record_trials(self.task, past, newest, memory, most, rng, self.setup.pool)
+        seed = config.seed_of("trials", self.task.name, user.id)
+        most, setup = max(config.gate.ks), self.setup
+        return record_trials(self.task, past, newest, setup.memory, most, seed, setup.pool)
 
     def _question_trials(self, user: User) -> list[Trial]:
         most = max(self.setup.config.gate.ks)
         return question_trials(self.task, user.questions, partial(self._memory, user), most)
 
-    def try_questions(self, kind: Kind) -> dict[str, Tried]:
+    def try_questions(self, arm: Arm, kind: Kind) -> dict[str, Tried]:
         """By user what every choice gains on their questions, all of known answer."""
         if kind.synthetic:
             for _ in self._augment():
@@ -267,18 +255,10 @@ class GroupRun:
         for _ in self._train(self.users, base, kind, adapters):
             pass
         trials = [trial for user in self.users for trial in self._question_trials(user)]
-        return self._try([trial for trial in trials if trial.target], base, adapters)
-
-    def _try(
-        self, trials: Sequence[Trial], base: Backbone, adapters: Mapping[str, Adapter | None]
-    ) -> dict[str, Tried]:
-        if not trials:
+        known = [trial for trial in trials if trial.target]
+        if not known:
             return {}
-        config = self.setup.config
-        mixer = Mixer(base, config.personal, adapters, config.gate)
-        return try_choices(
-            self.task, mixer, trials, config.gate, self.setup.retrieval, config.max_prompt
-        )
+        return self._asker(arm, kind, adapters).try_choices(known, self.setup.config.gate)
 
     # Answers ------------------------------------------------------------------------
 
@@ -290,40 +270,35 @@ class GroupRun:
         return self._memories[key]
 
     def _answer(
-        self,
-        arm: Arm,
-        model: Backbone,
-        users: Sequence[User],
-        slots: Mapping[str, int] | None = None,
+        self, arm: Arm, users: Sequence[User], adapters: Mapping[str, Adapter | None] | None = None
     ) -> Iterator[Event]:
-        """Answer all questions of some users in one batch; events for those users left to do.
+        """Answer all questions of some users at once; events for those users left to do.
 
         Users already done are answered again, so that a resumed run has the same batches.
+
+        Args:
+            arm: the method.
+            users: whose questions.
+            adapters: their own, for an arm with personal adapters.
         """
-        started = time.perf_counter()
-        prompts = []
+        started, setup, asked = time.perf_counter(), self.setup, []
+        retrieval = replace(setup.retrieval, retrieve=arm.k or setup.config.retrieve, how=arm.how)
         for user in users:
-            k = arm.k or self.setup.config.k
-            retrieval = replace(self.setup.retrieval, k=k, how=arm.how)
+            own = (adapters or {}).get(user.id)
+            adapter = setup.adapter(arm, own, f"{arm.personal} {user.id}")
             for question in user.questions:
-                prompt = question.prompt
+                records: Sequence[Record] = ()
+                summary = ""
                 if arm.memory:
                     memory = self._memory(user, question.time)
-                    prompt = retrieval.prompt(self.task, memory, prompt, question.fields)
-                    if arm.profile:
-                        prompt = self._with_summary(prompt, user, question.time)
-                prompts.append(prompt)
-        routed: dict[str, Any] = {}
-        if slots is not None:
-            routed["slots"] = [slots[user.id] for user in users for _ in user.questions]
-        limit = self.setup.config.max_prompt
-        answers = answer(model, self.task, prompts, limit, **routed)
-        yield from self._answered(arm, users, answers, time.perf_counter() - started)
-
-    def _with_summary(self, prompt: str, user: User, time: datetime | None) -> str:
-        """The prompt with a summary of the user's records of before that time."""
-        summary = summarise(self.task, user.history.before(time), self.setup.backbone.trim)
-        return summary_prompt(prompt, summary)
+                    records = retrieval.search(self.task, memory, question.fields)
+                if arm.profile:
+                    past = user.history.before(question.time)
+                    summary = summarise(self.task, past, retrieval.prompter.trim)
+                filled = retrieval.fill(self.task, question.prompt, records, summary=summary)
+                asked.append(Request(filled.ids, adapter, sampling_of(self.task)))
+        texts = answers(setup.engine, self.task, asked)
+        yield from self._answered(arm, users, texts, time.perf_counter() - started)
 
     def _ask_teacher(self, arm: Arm) -> Iterator[Event]:
         """Answer all questions by the teacher; one that it has no answer to is left empty."""
@@ -335,7 +310,7 @@ class GroupRun:
                 found: Sequence[Record] = []
                 if arm.memory:
                     query = self.task.query_text(question.fields)
-                    most = min(setup.config.k, setup.config.augment.records_per_call)
+                    most = min(setup.config.retrieve, setup.config.augment.records_per_call)
                     found = self._memory(user, question.time).search(query, most)
                 fields = question.fields
                 if setup.augmentation.client.redacts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from pfi._util.files import write_json
@@ -17,7 +18,7 @@ from pfi.evaluate.study.arms import Arm
 from pfi.evaluate.study.config import StudyConfig
 from pfi.evaluate.study.group_run import GroupRun
 from pfi.evaluate.study.task_setup import Group, TaskSetup, prior_file
-from pfi.gate.choices import Prior, Tried
+from pfi.gate.prior import Prior, Tried
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.tasks import Task
@@ -64,16 +65,16 @@ def make_prior(
     limit, size = config.population_users, config.working_set
     users = open_users(folder, task, split, limit=limit, seed=config.seed)
     apart = config.model_copy(update={"split": split})
-    setup = TaskSetup(apart, out / FOLDER, task, backbone, shared)
-    tried: list[Tried] = []
-    for index, start in enumerate(range(0, len(users), size)):
-        done = out / FOLDER / "gains" / f"{task.name}-{arm.name}-{index}.json"
-        if not done.exists():
-            group = Group(index, users[start : start + size], {}, {})
-            found = GroupRun(setup, group).try_questions(arm.kind)
-            write_json(done, {user: entry.to_dict() for user, entry in found.items()})
-        tried += map(Tried.from_dict, json.loads(done.read_text("utf-8")).values())
-        on_progress(min(start + size, len(users)), len(users))
+    with closing(TaskSetup(apart, out / FOLDER, task, backbone, shared)) as setup:
+        tried: list[Tried] = []
+        for index, start in enumerate(range(0, len(users), size)):
+            done = out / FOLDER / "gains" / f"{task.name}-{arm.name}-{index}.json"
+            if not done.exists():
+                group = Group(index, users[start : start + size], {}, {})
+                found = GroupRun(setup, group).try_questions(arm, arm.kind)
+                write_json(done, {user: entry.to_dict() for user, entry in found.items()})
+            tried += map(Tried.from_dict, json.loads(done.read_text("utf-8")).values())
+            on_progress(min(start + size, len(users)), len(users))
     try:
         prior = Prior.fit(tried, config.gate)
     except ValueError as error:

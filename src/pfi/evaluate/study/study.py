@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from pfi._util.events import new_event
 from pfi._util.files import write_atomic, write_json
 from pfi._util.version import __version__
 from pfi.datasets.lamp import LampUsers, available_tasks, open_users, write_predictions
@@ -26,7 +27,7 @@ from pfi.errors import DataError, StorageError
 from pfi.evaluate.statistics import UserAnswers, summarise
 from pfi.evaluate.study.arms import central, get_arm
 from pfi.evaluate.study.config import StudyConfig
-from pfi.evaluate.study.events import EventLog, new_event
+from pfi.evaluate.study.events import EventLog
 from pfi.evaluate.study.run import Run
 from pfi.evaluate.study.task_run import TaskRun
 from pfi.memory.embedders import find_embedder

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+from pfi._util.events import Event, new_event, read_events
 from pfi.datasets.lamp import LampUsers
 from pfi.evaluate.study.arms import FEDERATED, KINDS, Arm
 from pfi.evaluate.study.checkpoints import Checkpoints
-from pfi.evaluate.study.events import Event, new_event, read_events
 from pfi.evaluate.study.federation import federate
 from pfi.evaluate.study.group_run import run_group
 from pfi.evaluate.study.population import make_prior
 from pfi.evaluate.study.run import Run
 from pfi.evaluate.study.task_setup import Group, TaskSetup
 from pfi.evaluate.study.workers import run_in_workers
-from pfi.memory.index import Memory
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
-from pfi.records import User
 from pfi.tasks import Example, Task
+from pfi.train.examples import question_examples, record_examples
 from pfi.train.job import train_one
 
 
@@ -65,9 +65,9 @@ class TaskRun:
             given = shared is not None
             yield from run_in_workers(config, out, self.task, self.groups(), shared=given)
             return
-        setup = TaskSetup(config, out, self.task, self.backbone, shared)
-        for group in self.groups():
-            yield from run_group(setup, group)
+        with closing(TaskSetup(config, out, self.task, self.backbone, shared)) as setup:
+            for group in self.groups():
+                yield from run_group(setup, group)
 
     def groups(self) -> Iterator[Group]:
         """The groups with something left to do.
@@ -147,24 +147,9 @@ class TaskRun:
         setup = TaskSetup(self._run.config, self._run.out, self.task, self.backbone, None)
         rng = random.Random(self._run.config.seed_of("examples", self.task.name))
         for user in setup.train_users():
-            made = list(setup.retrieval.examples(self.task, user.history, rng, setup.pool))
-            yield user.id, [*made, *self._question_examples(setup, user, rng)]
-
-    def _question_examples(
-        self, setup: TaskSetup, user: User, rng: random.Random
-    ) -> Iterator[Example]:
-        """A train user's answered questions, a share of them with retrieved records."""
-        memory = Memory(self.task, user.history)
-        for question in user.questions:
-            if question.gold is None:
-                continue
-            example = self.task.example(question)
-            if rng.random() < setup.retrieval.share:
-                prompt = setup.retrieval.prompt(
-                    self.task, memory, question.prompt, question.fields, before=question.time
-                )
-                example = Example(prompt, example.target, example.fields, example.record_id)
-            yield example
+            own = record_examples(setup.retrieval, self.task, user.history, rng, setup.pool)
+            asked = question_examples(setup.retrieval, self.task, user.history, user.questions, rng)
+            yield user.id, [*own, *asked]
 
     def _copy_shared(self, run: Path, kind: str) -> None:
         """Take this task's shared adapter, and the events of its training, from another run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from pfi.augment.teachers.embedded import EmbeddedTeacher
@@ -16,7 +16,10 @@ from pfi.evaluate.study.arms import FEDERATED, Arm
 from pfi.evaluate.study.augmentation import Augmentation
 from pfi.evaluate.study.checkpoints import Checkpoints
 from pfi.evaluate.study.config import StudyConfig
-from pfi.gate.choices import Prior
+from pfi.gate.prior import Prior
+from pfi.inference.answering import Part, combined
+from pfi.inference.engine import AdapterRef, Engine
+from pfi.inference.torch.engine import TorchEngine
 from pfi.memory.embedders import Embedder, find_embedder
 from pfi.memory.index import Memory, VectorCache
 from pfi.memory.prompts import Retrieval
@@ -65,14 +68,17 @@ class TaskSetup:
         self.checkpoints = Checkpoints(out)
         self.trainer = get_trainer(config.engine, config.working_set)
         self.retrieval = Retrieval(
-            config.k, config.retrieval_budget, config.retrieval_share, backbone.trim
+            config.retrieve,
+            config.record_tokens,
+            backbone.prompter,
+            config.retrieval_share,
+            max_prompt=config.max_prompt,
         )
         self._shared = shared
-        self._federated: tuple[str, Backbone] | None = None
         self._vectors = VectorCache()
 
     @cached_property
-    def _embedder(self) -> Embedder | None:
+    def embedder(self) -> Embedder | None:
         return find_embedder(self.config.embedder)
 
     def memory(self, records: Iterable[Record]) -> Memory:
@@ -80,7 +86,7 @@ class TaskSetup:
         return Memory(
             self.task,
             records,
-            embedder=self._embedder,
+            embedder=self.embedder,
             config=self.config.search,
             vectors=self._vectors,
         )
@@ -95,16 +101,43 @@ class TaskSetup:
         """The backbone with the shared adapter merged in."""
         return self.backbone.with_adapters([self._shared] if self._shared else [])
 
-    def beneath(self, arm: Arm) -> Backbone:
-        """What an arm without personal adapters answers with."""
-        if not arm.federated:
-            return self.with_shared if arm.shared else self.backbone
-        if self._federated is None or self._federated[0] != arm.federated:
-            self._federated = None  # frees its weights before those of the next are made
-            adapter = self.checkpoints.load(FEDERATED + arm.federated, self.task.name)
-            assert adapter is not None, "it is trained before any group of users"
-            self._federated = arm.federated, self.backbone.with_adapters([adapter])
-        return self._federated[1]
+    @cached_property
+    def engine(self) -> Engine:
+        """What answers, as on a device: the plain backbone, adapters loaded beside it."""
+        return TorchEngine(self.backbone, capacity=2 * self.config.working_set)
+
+    def close(self) -> None:
+        """End the engine."""
+        if "engine" in self.__dict__:
+            self.engine.close()
+            del self.__dict__["engine"]
+
+    def adapter(
+        self, arm: Arm, own: Adapter | None = None, name: str = "", weight: float = 1.0
+    ) -> AdapterRef | None:
+        """The adapters that an arm answers with, as one.
+
+        Args:
+            arm: says which lie beneath the user's own.
+            own: the user's adapter; None for none.
+            name: another one for each of other weights: of its kind and user.
+            weight: of it.
+        """
+        parts: list[Part] = []
+        if arm.federated:
+            kind = FEDERATED + arm.federated
+            parts.append((kind, partial(self._stored, kind), 1.0))
+        elif arm.shared and self._shared is not None:
+            shared = self._shared
+            parts.append(("shared", lambda: shared, 1.0))
+        if own is not None:
+            parts.append((name, lambda: own, weight))
+        return combined(parts)
+
+    def _stored(self, kind: str) -> Adapter:
+        adapter = self.checkpoints.load(kind, self.task.name)
+        assert adapter is not None, "it is trained before any group of users"
+        return adapter
 
     def train_users(self) -> LampUsers:
         """The users whose records the shared adapter is learnt from."""
@@ -142,9 +175,7 @@ class TaskSetup:
 
     def _teacher(self) -> Teacher:
         def embedded() -> Teacher:
-            return EmbeddedTeacher(
-                self.with_shared, self.retrieval, self._public, max_prompt=self.config.max_prompt
-            )
+            return EmbeddedTeacher(self.with_shared, self.retrieval, self._public)
 
         return make_teacher(self.config.augment.teacher, embedded=embedded)
 

@@ -69,8 +69,8 @@ class Combining:
         return fixed_cohort(self.clients, min(wanted, len(self.clients)), seed)
 
     @property
-    def told(self) -> dict[str, float]:
-        """What clients are told beside what the strategy broadcasts: the bound of their updates."""
+    def extra_values(self) -> dict[str, float]:
+        """Sent to clients beside what the strategy broadcasts: the bound of their updates."""
         return {} if self._private is None else {"clip": self._private.clip}
 
     def combiner(self, cohort: Collection[str], number: int) -> Combiner:
@@ -100,7 +100,7 @@ class Combining:
         if self.config.robust is not None:
             size = max(len(group.survivors()) for group in groups)
             seed = seed_of(self.config.seed, "robust", number)
-            found = across_groups(
+            combined = across_groups(
                 means.astype(np.float32),
                 weights,
                 size,
@@ -108,7 +108,7 @@ class Combining:
                 last=self._last,
                 seed=seed,
             )
-            return Combined(found.vector, len(names), found.refused)
+            return Combined(combined.vector, len(names), combined.refused)
         return Combined(np.average(means, axis=0, weights=weights), len(names))
 
     def taken(self, combined: Combined) -> None:

@@ -53,11 +53,11 @@ def compress(model: Model, rank: int) -> tuple[Model, float]:
     if rank < 1:
         raise FederationError(f"nothing can be compressed to the rank {rank}")
     products = model.products()
-    made = _joined(model.layout, _svds(products), rank)
-    pairs = list(zip(products, made.products(), strict=True))
+    compressed = _joined(model.layout, _svds(products), rank)
+    pairs = list(zip(products, compressed.products(), strict=True))
     whole = sum(float(np.square(product).sum()) for product, _ in pairs)
     lacks = sum(float(np.square(product - other).sum()) for product, other in pairs)
-    return made, float(np.sqrt(lacks / whole)) if whole else 0.0
+    return compressed, float(np.sqrt(lacks / whole)) if whole else 0.0
 
 
 def as_adapter(model: Model, settings: Mapping[str, Any]) -> Adapter:
@@ -86,8 +86,8 @@ def _svds(products: Sequence[NDArray[np.float64]]) -> list[Svd]:
     """``u, s, vh`` of every layer's product."""
     if not all(np.isfinite(product).all() for product in products):
         raise FederationError("a model is not finite", fix="go back to an earlier round")
-    found = [np.linalg.svd(product, full_matrices=False) for product in products]
-    return [(part.U, part.S, part.Vh) for part in found]
+    parts = [np.linalg.svd(product, full_matrices=False) for product in products]
+    return [(part.U, part.S, part.Vh) for part in parts]
 
 
 def _rank(values: NDArray[np.float64]) -> int:

@@ -59,17 +59,17 @@ class ServerOptimizer:
             update: of the array's shape.
         """
         config, old = self.config, state[name].astype(np.float64)
-        kept: dict[str, Array] = {}
+        moments: dict[str, Array] = {}
         rate = config.learning_rate
         if config.warmup or config.decay != "none":
             done = int(state.get(f"{name}.steps", np.zeros(())))
-            kept[f"{name}.steps"] = np.array(done + 1)
+            moments[f"{name}.steps"] = np.array(done + 1)
             rate *= self._share(done)
         if config.optimizer == "fedavg":
             if config.momentum:
                 update = config.momentum * _moment(state, f"{name}.first", old, 0.0) + update
-                kept[f"{name}.first"] = update
-            return {name: (old + rate * update).astype(np.float32), **kept}
+                moments[f"{name}.first"] = update
+            return {name: (old + rate * update).astype(np.float32), **moments}
         first = _moment(state, f"{name}.first", old, 0.0)
         first = config.beta1 * first + (1 - config.beta1) * update
         second = _moment(state, f"{name}.second", old, config.tau**2)
@@ -81,8 +81,8 @@ class ServerOptimizer:
         else:
             second = second - (1 - config.beta2) * square * np.sign(second - square)
         new = old + rate * first / (np.sqrt(second) + config.tau)
-        kept |= {f"{name}.first": first, f"{name}.second": second}
-        return {name: new.astype(np.float32), **kept}
+        moments |= {f"{name}.first": first, f"{name}.second": second}
+        return {name: new.astype(np.float32), **moments}
 
     def _share(self, done: int) -> float:
         """Of the rate, after so many steps."""
@@ -95,5 +95,5 @@ class ServerOptimizer:
 
 
 def _moment(state: dict[str, Array], name: str, like: Array, start: float) -> Array:
-    found = state.get(name)
-    return np.full(like.shape, start) if found is None else found
+    moment = state.get(name)
+    return np.full(like.shape, start) if moment is None else moment

@@ -247,16 +247,16 @@ def bad_groups(share: float, size: int) -> float:
     Raises:
         ConfigError: it is half of the groups: no rule can help.
     """
-    found = 1.0 - (1.0 - share) ** size
-    if found >= 0.5:
+    groups = 1.0 - (1.0 - share) ** size
+    if groups >= 0.5:
         most = 1.0 - 0.5 ** (1.0 / size)
         raise ConfigError(
-            f"with {share:.0%} bad clients, {found:.0%} of groups of {size} have one",
+            f"with {share:.0%} bad clients, {groups:.0%} of groups of {size} have one",
             where="robust.bad",
             fix=f"groups of {size} withstand less than {most:.1%} bad clients; "
             "expect fewer, or make groups smaller",
         )
-    return found
+    return groups
 
 
 def across_groups(

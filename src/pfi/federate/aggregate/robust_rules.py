@@ -45,9 +45,9 @@ def trimmed_mean(values: Floats, weights: Floats, bad: int) -> Floats:
     sizes = weights[order]
     reached = np.cumsum(sizes, axis=0)
     total, cut = reached[-1], reached[-1] * bad / count
-    kept = np.minimum(reached, total - cut) - np.maximum(reached - sizes, cut)
-    kept = np.maximum(kept, 0.0)
-    return (np.take_along_axis(values, order, axis=0) * kept).sum(axis=0) / kept.sum(axis=0)
+    inside = np.minimum(reached, total - cut) - np.maximum(reached - sizes, cut)
+    inside = np.maximum(inside, 0.0)
+    return (np.take_along_axis(values, order, axis=0) * inside).sum(axis=0) / inside.sum(axis=0)
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def krum(pairs: Pairs, weights: Floats, bad: int, *, keep: int = 1) -> Floats:
     if pairs.count == 1:
         shares[0] = 1.0
         return shares
-    kept = np.argsort(krum_scores(pairs, bad), kind="stable")[:keep]
-    shares[kept] = weights[kept] / weights[kept].sum()
+    chosen = np.argsort(krum_scores(pairs, bad), kind="stable")[:keep]
+    shares[chosen] = weights[chosen] / weights[chosen].sum()
     return shares
 
 
@@ -288,15 +288,15 @@ def add_up(
     """The sum ``(width,)`` of updates by their shares; the rest stays at the centre."""
     count, width = updates.shape
     rest = 1.0 - float(shares.sum())
-    made = np.zeros(width)
+    total = np.zeros(width)
     for block in blocks(width, count):
         part = updates[:, block].astype(np.float64)
-        made[block] = shares[:count] @ part
+        total[block] = shares[:count] @ part
         if reference is not None and shares[count]:
-            made[block] += shares[count] * reference[block]
+            total[block] += shares[count] * reference[block]
         if abs(rest) > 1e-9:
-            made[block] += rest * centre(updates[:, block])
-    return made
+            total[block] += rest * centre(updates[:, block])
+    return total
 
 
 def by_coordinate(
@@ -314,8 +314,8 @@ def by_coordinate(
         mixing: ``(rows, n)``, or None for the updates themselves.
     """
     count, width = updates.shape
-    made = np.zeros(width)
+    result = np.zeros(width)
     for block in blocks(width, 2 * count):
         part = updates[:, block].astype(np.float64)
-        made[block] = rule(part if mixing is None else mixing @ part, weights)
-    return made
+        result[block] = rule(part if mixing is None else mixing @ part, weights)
+    return result

@@ -102,8 +102,8 @@ def make_homes(
     for user in users.clients():
         client = f"user-{user}"
         # Made-up devices, whose keys do not belong into the keyring of who runs this.
-        made = HomeConfig(backbone=backbone, task=task)
-        home = create_home(client, root=out / DEVICES, config=made, lock="file")
+        home_config = HomeConfig(backbone=backbone, task=task)
+        home = create_home(client, root=out / DEVICES, config=home_config, lock="file")
         with home.open_vault() as vault:
             vault.add(users.history(user))
         folders[client] = home.path / FOLDER

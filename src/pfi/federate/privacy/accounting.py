@@ -228,8 +228,8 @@ def calibrated(plan: Plan, epsilon: float, rounds: int) -> Plan:
         )
 
     def excess(log_noise: float) -> float:
-        found = Accountant(replace(plan, noise=math.exp(log_noise))).epsilon(rounds)
-        return min(found, 1e9) - epsilon
+        spent = Accountant(replace(plan, noise=math.exp(log_noise))).epsilon(rounds)
+        return min(spent, 1e9) - epsilon
 
     # Without lots there is a formula; with lots less noise is enough.
     size = plan.sensitivity(rounds) if plan.sampling == "turns" else math.sqrt(rounds)

@@ -89,10 +89,10 @@ class Tree(Factor):
 
     def matrix(self) -> Floats:
         """See ``Factor``: row t is 1 on the rounds that its node covers."""
-        found = np.zeros((self.rounds, self.rounds))
+        matrix = np.zeros((self.rounds, self.rounds))
         for t in range(1, self.rounds + 1):
-            found[t - 1, t - (t & -t) : t] = 1
-        return found
+            matrix[t - 1, t - (t & -t) : t] = 1
+        return matrix
 
     def stream(self) -> Stream:
         """See ``Factor``."""
@@ -104,11 +104,11 @@ class Tree(Factor):
         A node that a client is in n times adds n² to the square of the sensitivity, which is n
         for each of them; n is at most what fits into the node.
         """
-        found = np.zeros(rounds)
+        weights = np.zeros(rounds)
         for t in range(1, rounds + 1):
             size = t & -t
-            found[t - size : t] += min(most, -(-size // separation))
-        return found
+            weights[t - size : t] += min(most, -(-size // separation))
+        return weights
 
     def running_error(self) -> float:
         """See ``Factor``: a running sum has as many nodes as its round has binary ones."""

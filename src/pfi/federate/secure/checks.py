@@ -150,9 +150,9 @@ def secret(value: int, limit: int) -> None:
     _refuse(value >= limit, "shares do not belong to one secret")
 
 
-def shape(found: tuple[int, ...], length: int) -> None:
+def shape(actual: tuple[int, ...], length: int) -> None:
     """The vector has the policy's length."""
-    _refuse(found != (length,), f"a vector of shape {found}, the policy's is ({length},)")
+    _refuse(actual != (length,), f"a vector of shape {actual}, the policy's is ({length},)")
 
 
 def finite(ok: bool) -> None:
@@ -169,10 +169,10 @@ def in_range(largest: float, limit: float) -> None:
     )
 
 
-def weight(value: float, heaviest: int) -> None:
+def weight(value: float, max_weight: int) -> None:
     """A weight is a whole number up to the policy's heaviest, so that the sum cannot overflow."""
-    ok = 1 <= value <= heaviest and int(value) == value
-    _refuse(not ok, f"a weight of {value!r} is not a whole number from 1 to {heaviest}")
+    ok = 1 <= value <= max_weight and int(value) == value
+    _refuse(not ok, f"a weight of {value!r} is not a whole number from 1 to {max_weight}")
 
 
 # What the server refuses ---------------------------------------------------------------
@@ -198,6 +198,6 @@ def committed(ok: bool, name: str) -> None:
     _refuse(not ok, f"client {name} returned a share that is not the one it was given")
 
 
-def restored(found: bytes, public: bytes, name: str) -> None:
+def restored(key: bytes, public: bytes, name: str) -> None:
     """A restored private key is that of the public one."""
-    _refuse(found != public, f"the shares of client {name}'s key restore another key")
+    _refuse(key != public, f"the shares of client {name}'s key restore another key")

@@ -77,8 +77,8 @@ class Rounds:
         if not path.exists():
             return {}
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return {str(name): int(last) for name, last in found.items()}
+            joined = json.loads(path.read_text(encoding="utf-8"))
+            return {str(name): int(last) for name, last in joined.items()}
         except (ValueError, AttributeError, TypeError) as error:
             # Not taken for empty: an old round could be replayed.
             raise FederationError(

@@ -26,10 +26,10 @@ _ZEROS = memoryview(bytes(_PIECE))
 
 def hash_of(*parts: bytes) -> bytes:
     """SHA-256 of parts, each with its length, so that no two lists of parts are alike."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
-        found.update(len(part).to_bytes(8, "big") + part)
-    return found.digest()
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()
 
 
 def verify(public: bytes, signature: bytes, payload: bytes) -> bool:

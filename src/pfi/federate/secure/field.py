@@ -44,15 +44,15 @@ def split(secret: bytes, points: Sequence[int], threshold: int) -> list[bytes]:
 def weights(points: Sequence[int]) -> list[int]:
     """What shares at these points are multiplied with to give the secret: Lagrange at zero."""
     checks.points(points, PRIME)
-    found = []
+    factors = []
     for point in points:
         above, below = 1, 1
         for other in points:
             if other != point:
                 above = above * other % PRIME
                 below = below * (other - point) % PRIME
-        found.append(above * pow(below, -1, PRIME) % PRIME)
-    return found
+        factors.append(above * pow(below, -1, PRIME) % PRIME)
+    return factors
 
 
 def combine(shares: Sequence[bytes], weights: Sequence[int]) -> bytes:

@@ -91,11 +91,11 @@ class Terms:
         """
         numbers = message.array("members", np.int32)
         checks.members(numbers, len(self.names))
-        found: list[int] = numbers.tolist()
-        checks.enough(len(found), self.needed)
+        members: list[int] = numbers.tolist()
+        checks.enough(len(members), self.needed)
         if before is not None:
-            checks.left(found, before)
-        return found
+            checks.left(members, before)
+        return members
 
 
 def as_bytes(rows: NDArray[Any]) -> list[bytes]:

@@ -16,7 +16,7 @@ from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
 from pfi.federate.strategy import LinearStrategy
-from pfi.federate.work import Client, Memory, Model, State, Train, Trained, Update, Work, kept
+from pfi.federate.work import Client, Memory, Model, State, Train, Trained, Update, Work, remembered
 
 
 class RoLoRA(LinearStrategy):
@@ -136,5 +136,5 @@ class FedSA(LinearStrategy):
 
     def _row(self, a: NDArray[np.float32], memory: Memory) -> Row:
         width = self.layout.width - self.layout.split
-        b = kept(memory, "b", np.float32, (width,))
+        b = remembered(memory, "b", np.float32, (width,))
         return np.concatenate([a, np.zeros(width, np.float32) if b is None else b])

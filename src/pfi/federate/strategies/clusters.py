@@ -18,7 +18,6 @@ from pfi.errors import FederationError
 from pfi.federate.aggregate.mean import Combined, Combiner, Vector, WeightedMean
 from pfi.federate.message import Array, Message, Value
 from pfi.federate.strategy import Strategy
-from pfi.federate.upload import unpack
 from pfi.federate.work import (
     Aggregate,
     Client,
@@ -30,7 +29,8 @@ from pfi.federate.work import (
     Trained,
     Update,
     Work,
-    kept,
+    remembered,
+    unpack,
 )
 
 #: Makes the combiner of one cluster's updates, given their size.
@@ -101,8 +101,9 @@ class _Groups(Aggregate):
             if combined.clients:
                 state.update(self.strategy.optimizer.step(state, name, combined.vector))
                 vectors.append(combined.vector)
-        kept = {name: found for name, found in self.updates.items() if name not in refused}
-        return self.strategy.after(state, kept), Combined(np.concatenate(vectors), clients, refused)
+        updates = {name: update for name, update in self.updates.items() if name not in refused}
+        combined = Combined(np.concatenate(vectors), clients, refused)
+        return self.strategy.after(state, updates), combined
 
 
 class IFCA(Clustered):
@@ -139,7 +140,7 @@ class IFCA(Clustered):
 
     def own_model(self, message: Message, memory: Memory) -> Model:
         """The row that the client chose last, or most did."""
-        own = kept(memory, "cluster", np.int64, (1,))
+        own = remembered(memory, "cluster", np.int64, (1,))
         chosen = self._cluster(message, "largest") if own is None else int(own[0])
         return Model(self._rows(message)[chosen], self.layout)
 
@@ -234,24 +235,24 @@ class Similarity(Clustered):
         """Note who pointed where; when it is time make clusters, and later add who is new."""
         if not updates:
             return state
-        made, known = "row.0" in state, dict(self._known(state))
+        clustered, known = "row.0" in state, dict(self._known(state))
         # Sorted, so that the result does not depend on who was first.
-        found = {client: updates[client][1] for client in sorted(updates)}
-        for client in found:
+        noted = {client: updates[client][1] for client in sorted(updates)}
+        for client in noted:
             known.setdefault(client, len(known))
         before, size = len(state["clusters"]), self.config.clusters.sketch
         sketches, clusters = np.zeros((len(known), size), np.float32), np.full(len(known), -1)
         sketches[:before], clusters[:before] = state["sketches"], state["clusters"]
-        centre = state["centre"] if made else np.mean(list(found.values()), axis=0)
-        for client, sketch in found.items():
+        centre = state["centre"] if clustered else np.mean(list(noted.values()), axis=0)
+        for client, sketch in noted.items():
             if clusters[known[client]] < 0:
                 sketches[known[client]] += sketch - centre
         rounds, count = state["rounds"] + 1, self.config.clusters.count
-        if not made and rounds[0] >= self.config.clusters.together and len(known) >= 2 * count:
-            made, centre = True, centre.astype(np.float32)
+        if not clustered and rounds[0] >= self.config.clusters.together and len(known) >= 2 * count:
+            clustered, centre = True, centre.astype(np.float32)
             clusters[:_COMPARED] = _groups(sketches[:_COMPARED], count)
             state = {**state, **{f"row.{n}": state["row"] for n in range(count)}, "centre": centre}
-        if made:
+        if clustered:
             means = np.stack([_unit(sketches[clusters == n]).mean(axis=0) for n in range(count)])
             fresh = clusters < 0
             clusters[fresh] = (_unit(sketches[fresh]) @ _unit(means).T).argmax(axis=1)

@@ -68,8 +68,8 @@ class CutStrategy(Strategy):
         trained: Trained = yield Train(
             row, pull=row, mu=self.config.local.prox, correction=correction
         )
-        kept = self.kept_rank(row, trained.row, rank)
-        return send_factors(self.layout, trained.row, kept, trained.examples)
+        new_rank = self.kept_rank(row, trained.row, rank)
+        return send_factors(self.layout, trained.row, new_rank, trained.examples)
 
     def correction(self, row: Row, rank: int) -> Row | None:
         """What is added to the gradients of a client's training."""

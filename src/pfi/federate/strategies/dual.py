@@ -9,7 +9,7 @@ from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
 from pfi.federate.strategy import LinearStrategy
-from pfi.federate.work import Client, Memory, Model, State, Train, Trained, Update, Work, kept
+from pfi.federate.work import Client, Memory, Model, State, Train, Trained, Update, Work, remembered
 
 
 class FedDPA(LinearStrategy):
@@ -83,7 +83,7 @@ class FedDPA(LinearStrategy):
         return Message()
 
     def _kept(self, memory: Memory) -> Row | None:
-        return kept(memory, "personal", np.float32, (self.personal.width,))
+        return remembered(memory, "personal", np.float32, (self.personal.width,))
 
     def _whole(self, shared: Row, personal: Row | None) -> Row:
         row = self.shared.resized(shared, self.layout)
@@ -94,11 +94,11 @@ class FedDPA(LinearStrategy):
         return row
 
     def _personal_of(self, row: Row) -> Row:
-        made = np.zeros(self.personal.width, np.float32)
+        personal = np.zeros(self.personal.width, np.float32)
         for i in range(len(self.layout.layers)):
-            self.personal.a(made, i)[:] = self.layout.a(row, i)[self.shared.rank :]
-            self.personal.b(made, i)[:] = self.layout.b(row, i)[self.shared.rank :]
-        return made
+            self.personal.a(personal, i)[:] = self.layout.a(row, i)[self.shared.rank :]
+            self.personal.b(personal, i)[:] = self.layout.b(row, i)[self.shared.rank :]
+        return personal
 
 
 class Ditto(LinearStrategy):
@@ -131,4 +131,4 @@ class Ditto(LinearStrategy):
         return Update(trained.row - row, trained.examples)
 
     def _kept(self, memory: Memory) -> Row | None:
-        return kept(memory, "personal", np.float32, (self.layout.width,))
+        return remembered(memory, "personal", np.float32, (self.layout.width,))

@@ -35,14 +35,14 @@ class CutByPlace(CutStrategy):
         settings, last = self.config.hetlora, self._last(rank)
         if last is None or not settings.penalty:
             return None
-        made = np.zeros_like(row)
+        gradient = np.zeros_like(row)
         for i in range(len(self.layout.layers)):
             a, b = self.layout.a(row, i)[last], self.layout.b(row, i)[last]
             norm_a, norm_b = np.linalg.norm(a), np.linalg.norm(b)
             if norm_a and norm_b:
-                self.layout.a(made, i)[last] = settings.penalty * norm_b / norm_a * a
-                self.layout.b(made, i)[last] = settings.penalty * norm_a / norm_b * b
-        return made
+                self.layout.a(gradient, i)[last] = settings.penalty * norm_b / norm_a * a
+                self.layout.b(gradient, i)[last] = settings.penalty * norm_a / norm_b * b
+        return gradient
 
     def kept_rank(self, start: Row, trained: Row, rank: int) -> int:
         """Fewer ranks if the last ones shrank in training."""
@@ -53,8 +53,8 @@ class CutByPlace(CutStrategy):
 
     def _last(self, rank: int) -> slice | None:
         """The ranks that pruning would take; None if it takes none."""
-        kept = max(1, int(np.ceil(self.config.hetlora.keep * rank)))
-        return slice(kept, rank) if kept < rank else None
+        first = max(1, int(np.ceil(self.config.hetlora.keep * rank)))
+        return slice(first, rank) if first < rank else None
 
     def _size(self, row: Row, ranks: slice) -> float:
         norms = (

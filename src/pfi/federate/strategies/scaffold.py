@@ -11,7 +11,7 @@ from pfi.federate.config import FederateConfig
 from pfi.federate.layout import Layout
 from pfi.federate.message import Message
 from pfi.federate.strategy import LinearStrategy
-from pfi.federate.work import Client, Memory, State, Train, Trained, Update, Work, kept
+from pfi.federate.work import Client, Memory, State, Train, Trained, Update, Work, remembered
 
 
 class Scaffold(LinearStrategy):
@@ -81,7 +81,7 @@ class Scaffold(LinearStrategy):
     def work(self, message: Message, memory: Memory, client: Client) -> Work:
         """Train with the correction, and renew the client's control."""
         row, control = self.received(message), self.received(message, "control")
-        own = kept(memory, "control", np.float32, (self.layout.width,))
+        own = remembered(memory, "control", np.float32, (self.layout.width,))
         own = np.zeros_like(row) if own is None else own
         correction = (control - own) / np.float32(self.config.local.learning_rate)
         trained: Trained = yield Train(row, correction=correction)

@@ -24,6 +24,8 @@ from pfi.inference.engine import (
     Finish,
     Piece,
     Request,
+    Scoring,
+    Stream,
     check_targets,
     most_tokens,
 )
@@ -131,16 +133,21 @@ class LlamaEngine:
 
     # For any thread -------------------------------------------------------------------
 
-    def generate(self, request: Request) -> QueuedStream:
+    def generate(self, request: Request) -> Stream:
+        return self.generate_all([request])[0]
+
+    def generate_all(self, requests: Sequence[Request]) -> list[Stream]:
+        jobs = [self._job(request) for request in requests]
+        self._put(self._waiting.extend, jobs)
+        return [QueuedStream(job.channel) for job in jobs]
+
+    def _job(self, request: Request) -> _Job:
         most = most_tokens(request, self.prompter.max_length)
         self._check([request.prompt])
         sampling, channel = request.sampling, Channel(self._wake)
         written = Written(self.prompter.text, sampling.stop)
         draw = Draw(sampling.temperature, sampling.top_p, sampling.seed)
-        job = _Job(request, channel, most, written, draw)
-        stream = QueuedStream(channel)
-        self._put(self._waiting.append, job)
-        return stream
+        return _Job(request, channel, most, written, draw)
 
     def score(
         self,
@@ -149,13 +156,18 @@ class LlamaEngine:
         adapter: AdapterRef | None = None,
         owner: str = "",
     ) -> list[float]:
-        if not targets:
-            return []
-        check_targets(prompt, targets, self.prompter.max_length)
-        self._check([prompt, *targets])
-        wanted = _Scores(prompt, targets, adapter, owner)
-        self._put(self._scores.append, wanted)
-        return wanted.found.result()
+        return self.score_all([Scoring(prompt, targets, adapter, owner)])[0]
+
+    def score_all(self, asked: Sequence[Scoring]) -> list[list[float]]:
+        wanted = [_Scores(one.prompt, one.targets, one.adapter, one.owner) for one in asked]
+        for one in wanted:
+            if one.targets:
+                check_targets(one.prompt, one.targets, self.prompter.max_length)
+                self._check([one.prompt, *one.targets])
+            else:
+                one.found.set_result([])
+        self._put(self._scores.extend, [one for one in wanted if one.targets])
+        return [one.found.result() for one in wanted]
 
     def forget(self, owner: str) -> None:
         self._put(self._forgotten.append, owner)

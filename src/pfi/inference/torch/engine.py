@@ -22,6 +22,7 @@ from pfi.inference.engine import (
     AdapterRef,
     EngineStats,
     Request,
+    Scoring,
     Stream,
     check_targets,
     most_tokens,
@@ -48,8 +49,8 @@ class _Forget:
     owner: str
 
 
-#: What other threads put into the inbox; None only wakes.
-_Message = Row | Scores | _Forget | None
+#: What other threads put into the inbox, several at once or one; None only wakes.
+_Message = Sequence[Row | Scores] | _Forget | None
 
 
 class TorchEngine:
@@ -129,6 +130,14 @@ class TorchEngine:
     # For any thread -----------------------------------------------------------------
 
     def generate(self, request: Request) -> Stream:
+        return self.generate_all([request])[0]
+
+    def generate_all(self, requests: Sequence[Request]) -> list[Stream]:
+        rows = [self._row(request) for request in requests]
+        self._put(rows)
+        return [QueuedStream(row.channel) for row in rows]
+
+    def _row(self, request: Request) -> Row:
         limit = most_tokens(request, self._length, seq2seq=self.prompter.seq2seq)
         self._check([request.prompt])
         sampling, channel = request.sampling, Channel(self._wake)
@@ -136,9 +145,7 @@ class TorchEngine:
         draws = random.Random(sampling.seed) if sampling.temperature else None
         row = Row(request, channel, limit, written, draws, list(request.prompt))
         row.cacheable = bool(request.owner)
-        stream = QueuedStream(channel)
-        self._put(row)
-        return stream
+        return row
 
     def score(
         self,
@@ -147,13 +154,20 @@ class TorchEngine:
         adapter: AdapterRef | None = None,
         owner: str = "",
     ) -> list[float]:
-        if not targets:
-            return []
-        check_targets(prompt, targets, self._length, seq2seq=self.prompter.seq2seq)
-        self._check([prompt, *targets])
-        job = Scores(prompt, targets, adapter, Future())
-        self._put(job)
-        return job.future.result()
+        return self.score_all([Scoring(prompt, targets, adapter, owner)])[0]
+
+    def score_all(self, asked: Sequence[Scoring]) -> list[list[float]]:
+        jobs = []
+        for one in asked:
+            job = Scores(one.prompt, one.targets, one.adapter, Future())
+            if one.targets:
+                check_targets(one.prompt, one.targets, self._length, seq2seq=self.prompter.seq2seq)
+                self._check([one.prompt, *one.targets])
+            else:
+                job.future.set_result([])
+            jobs.append(job)
+        self._put([job for job in jobs if job.targets])
+        return [job.future.result() for job in jobs]
 
     def forget(self, owner: str) -> None:
         self._put(_Forget(owner))
@@ -185,12 +199,12 @@ class TorchEngine:
                 what = f"tokens are numbers from 0 to {self._vocabulary - 1}"
                 raise ConfigError(what, where="prompt", fix="use this engine's own prompter")
 
-    def _put(self, message: Row | Scores | _Forget) -> None:
+    def _put(self, message: Sequence[Row | Scores] | _Forget) -> None:
         with self._gate:
             if self._closed:
                 raise RuntimeError("the engine is closed")
             self._inbox.put(message)
-            self._asked += not isinstance(message, _Forget)
+            self._asked += 0 if isinstance(message, _Forget) else len(message)
 
     def _wake(self) -> None:
         self._inbox.put(None)
@@ -225,7 +239,8 @@ class TorchEngine:
             if isinstance(message, _Forget):
                 self._scheduler.forget(message.owner)
             elif message is not None:
-                self._scheduler.add(message)
+                for job in message:
+                    self._scheduler.add(job)
 
 
 def _chunk(backbone: Backbone) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,10 +20,8 @@ from pfi._util.files import write_atomic, write_json
 from pfi.errors import StorageError
 from pfi.privacy.crypto.sealing import SealError, seal, unseal_file
 from pfi.privacy.crypto.signing import SIGNATURE, with_signature, without_signature
-
-if TYPE_CHECKING:
-    from pfi.profile.keys.keys import Keys
-    from pfi.profile.vault.vault import Vault
+from pfi.profile.keys.keys import Keys
+from pfi.profile.vault.vault import Vault
 
 
 class AdapterInfo(BaseModel):

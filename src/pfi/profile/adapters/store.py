@@ -14,12 +14,13 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pfi._util.files import locked, sha256_file, sync_folder
 from pfi.errors import StorageError
+from pfi.models.adapters import Adapter
 from pfi.profile.adapters.files import (
     ENDING,
     RESTORE,
@@ -34,9 +35,6 @@ from pfi.profile.adapters.files import (
     write_signed,
     write_version,
 )
-
-if TYPE_CHECKING:
-    from pfi.models.adapters import Adapter
 
 MANIFEST = "manifest.json"
 ACTIVE = "active.json"
@@ -235,8 +233,6 @@ class AdapterStore:
         Raises:
             StorageError: see `verify`.
         """
-        from pfi.models.adapters import Adapter
-
         return Adapter.from_bytes(self.files(version), str(self.folder / version))
 
     def forget_held_back(self, fingerprints: Collection[str]) -> int:

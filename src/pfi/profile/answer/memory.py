@@ -6,18 +6,22 @@ read again where nothing has changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
 
 from pfi._util.files import locked
 from pfi.errors import ConfigError
+from pfi.memory import embedders
+from pfi.memory.embedders import MINILM, Embedder
+from pfi.memory.index import Memory
+from pfi.memory.store import MemoryStore
 from pfi.profile.config import search_config
 from pfi.profile.home import Home
-from pfi.tasks import tasks
-
-if TYPE_CHECKING:
-    from pfi.memory.embedders import Embedder
-    from pfi.memory.store import MemoryStore
+from pfi.records import Record
+from pfi.tasks import Task, tasks
 
 #: Told how many records are indexed, and how many there are to index.
 Progress = Callable[[int, int], None]
@@ -52,14 +56,13 @@ def sync_memory(home: Home, store: MemoryStore, *, on_progress: Progress | None 
     Raises:
         StorageError: the vault or the memory cannot be used.
     """
-    name = store.embedder.name if store.embedder else "words only"
     with home.open_vault() as vault:
-        mark = f"{vault.mark} {name}"
+        mark = _state(vault.mark, store)
         if store.mark == mark:
             return mark
         # One at a time: of two that write different states neither would be whole.
         with locked(home.memory_folder / "lock"):
-            mark = f"{vault.mark} {name}"
+            mark = _state(vault.mark, store)
             store.mark = ""  # until all of it is there
             # A task from a file is known by its name to nobody; its memory is made when asked.
             names = tasks().keys() & vault.tasks().keys()
@@ -67,6 +70,49 @@ def sync_memory(home: Home, store: MemoryStore, *, on_progress: Progress | None 
             store.sync(histories, on_progress)
             store.mark = mark
     return mark
+
+
+def task_memory(home: Home, store: MemoryStore, task: Task) -> Memory:
+    """A task's memory over a store that `sync_memory` has just brought up to date.
+
+    Records are read from the vault when they are found, and not before.
+
+    Raises:
+        ConfigError: the profile's search settings make no sense.
+        StorageError: the vault or the memory cannot be used.
+    """
+    config = search_config(home.config)
+    with home.open_vault() as vault:
+        if _texts_of(task) == _texts_of(tasks().get(task.name)):
+            outlines = vault.outlines(task.name)
+
+            def fetch(ids: Sequence[str]) -> Mapping[str, Record]:
+                with home.open_vault_as_it_is() as opened:
+                    return opened.outlined(outlines, ids)
+
+            mark = _state(outlines.mark, store)
+            found = store.listed_memory(task, outlines.records, fetch, config, mark=mark)
+            if found is not None:
+                return found
+        # A task from a file, or somebody changes the vault just now.
+        return store.memory(task, vault.history(task.name, origin="real"), config)
+
+
+def _state(mark: str, store: MemoryStore) -> str:
+    """What a store notes: the vault's mark, and what its texts and vectors were made with."""
+    return f"{mark} {store.embedder.name if store.embedder else 'words only'} {_all_texts()}"
+
+
+def _texts_of(task: Task | None) -> tuple[object, ...] | None:
+    """All that decides which text of a record is searched."""
+    return (task.name, task.document, task.inputs, task.output) if task else None
+
+
+@cache
+def _all_texts() -> str:
+    """Another text once another text of some task's records is searched."""
+    known = [_texts_of(task) for _, task in sorted(tasks().items())]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 def rebuild_memory(home: Home, *, on_progress: Progress | None = None) -> None:
@@ -115,9 +161,7 @@ def home_embedder(home: Home) -> Embedder | None:
     name = home.config.embedder
     if name == "none" or search_config(home.config).how in ("recent", "bm25"):
         return None
-    from pfi.memory.embedders import MINILM, find_embedder
-
-    found = find_embedder(MINILM if name == "auto" else name)
+    found = embedders.find_embedder(MINILM if name == "auto" else name)
     if found is None and name != "auto":
         raise ConfigError(
             f"the sentence model {name!r} is not installed",

@@ -5,18 +5,23 @@ One `Runtime` serves one device; the engine that decodes may serve others beside
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pfi.errors import BackboneError, ConfigError
-from pfi.inference.engine import AdapterRef, OnePiece, Request, Sampling, text_of
-from pfi.profile.config import search_config
+from pfi.gate.trials import confidences
+from pfi.inference.answering import Part, answers, combined, sampling_of
+from pfi.inference.engine import AdapterRef, OnePiece, Request, Sampling
+from pfi.memory.prompts import Retrieval, answer_room
+from pfi.memory.summary import summarise
+from pfi.profile.answer.memory import open_memory, sync_memory, task_memory
+from pfi.profile.answer.retrieval import retrieval_of
 from pfi.profile.home import Home
 from pfi.records import Record
 from pfi.tasks import Task, get_task
@@ -25,15 +30,9 @@ if TYPE_CHECKING:
     from pfi.inference.engine import Engine, Stream
     from pfi.memory.index import Memory
     from pfi.memory.store import MemoryStore
-    from pfi.models.adapters import Adapter
-    from pfi.models.prompter import Prompter, Turn
+    from pfi.models.prompter import Turn
 
 FALLBACK_TASK = "instruction"
-# Fewer tokens than this hold no record worth reading.
-_LEAST_TOKENS = 24
-_NO_LIMIT = 1 << 40
-# More than any label is long.
-_LABEL_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,7 @@ class Prepared:
 
     def request(self, sampling: Sampling | None = None) -> Request:
         """What an engine is asked; greedy, at the task's length, unless told otherwise."""
-        sampling = sampling or Sampling(max_tokens=self.task.max_new_tokens)
-        return Request(self.ids, self.adapter, sampling, self.owner)
+        return Request(self.ids, self.adapter, sampling or sampling_of(self.task), self.owner)
 
 
 @dataclass(frozen=True)
@@ -146,22 +144,15 @@ class Runtime:
         self, personal: str | None, shared: str | None, weight: float
     ) -> AdapterRef | None:
         """Both adapters as one; with a weight of 0 only the shared one."""
-        personal = personal if weight else None
-        if personal is None and shared is None:
-            return None
-
-        def load() -> Adapter:
-            from pfi.models.adapters import stacked
-
-            parts = []
-            if shared is not None:
-                parts.append((self.home.shared_adapters.load(shared), 1.0))
-            if personal is not None:
-                parts.append((self.home.personal_adapters.load(personal), weight))
-            return stacked(parts)
-
-        # A version's number is never given twice, so that this names its weights.
-        return AdapterRef(f"{self._owner}|{shared}|{personal}|{weight:g}", load)
+        parts: list[Part] = []
+        # A version's number is never given twice, so that it names its weights.
+        if shared is not None:
+            store = self.home.shared_adapters
+            parts.append((f"{self._owner}|shared {shared}", partial(store.load, shared), 1.0))
+        if personal is not None:
+            store = self.home.personal_adapters
+            parts.append((f"{self._owner}|{personal}", partial(store.load, personal), weight))
+        return combined(parts)
 
     @property
     def _owner(self) -> str:
@@ -174,9 +165,7 @@ class Runtime:
             ConfigError: the profile's search settings make no sense.
             StorageError: the vault or the memory cannot be used.
         """
-        from pfi.profile.answer.memory import open_memory, sync_memory
-
-        with self._lock:
+        with self._lock, self.home.vault_session():
             if self._store is None:
                 self._store = open_memory(self.home, on_progress=self.on_index)
             state = sync_memory(self.home, self._store, on_progress=self.on_index)
@@ -187,10 +176,7 @@ class Runtime:
                     engine.forget(self._owner)  # prompts may have held what was erased
                 self._state = state
             if task.name not in self._memories:
-                with self.home.open_vault() as vault:
-                    history = vault.history(task.name, origin="real")
-                config = search_config(self.home.config)
-                self._memories[task.name] = self._store.memory(task, history, config)
+                self._memories[task.name] = task_memory(self.home, self._store, task)
             return self._memories[task.name]
 
     def summary(self, task: Task) -> str:
@@ -202,9 +188,7 @@ class Runtime:
         tokens = self.home.config.summary_tokens
         if not tokens:
             return ""
-        from pfi.memory.summary import summarise
-
-        with self._lock:
+        with self._lock, self.home.vault_session():
             self.memory(task)  # forgets the summaries of records that have changed
             if task.name not in self._summaries:
                 with self.home.open_vault() as vault:
@@ -254,43 +238,40 @@ class Runtime:
             ConfigError: an input field is missing, or there is no text.
             StorageError: a file of the device is damaged.
         """
-        from pfi.memory.summary import summary_prompt
-
         values = question_fields(task, text, fields or {})
-        personal, shared = self.versions(task)
         prompt = task.prompt(values)
         query = task.query_text(values)
-        weight, wanted, said = self._gated(task, prompt, query, before)
-        k = wanted if k is None else k
-        found = self.memory(task).search(query, k, before=before) if k else []
-        prompter = self.engine.prompter
-        limit = prompter.max_length - (answer_room(task) if room is None else room)
-        summary = "" if before else self.summary(task)
-        records: list[Record] = []
-        if found:
-            # What stands around the prompt is there already, whatever the records.
-            turns = [*history, ("user", summary_prompt(prompt, summary))]
-            around = len(prompter.chat_ids(turns, _NO_LIMIT)) - len(
-                prompter.prompt_ids(prompt, _NO_LIMIT)
-            )
-            budget = self.home.config.record_tokens
-            prompt, records = with_records(
-                prompter, task, prompt, found, budget, limit=limit - around
-            )
-        prompt = summary_prompt(prompt, summary)
-        return Prepared(
+        with self.home.vault_session():
+            personal, shared = self.versions(task)
+            weight, wanted, said = self._gated(task, prompt, query, before)
+            k = wanted if k is None else k
+            records = self.memory(task).search(query, k, before=before) if k else []
+            summary = "" if before else self.summary(task)
+        filled = self._retrieval.fill(
             task,
             prompt,
-            tuple(prompter.chat_ids([*history, ("user", prompt)], limit)),
+            records,
+            summary=summary,
+            history=history,
+            room=room,
+        )
+        return Prepared(
+            task,
+            filled.prompt,
+            filled.ids,
             self._weighted(personal, shared, weight),
-            tuple(records),
-            len(found) - len(records),
+            filled.records,
+            len(records) - len(filled.records),
             personal,
             shared,
             weight,
             said,
             self._owner,
         )
+
+    @property
+    def _retrieval(self) -> Retrieval:
+        return retrieval_of(self.home.config, self.engine.prompter)
 
     def _gated(
         self, task: Task, prompt: str, query: str, before: datetime | None
@@ -299,7 +280,7 @@ class Runtime:
         from pfi.profile.answer.gate_file import describe, read_gate
 
         personal, shared = self.versions(task)
-        whole = (1.0 if personal else 0.0), self.home.config.records
+        whole = (1.0 if personal else 0.0), self.home.config.retrieve
         fitted = read_gate(self.home).get(task.name)
         if fitted is None:
             return *whole, "not fitted, so the profile's settings count"
@@ -319,31 +300,20 @@ class Runtime:
         return choice.weight, choice.k, said
 
     def _confidence(self, task: Task, prompt: str, adapter: AdapterRef | None) -> float:
-        """How sure the model is of its answer, in [0, 1]; as ``trials.confidences`` has it."""
-        prompter = self.engine.prompter
-        ids = tuple(prompter.prompt_ids(prompt, prompter.max_length - answer_room(task)))
+        """How sure the model is of its answer, in [0, 1]."""
+        ids = self._retrieval.fill(task, prompt).ids
         plain = Prepared(task, prompt, ids, adapter, owner=self._owner)
-        if task.kind == "text":
-            target = prompter.target_ids(self.answer(plain).text)
-            scores = self.engine.score(ids, [target], adapter, self._owner)
-            return math.exp(scores[0] / len(target))
-        scores = self._label_scores(plain)
-        most = max(scores)
-        return 1 / sum(math.exp(score - most) for score in scores)
-
-    def _label_scores(self, prepared: Prepared) -> list[float]:
-        labels = [self.engine.prompter.target_ids(label) for label in prepared.task.labels]
-        return self.engine.score(prepared.ids, labels, prepared.adapter, prepared.owner)
+        return float(confidences(self.engine, task, [plain.request()])[0])
 
     def answer(self, prepared: Prepared) -> Answer:
         """Answer in one piece."""
-        return Answer(prepared.task.parse(text_of(self.stream(prepared))), prepared)
+        return Answer(answers(self.engine, prepared.task, [prepared.request()])[0], prepared)
 
     def stream(self, prepared: Prepared, sampling: Sampling | None = None) -> Stream:
         """The answer piece by piece; a label comes in one, the best whatever the sampling."""
         if prepared.task.kind == "text":
             return self.engine.generate(prepared.request(sampling))
-        label = prepared.task.choose(self._label_scores(prepared))
+        (label,) = answers(self.engine, prepared.task, [prepared.request()])
         return OnePiece(label, len(self.engine.prompter.token_ids(label)))
 
     def generic(self, history: Sequence[Turn], *, room: int | None = None) -> Prepared:
@@ -364,13 +334,8 @@ def generic(engine: Engine, history: Sequence[Turn], *, room: int | None = None)
     task, prompter = get_task(FALLBACK_TASK), engine.prompter
     if not history or not history[-1][1].strip():
         raise ConfigError("the question is empty", fix="give some text")
-    limit = prompter.max_length - (answer_room(task) if room is None else room)
+    limit = prompter.max_length - (answer_room(task, prompter) if room is None else room)
     return Prepared(task, history[-1][1], tuple(prompter.chat_ids(history, limit)))
-
-
-def answer_room(task: Task) -> int:
-    """Tokens of the context that are kept free for a task's answer."""
-    return task.max_new_tokens if task.kind == "text" else _LABEL_TOKENS
 
 
 def ask(home: Home, text: str, task: Task | None = None, k: int | None = None) -> Answer:
@@ -382,7 +347,7 @@ def ask(home: Home, text: str, task: Task | None = None, k: int | None = None) -
         task: what it is asked as; see `pick_task` when None.
         k: how many records to retrieve; as the gate says, or the profile, when None.
     """
-    with closing(Runtime(home)) as runtime:
+    with home.vault_session(), closing(Runtime(home)) as runtime:
         return runtime.answer(runtime.prepare(text, task or pick_task(home), k=k))
 
 
@@ -396,38 +361,6 @@ def pick_task(home: Home, name: str | None = None) -> Task:
         return get_task(name or home.config.task or "")
     with home.open_vault() as vault:
         return get_task(next(iter(vault.tasks()), FALLBACK_TASK))
-
-
-def with_records(
-    prompter: Prompter,
-    task: Task,
-    prompt: str,
-    records: list[Record],
-    budget: int,
-    *,
-    limit: int | None = None,
-) -> tuple[str, list[Record]]:
-    """The prompt with as many of the records as fit, and these; the least useful go first.
-
-    A prompt that is too long by itself goes without them.
-
-    Args:
-        prompter: counts and cuts tokens.
-        task: whose prompt it is.
-        prompt: without records.
-        records: the retrieved ones, best first.
-        budget: tokens for all of them at most.
-        limit: tokens of the whole prompt; the context less the task's answer when None.
-    """
-    limit = prompter.max_length - answer_room(task) if limit is None else limit
-    budget = min(budget, limit - len(prompter.prompt_ids(prompt)))
-    while records and budget >= _LEAST_TOKENS:
-        filled = task.retrieval_prompt(prompt, records, prompter.trim, budget)
-        # prompt_ids cuts at its limit, so ask for more than could be too long.
-        if len(prompter.prompt_ids(filled, 2 * prompter.max_length)) <= limit:
-            return filled, records
-        records = records[:-1]
-    return prompt, []
 
 
 def question_fields(task: Task, text: str, others: Mapping[str, str]) -> dict[str, str]:

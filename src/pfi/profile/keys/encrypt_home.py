@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pfi._util.files import locked, sync_folder, write_atomic
 from pfi._util.sqlite import connect, copy_to_attached, is_plain, key_text, sqlite3, user_errors
 from pfi.errors import StorageError
+from pfi.profile.home import Home
 from pfi.profile.keys.keys import KEYS, LOCK, make_keys
 from pfi.profile.keys.unlock import Lock
-
-if TYPE_CHECKING:
-    from pfi.profile.home import Home
 
 UNFINISHED = "encrypting"  # there while plain files may be left
 BUSY_SECONDS = 5.0

@@ -24,6 +24,7 @@ from pfi.augment.forms import write_answer, write_records
 from pfi.augment.teachers.teacher import Call, Reply, Teacher
 from pfi.errors import ConfigError, DataError
 from pfi.privacy.ledger.ledger import Ledger
+from pfi.profile.answer.retrieval import retrieval_of
 from pfi.profile.home import NAMES, Home
 from pfi.records import Record
 from pfi.tasks import Task
@@ -217,10 +218,7 @@ class Augmentation:
 
     @property
     def _retrieval(self) -> Retrieval:
-        from pfi.memory.prompts import Retrieval
-
-        config = self.home.config
-        return Retrieval(config.records, config.record_tokens, 0.5, self._model.trim)
+        return retrieval_of(self.home.config, self._model.prompter)
 
     @property
     def _ledger(self) -> Ledger:

@@ -22,7 +22,7 @@ from pfi.profile.learn.pairs import Pair
 from pfi.profile.learn.training import Candidate, Division, example_losses, train_candidate
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
-from pfi.train.examples import innocent
+from pfi.train.examples import without_held_back
 
 if TYPE_CHECKING:
     from pfi.models.adapters import Adapter
@@ -304,7 +304,7 @@ class Trials:
         held = History(user, (r for r in material.records if r.id in self.held.all))
         real = History(user, usable)
         synthetic = material.synthetic if self.start is None else ()
-        return Division(real, innocent(synthetic, real, held), held)
+        return Division(real, without_held_back(synthetic, real, held), held)
 
     def _pairs(self, left_out: frozenset[str]) -> list[Pair]:
         asked = {self.material.examples[i].prompt for i in self.held.all}

@@ -6,32 +6,37 @@ Choices are tried on a task's newest real records, with an adapter that has not 
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pfi._util.settings import checked
 from pfi.errors import DataError
-from pfi.gate.choices import GateConfig, Prior, Tried, choices, choose
-from pfi.memory.index import Memory
-from pfi.memory.prompts import Retrieval
+from pfi.gate.choices import GateConfig, mixing_weights
+from pfi.gate.fit import LEAST_TRIED, choose_for
+from pfi.gate.prior import PRIOR, Tried, prior_with
+from pfi.gate.trials import Asker, divide, record_trials
+from pfi.inference.answering import Part, combined
+from pfi.inference.engine import AdapterRef
+from pfi.inference.torch.engine import TorchEngine
+from pfi.profile.answer import memory
 from pfi.profile.answer.gate_file import Fitted, read_gate, write_gate
-from pfi.profile.answer.runtime import Runtime, with_records
+from pfi.profile.answer.retrieval import retrieval_of
+from pfi.profile.answer.runtime import Runtime
 from pfi.profile.config import search_config
 from pfi.profile.home import Home
-from pfi.profile.learn.gate_prior import LEAST_TRIED, came_with, home_prior
 from pfi.profile.learn.training import Division, mix_config, train_candidate, train_config
-from pfi.records import History, Record
+from pfi.records import History
 from pfi.tasks import Task
-from pfi.train.examples import innocent
+from pfi.train.examples import without_held_back
 
 if TYPE_CHECKING:
     from pfi.gate.trials import Trial
-    from pfi.models.adapters import Adapter, AdapterConfig
+    from pfi.models.adapters import Adapter
     from pfi.models.backbone import Backbone
 
 
@@ -53,9 +58,7 @@ def can_fit(home: Home, task: Task) -> bool:
     Raises:
         ConfigError: the profile's gate settings make no sense.
     """
-    from pfi.gate.trials import divide
-
-    if came_with(home, Runtime(home).versions(task)[1]) is not None:
+    if shipped_prior(home, Runtime(home).versions(task)[1]) is not None:
         return True
     with home.open_vault() as vault:
         real = vault.history(task.name, origin="real")
@@ -130,11 +133,9 @@ class _Fit:
         Raises:
             DataError: there are too few.
         """
-        from pfi.gate.trials import divide
-
         home, name = self.home, self.task.name
         self.personal, self.shared = Runtime(home).versions(self.task)
-        self.prior = came_with(home, self.shared)
+        self.prior = shipped_prior(home, self.shared)
         if self.personal is None:
             self.config = self.config.model_copy(update={"weights": [0.0]})
         with home.open_vault() as vault:
@@ -142,7 +143,7 @@ class _Fit:
             synthetic = tuple(vault.history(name, origin="synthetic"))
         older, newest = divide(self.config, real)
         self.user = real.user_id
-        self.data = Division(older, innocent(synthetic, older, newest), newest)
+        self.data = Division(older, without_held_back(synthetic, older, newest), newest)
         self.trials = home_trials(home, self.task, real, newest, self.config, self.seed)
         if len(self.trials) < LEAST_TRIED and self.prior is None:
             raise DataError(
@@ -153,21 +154,26 @@ class _Fit:
 
     def try_choices(self, plain: Backbone) -> Tried:
         """What the choices gain on the trials."""
-        from pfi.gate.trials import Mixer, try_choices
-        from pfi.models.adapters import AdapterConfig
-
-        store = self.home.shared_adapters
-        base = plain.with_adapters([store.load(self.shared)] if self.shared else [])
-        shape, adapter = AdapterConfig(rank=1), None
+        store, shared = self.home.shared_adapters, self.shared
+        beneath: list[Part] = []
+        if shared is not None:
+            beneath.append((f"shared {shared}", partial(store.load, shared), 1.0))
+        adapter: Adapter | None = None
         if self.personal is not None:
-            shape, adapter = self._train(base, self.personal)
-        self.on_stage("trying choices")
-        mixer = Mixer(base, shape, {self.user: adapter}, self.config)
-        retrieval = home_retrieval(self.home, base)
-        found = try_choices(self.task, mixer, self.trials, self.config, retrieval, None)
-        return found[self.user]
+            base = plain.with_adapters([store.load(shared)] if shared else [])
+            adapter = self._train(base, self.personal)
 
-    def _train(self, base: Backbone, personal: str) -> tuple[AdapterConfig, Adapter]:
+        def weighted(user: str, weight: float) -> AdapterRef | None:
+            own: list[Part] = [] if adapter is None else [("older", lambda: adapter, weight)]
+            return combined([*beneath, *own])
+
+        self.on_stage("trying choices")
+        retrieval = retrieval_of(self.home.config, plain.prompter)
+        with TorchEngine(plain, capacity=len(mixing_weights(self.config)) + 1) as engine:
+            asker = Asker(engine, self.task, retrieval, weighted)
+            return asker.try_choices(self.trials, self.config)[self.user]
+
+    def _train(self, base: Backbone, personal: str) -> Adapter:
         """An adapter that has learnt from the older records as the one in use has from all."""
         home = self.home
         told = home.personal_adapters.manifest(personal).config
@@ -185,28 +191,20 @@ class _Fit:
             on_step=self.on_step,
             on_stage=self.on_stage,
         )
-        return config, made.adapter
+        return made.adapter
 
     def choose(self, tried: Tried | None) -> Fitted:
         """The choice whose gain is believed most."""
-        from pfi.profile.answer.memory import home_embedder
-
         config = self.config
         confidence = np.zeros(0) if tried is None else tried.confidence
-        prior = home_prior(self.task, config, self.prior, confidence)
-        gains = None if tried is None else tried.of_all(config, prior.sure)
-        known = choices(config)
-        # Without an adapter or a sentence model, a weight by likeness is no choice.
-        measures = self.personal is not None and home_embedder(self.home) is not None
-        open_ = [i for i, choice in enumerate(known) if measures or not choice.by_likeness]
-        number, believed = choose(
-            _part(prior, open_), None if gains is None else gains[:, open_], config.caution
-        )
+        prior = prior_with(self.task, config, self.prior, confidence)
+        measures = self.personal is not None and memory.home_embedder(self.home) is not None
+        chosen = choose_for(config, prior, tried, by_likeness=measures)
         return Fitted(
             task=self.task.name,
-            choice=known[open_[number]],
+            choice=chosen.choice,
             sure=prior.sure,
-            gain=float(believed[number]),
+            gain=chosen.gain,
             tried=len(self.trials),
             users=prior.users,
             backbone=self.home.config.backbone,
@@ -217,53 +215,30 @@ class _Fit:
         )
 
 
-def _part(prior: Prior, places: list[int]) -> Prior:
-    """The prior of some of the choices."""
-    arrays = {name: getattr(prior, name)[places] for name in ("mean", "between", "within")}
-    return replace(prior, **arrays)
+def shipped_prior(home: Home, shared: str | None) -> bytes | None:
+    """The prior that came with a shared adapter, as a study wrote it, or None.
+
+    Raises:
+        StorageError: the adapter's folder was changed.
+    """
+    if shared is None or PRIOR not in home.shared_adapters.manifest(shared).sha256:
+        return None
+    return home.shared_adapters.files(shared)[PRIOR]
 
 
 def home_trials(
     home: Home, task: Task, real: History, newest: History, config: GateConfig, seed: int
 ) -> list[Trial]:
-    """Trials made from a device's newest records, each as it would have been asked at its time.
-
-    Not even the words of a record that is newer than a trial count for it.
+    """Trials made from a device's newest records.
 
     Raises:
         ConfigError: the search settings make no sense.
         StorageError: the vault or the memory cannot be used.
     """
-    from pfi.gate.trials import record_trials
-    from pfi.profile.answer.memory import open_memory
-
-    found: list[Trial] = []
     if not newest:
-        return found
-    search, most, start = search_config(home.config), max(config.ks), len(real) - len(newest)
-    with open_memory(home) as store:
-        for place, record in enumerate(newest, start):
-            known = real.before(record.time) if real.dated else real[:place]
-            memory: Memory = store.memory(task, known, search)
-            alone, rng = History(real.user_id, [record]), random.Random(seed)
-            found += record_trials(task, real[: place + 1], alone, memory, most, rng, [])
-    return found
-
-
-def home_retrieval(home: Home, backbone: Backbone) -> Retrieval:
-    """How a device fills prompts with records, for trials."""
-    return _AsAsked(
-        home.config.records, home.config.record_tokens, 0.0, backbone.trim, backbone=backbone
-    )
-
-
-@dataclass(frozen=True)
-class _AsAsked(Retrieval):
-    """Fills prompts as ``Runtime`` does: with as many of the records as fit."""
-
-    backbone: Backbone = field(kw_only=True)
-
-    def fill(self, task: Task, prompt: str, records: Sequence[Record]) -> str:
-        if not records:
-            return prompt
-        return with_records(self.backbone.prompter, task, prompt, list(records), self.budget)[0]
+        return []
+    search, most = search_config(home.config), max(config.ks)
+    with memory.open_memory(home) as store:
+        return record_trials(
+            task, real, newest, lambda known: store.memory(task, known, search), most, seed
+        )

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from pfi._util.settings import checked
 from pfi.errors import ConfigError, DataError
+from pfi.memory.prompts import Retrieval
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.profile.adapters.store import AdapterInfo, Manifest
+from pfi.profile.answer.retrieval import retrieval_of
 from pfi.profile.erase.erased import refuse_erased
 from pfi.profile.home import Home
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
-from pfi.train.examples import innocent
+from pfi.train.examples import without_held_back
 
 if TYPE_CHECKING:
     from pfi.models.adapters import Adapter
@@ -201,13 +203,11 @@ def train_candidate(
     Raises:
         DataError: no record gives a training example.
     """
-    from pfi.memory.prompts import Retrieval
     from pfi.train.examples import mixed_examples
     from pfi.train.job import train_one
     from pfi.train.trainers import get_trainer
 
-    # Half of the prompts carry retrieved records, since questions are asked with some.
-    retrieval = Retrieval(home.config.records, home.config.record_tokens, 0.5, base.trim)
+    retrieval = retrieval_of(home.config, base.prompter)
     made, own = mixed_examples(
         retrieval, task, data.real, data.synthetic, mixed, random.Random(seed)
     )
@@ -303,7 +303,7 @@ def divide(home: Home, task: Task, holdout: float, *, real_only: bool = False) -
             f"a holdout of {holdout} leaves none of {len(real)} records to measure on",
             fix="raise --holdout, import more records, or leave it out",
         )
-    safe = innocent(synthetic, older, newer)
+    safe = without_held_back(synthetic, older, newer)
     return Division(older, safe, newer, len(synthetic) - len(safe))
 
 
@@ -330,10 +330,15 @@ def example_losses(backbone: Backbone, examples: Sequence[Example]) -> list[floa
 
 def answer_scores(backbone: Backbone, task: Task, examples: Sequence[Example]) -> dict[str, float]:
     """The task's metrics of the answers to the examples."""
-    from pfi.inference.answering import answer
+    from pfi.inference.answering import answers, sampling_of
+    from pfi.inference.engine import Request
+    from pfi.inference.torch.engine import TorchEngine
 
-    predictions = answer(backbone, task, [example.prompt for example in examples])
-    return task.score(predictions, [example.target for example in examples])
+    retrieval, sampling = Retrieval(0, 0, backbone.prompter), sampling_of(task)
+    asked = [retrieval.fill(task, example.prompt).ids for example in examples]
+    with TorchEngine(backbone, capacity=1, rank=1) as engine:
+        texts = answers(engine, task, [Request(ids, None, sampling) for ids in asked])
+    return task.score(texts, [example.target for example in examples])
 
 
 def _mean(values: Sequence[float]) -> float:

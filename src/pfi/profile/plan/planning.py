@@ -99,11 +99,12 @@ def _can_load(machine: Machine, shape: ModelShape, limits: Limits) -> bool:
 
 def _examples(home: Home, task: Task, backbone: Backbone, history: History) -> list[Example]:
     """The examples of the latest records as training has them: half with retrieved records."""
-    from pfi.memory.prompts import Retrieval
+    from pfi.profile.answer.retrieval import retrieval_of
+    from pfi.train.examples import record_examples
 
-    retrieval = Retrieval(home.config.records, home.config.record_tokens, 0.5, backbone.trim)
     latest = History(history.user_id, list(history)[-_SAMPLED:])
-    return retrieval.examples(task, latest, random.Random(0))
+    retrieval = retrieval_of(home.config, backbone.prompter)
+    return record_examples(retrieval, task, latest, random.Random(0))
 
 
 def _made_up() -> list[Example]:

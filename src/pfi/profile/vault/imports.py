@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -14,10 +14,9 @@ from pydantic import BaseModel
 from pfi._util.settings import one_line
 from pfi.errors import ConfigError, DataError
 from pfi.profile.home import Home
+from pfi.readers.report import ImportReport
 from pfi.records import Record
-
-if TYPE_CHECKING:
-    from pfi.readers.report import ImportReport
+from pfi.sources import connectors
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,7 @@ def import_records(
         DataError: the source cannot be read.
         StorageError: the vault cannot be written.
     """
-    from pfi.readers.report import ImportReport
-    from pfi.sources.connectors import get_connector
-
-    connector = get_connector(kind)
+    connector = connectors.get_connector(kind)
     settings = connector.configure(options or {})
     if not path.exists():
         raise DataError("there is no such file or folder", path=path, fix="check the path")

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from pfi._util.sqlite import sqlite3, transaction
 from pfi.profile.vault.feedback import FEEDBACK_SCHEMA
@@ -110,6 +111,14 @@ def record_of(row: Sequence[str | None], *, fill_time: bool) -> Record:
 def time_of(text: str | None) -> datetime | None:
     """A time of the vault."""
     return datetime.fromisoformat(text) if text else None
+
+
+class Outline(NamedTuple):
+    """A record without its content: what a search filters by."""
+
+    id: str
+    time: datetime | None
+    source: str
 
 
 class ExcludedTable:

@@ -7,6 +7,7 @@ Only this file and `vault_feedback` know that it is SQLite; with a key it is enc
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pfi.profile.vault.tables import (
     SCHEMA,
     SCHEMA_VERSION,
     ExcludedTable,
+    Outline,
     record_of,
     row_of,
     time_of,
@@ -60,6 +62,23 @@ class SourceSummary:
     excluded: int
     first: datetime | None
     last: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outlines:
+    """The real records of a task without their content, as of one moment.
+
+    Attributes:
+        task: the name of the task.
+        mark: see `Vault.mark`.
+        dated: whether records without a time count as of when they were added.
+        records: oldest first.
+    """
+
+    task: str
+    mark: str
+    dated: bool
+    records: Sequence[Outline]
 
 
 @dataclass
@@ -298,6 +317,35 @@ class Vault(Closes):
         dated = any(row[4] is not None for row in rows)
         return History(user_id, (record_of(row, fill_time=dated) for row in rows))
 
+    def outlines(self, task: str) -> Outlines:
+        """The records of `history(task, origin="real")`, in its order, without their content."""
+        query = f"""SELECT id, time, added, source FROM records
+                    WHERE task = ? AND origin = 'real' AND {_USED} ORDER BY seq"""
+        with self._translate():
+            self._db.execute("BEGIN")  # the mark is that of the rows
+            try:
+                mark, rows = self.mark, self._db.execute(query, (task,)).fetchall()
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+        dated = any(time is not None for _, time, _, _ in rows)
+        records = [
+            Outline(id_, time_of(time or added if dated else None), source)
+            for id_, time, added, source in rows
+        ]
+        if dated:
+            records.sort(key=_time)
+        return Outlines(task, mark, dated, records)
+
+    def outlined(self, outlines: Outlines, ids: Sequence[str]) -> dict[str, Record]:
+        """Some of the records that were outlined, by id; those that are gone are left out."""
+        # The + keeps to the index of ids: by that of tasks all records of the task are read.
+        query = f"""SELECT {COLUMNS} FROM records WHERE +task = ? AND origin = 'real' AND {_USED}
+                    AND id IN (SELECT value FROM json_each(?))"""
+        with self._translate():
+            rows = self._db.execute(query, (outlines.task, json.dumps(list(ids)))).fetchall()
+        return {str(row[0]): record_of(row, fill_time=outlines.dated) for row in rows}
+
     def added_since(self, task: str, time: datetime) -> set[str]:
         """The ids of real records stored after a time, but those left out of `history`."""
         query = f"""SELECT id FROM records
@@ -387,7 +435,9 @@ class Vault(Closes):
 
     def tasks(self) -> dict[str, int]:
         """The number of records by task, most first."""
-        return {entry.task: entry.records for entry in self.summary()}
+        query = "SELECT task, count(*) AS n FROM records GROUP BY task ORDER BY n DESC, task"
+        with self._translate():
+            return dict(self._db.execute(query).fetchall())
 
     def count(self) -> int:
         """The number of records of all tasks."""
@@ -402,6 +452,29 @@ class Vault(Closes):
 
     def _translate(self) -> AbstractContextManager[None]:
         return user_errors("vault", self.path, "import again", self._key)
+
+
+class SessionVault(Vault):
+    """A vault that its session closes, whoever is done with it before; see `Home.vault_session`."""
+
+    def close(self) -> None:
+        """Leave it open."""
+
+    def end(self) -> None:
+        """Close the file."""
+        super().close()
+
+
+class Session(threading.local):
+    """How often a thread has entered a vault's session, and the vault once it is open."""
+
+    depth: int = 0
+    vault: SessionVault | None = None
+
+
+def _time(outline: Outline) -> datetime:
+    assert outline.time is not None
+    return outline.time
 
 
 def _contains(record: Record, text: str) -> bool:

@@ -47,7 +47,7 @@ def names_of(visit: Visit) -> list[str]:
 def save(
     visit: Signed,
     task: Annotated[str, Form()] = "",
-    records: Annotated[int, Form()] = 2,
+    retrieve: Annotated[int, Form()] = 2,
     answers: Annotated[int, Form()] = 50,
     refresh_after: Annotated[str, Form()] = "",
     names: Annotated[str, Form()] = "",
@@ -61,7 +61,7 @@ def save(
 
     values = {
         "task": visit.task(task).name if task else None,
-        "records": records,
+        "retrieve": retrieve,
         "answers": answers,
         "refresh_after": _whole(refresh_after, "refresh after"),
     }

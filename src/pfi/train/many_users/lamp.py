@@ -17,6 +17,7 @@ from pfi.memory.prompts import Retrieval
 from pfi.models.backbone import load_backbone
 from pfi.records import Record
 from pfi.tasks import Example, Task, get_task
+from pfi.train.examples import record_examples
 from pfi.train.job import Job
 
 
@@ -78,7 +79,7 @@ class LampJobs:
         times = [question.time for question in user.questions if question.time is not None]
         past = user.history.before(min(times, default=None))
         rng = random.Random(seed_of(self.seed, "examples", self._task.name, user.id))
-        return self._retrieval.examples(self._task, past, rng, self._pool)
+        return record_examples(self._retrieval, self._task, past, rng, self._pool)
 
     @cached_property
     def _task(self) -> Task:
@@ -88,7 +89,7 @@ class LampJobs:
     def _retrieval(self) -> Retrieval:
         # Only the tokenizer is used: the meta device gives the weights' memory back.
         backbone = load_backbone(self.backbone, device="meta")
-        return Retrieval(self.k, self.budget, self.share, backbone.trim)
+        return Retrieval(self.k, self.budget, backbone.prompter, self.share)
 
     @cached_property
     def _pool(self) -> list[Record]:

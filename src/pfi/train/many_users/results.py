@@ -7,16 +7,13 @@ worker writes a file of its own, ``results/part-<i>.jsonl``; ``results`` reads t
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pfi._util.files import sync_folder
-from pfi.errors import StorageError
+from pfi._util.events import JsonLog, read_lines
 from pfi.train.job import TrainResult
 
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -77,26 +74,16 @@ def store(out: Path, user: str, result: TrainResult | None) -> UserResult:
 
 
 class ResultFile:
-    """A worker's file of results, open for appending; a torn last line is dropped."""
+    """A worker's file of results, which it alone appends to; a torn last line is dropped."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            with path.open("rb") as file:
-                whole = sum(len(line) for line in file if line.endswith(b"\n"))
-            os.truncate(path, whole)
-        self._file = path.open("ab")
-        sync_folder(path.parent)
+        # In ASCII, since an id may hold half a surrogate pair.
+        self._log = JsonLog(path, sync=True, ascii=True)
+        self._log.drop_torn()
 
     def append(self, result: UserResult) -> None:
         """Write a line and have it on the disk."""
-        line = json.dumps(asdict(result), ensure_ascii=True, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
+        self._log.append(asdict(result))
 
 
 def result_path(out: Path, part: int) -> Path:
@@ -148,18 +135,8 @@ def sizes(out: Path) -> dict[str, int]:
 
 def _lines(path: Path) -> Iterator[tuple[UserResult, int]]:
     """The whole lines of a file, each with the position of its end."""
-    end = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            end += len(line)
-            if not line.endswith(b"\n"):
-                return  # torn by a kill, or being written
-            try:
-                yield UserResult(**json.loads(line)), end
-            except (ValueError, TypeError) as error:
-                fix = "remove that line to have its user trained again"
-                where = f"{path}, line {number}"
-                raise StorageError("the line is damaged", where=where, fix=fix) from error
+    fix = "remove that line to have its user trained again"
+    return read_lines(path, lambda line: UserResult(**line), fix=fix)
 
 
 class Counter:

@@ -183,18 +183,15 @@ def train_part(part: Part, on_user: Callable[[], None] | None = None) -> None:
 
     ended: set[str] = set()
     file = ResultFile(result_path(part.out, part.index))
-    try:
-        for job, result in trainer.train_many(backbone, jobs(), part.config, state=state):
-            if job.id in since:
-                continue  # it had ended, but the engine's state is from before that
-            if job.id in ended:
-                raise DataError("two users have this id", record=job.id, fix="make ids unique")
-            file.append(store(part.out, job.id, result))
-            ended.add(job.id)
-            if on_user:
-                on_user()
-    finally:
-        file.close()
+    for job, result in trainer.train_many(backbone, jobs(), part.config, state=state):
+        if job.id in since:
+            continue  # it had ended, but the engine's state is from before that
+        if job.id in ended:
+            raise DataError("two users have this id", record=job.id, fix="make ids unique")
+        file.append(store(part.out, job.id, result))
+        ended.add(job.id)
+        if on_user:
+            on_user()
 
 
 def summarise(out: Path, seconds: float = 0.0, ended: int = 0) -> Summary:

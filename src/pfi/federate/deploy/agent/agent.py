@@ -136,7 +136,7 @@ class Agent:
             self._replies[id_] = (digest, reply)
             while len(self._replies) > 1 and (
                 len(self._replies) > _KEPT
-                or sum(len(kept) for _, kept in self._replies.values()) > _KEPT_BYTES
+                or sum(len(data) for _, data in self._replies.values()) > _KEPT_BYTES
             ):
                 self._replies.popitem(last=False)
         return reply

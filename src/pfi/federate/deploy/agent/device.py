@@ -61,11 +61,11 @@ def run_agent(
             on_event(f"agent {invitation.client} answers at {agent.path}")
             agent.serve()
             return
-        with _Link(folder, agent, invitation, poll) as kept:
+        with _Link(folder, agent, invitation, poll) as process:
             on_event(f"agent {invitation.client} answers {invitation.server}")
             agent.serve()
-    if kept.refused:
-        raise FederationError(kept.refused)
+    if process.refused:
+        raise FederationError(process.refused)
 
 
 class _Link:

@@ -131,8 +131,8 @@ class Link:
         except httpx.HTTPStatusError as error:
             if error.response.status_code >= 500:
                 raise
-            said = FlowerError.from_json(error.response.text)
-            what = f"the server refuses this device ({said.message if said else error})"
+            refusal = FlowerError.from_json(error.response.text)
+            what = f"the server refuses this device ({refusal.message if refusal else error})"
             fix = "have the operator register its public.json with `pfi federate keys add`"
             raise _NotAdmitted(what, where=self.server, fix=fix) from error
         return self._node.node_id

@@ -109,10 +109,10 @@ class DeviceRuntime:
         context = f"{keys.profile}|{FOLDER}"
         memories = Memories(folder / MEMORIES, key=keys.files, context=context)
         # Records come and are erased while an agent runs.
-        made = Clients(backbone, self, self.config, memories, working_set=1, kept_tokens=0)
-        if self.config.secure is not None and isinstance(made.strategy, LinearStrategy):
-            made.parties = self._parties(folder, made.strategy.size)
-        return made
+        clients = Clients(backbone, self, self.config, memories, working_set=1, cached_tokens=0)
+        if self.config.secure is not None and isinstance(clients.strategy, LinearStrategy):
+            clients.parties = self._parties(folder, clients.strategy.size)
+        return clients
 
     def _parties(self, folder: Path, width: int) -> Parties:
         """The device's key, the policy that it pins, and the roster that the operator signed."""

@@ -41,8 +41,8 @@ class FlowerFleet:
 
     def connected(self) -> list[str]:
         """Those of them that are connected now."""
-        found = self._nodes()
-        return sorted(found) if self._names is None else [n for n in self._names if n in found]
+        nodes = self._nodes()
+        return sorted(nodes) if self._names is None else [n for n in self._names if n in nodes]
 
     def wait_for(self, count: int, seconds: float) -> Sequence[str]:
         """The clients, once at least `count` are connected.
@@ -51,13 +51,13 @@ class FlowerFleet:
             FederationError: they are fewer after `seconds`.
         """
         end = time.monotonic() + seconds
-        while len(found := self.connected()) < count:
+        while len(connected := self.connected()) < count:
             if time.monotonic() > end:
-                what = f"{len(found)} of {count} clients are connected after {seconds:g} s"
+                what = f"{len(connected)} of {count} clients are connected after {seconds:g} s"
                 fix = "start more agents, or ask for fewer clients"
                 raise FederationError(what, fix=fix)
             time.sleep(self._poll)
-        return found
+        return connected
 
     def ask(
         self, round: int, messages: Mapping[str, bytes], seconds: float | None = None
@@ -90,18 +90,18 @@ class FlowerFleet:
                 else:
                     yield client, Failure("the SuperLink did not take its message")
         while waiting:
-            found = False
+            replied = False
             for few in _batches(list(waiting)):
                 for reply in self._grid.pull_messages(few):
                     client = waiting.pop(reply.metadata.reply_to_message_id, "")
                     if client:
-                        found = True
+                        replied = True
                         yield client, _content(reply)
             if not waiting:
                 return
             if time.monotonic() > end:
                 break
-            if not found:
+            if not replied:
                 time.sleep(self._poll)
         for client in waiting.values():
             yield client, Failure(f"it was late: no reply in {seconds:g} s")

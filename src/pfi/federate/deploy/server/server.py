@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from pfi._util.events import Event, read_lines
 from pfi._util.files import locked
 from pfi.errors import FederationError, StorageError
 from pfi.federate.deploy.keys.keys import load_server_keys
 from pfi.federate.deploy.keys.nodes import NODES, read_nodes
 from pfi.federate.deploy.server.settings import DeployConfig
 from pfi.federate.deploy.server.superlink import SuperLink
+from pfi.federate.events import FILE as LOG
 
-Event = dict[str, Any]
 _LOOK = 0.3  # seconds between two looks at what happened
 
 
@@ -65,7 +64,7 @@ def run_server(
         FederationError: the work failed.
         StorageError: the folder holds a run.
     """
-    log = out / "events.jsonl"
+    log = out / LOG
     if log.exists() and not config.resume:
         fix = "add --resume to go on with it, or give another folder"
         raise StorageError("the folder holds a run", where=str(out), fix=fix)
@@ -91,15 +90,10 @@ def run_server(
 
 def _tell(log: Path, start: int, on_event: Callable[[Event], None]) -> int:
     """Pass on whole lines after `start`; gives where the next begins."""
-    if not log.exists():
-        return start
-    with log.open("rb") as file:
-        file.seek(start)
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            start += len(line)
-            on_event(json.loads(line))
+    if log.exists():
+        for event, end in read_lines(log, dict, start=start):
+            on_event(event)
+            start = end
     return start
 
 

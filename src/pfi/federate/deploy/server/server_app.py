@@ -12,10 +12,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from pydantic import ValidationError
 
+from pfi._util.events import JsonLog
 from pfi._util.files import write_atomic
 from pfi.errors import ConfigError, PfiError
 from pfi.federate.aggregate.exact import as_adapter
-from pfi.federate.check import check
 from pfi.federate.config import FederateConfig
 from pfi.federate.deploy.check import run_check
 from pfi.federate.deploy.keys.keys import OPERATOR, read
@@ -23,11 +23,11 @@ from pfi.federate.deploy.keys.nodes import ROSTER, read_nodes
 from pfi.federate.deploy.server.fleet import FlowerFleet
 from pfi.federate.deploy.server.settings import DeployConfig
 from pfi.federate.engine import Engine
-from pfi.federate.events import Events
+from pfi.federate.events import FILE
 from pfi.federate.rounds import Federation
 from pfi.federate.secure.parties import Parties
 from pfi.federate.secure.roster import Roster
-from pfi.federate.strategies import get_strategy
+from pfi.federate.strategies import check, get_strategy
 from pfi.federate.strategy import LinearStrategy, Strategy
 from pfi.models.backbone import load_backbone
 
@@ -89,13 +89,12 @@ def run(fleet: FlowerFleet, config: DeployConfig, folder: Path) -> None:
         state = federation.run()
         as_adapter(strategy.model(state), shape).save(folder / ADAPTER)
     else:
-        events = Events(folder)
         run_check(
             fleet,
             rounds=config.rounds,
             size=config.size,
             seconds=config.seconds,
-            on_round=events.append,
+            on_round=JsonLog(folder / FILE).append,
         )
 
 

@@ -161,8 +161,8 @@ class SuperLink:
         known = [number for _, number in self._nodes.values()]
         if not known:
             return []
-        found = self._state.get_node_info(node_ids=known, statuses=["online"])
-        return sorted(node.name for node in found)
+        nodes = self._state.get_node_info(node_ids=known, statuses=["online"])
+        return sorted(node.name for node in nodes)
 
     def start(self, settings: Mapping[str, UserConfigValue]) -> int:
         """Start the ServerApp as a process with these settings; gives the run's number.
