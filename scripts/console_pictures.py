@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pfi.datasets.demo import write_demo
-from pfi.privacy.ledger.ledger import leave
+from pfi.privacy.ledger.ledger import send_logged
 from pfi.profile.config import HomeConfig
 from pfi.profile.home import Home
 from pfi.profile.learn.gate import fit_gate
@@ -154,12 +154,12 @@ def _send(home: Home) -> None:
                 {"role": "user", "content": "\n\n".join(texts)},
             ],
         }
-        leave(
+        send_logged(
             home.open_ledger(), device=home.profile, to="teacher.example.org",
             kind="teacher call", policy="redact", payload=payload, send=lambda: None,
             shows=[record.id for record in shown],
         )  # fmt: skip
-    leave(
+    send_logged(
         home.open_ledger(), device=home.profile, to="hub.example.org", kind="client update",
         policy="clip, noise and mask", payload=bytes(48_212), send=lambda: None,
     )  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from engine_world import sharpen
 
 from pfi.augment.config import AugmentConfig
 from pfi.augment.drafts import Subject
@@ -37,7 +38,8 @@ def records(task: Task, user: str, count: int = 5) -> list[Record]:
 
 def teacher(folder: Folder, pool: list[Record]) -> EmbeddedTeacher:
     backbone = load_backbone(folder("llama"))
-    return EmbeddedTeacher(backbone, Retrieval(2, 32, 0.5, backbone.trim), pool, max_prompt=96)
+    retrieval = Retrieval(2, 96, backbone.prompter, max_prompt=500)
+    return EmbeddedTeacher(backbone, retrieval, pool)
 
 
 def calls_of(task: Task, strategy: str, pool: list[Record], trim: object) -> list[Call]:
@@ -90,6 +92,7 @@ def test_the_records_that_it_is_shown_change_the_answer(backbone_folder: Folder)
     task = get_task("LaMP_4")
     pool = records(task, "pool", 8)
     made = teacher(backbone_folder, pool)
+    sharpen(made.backbone)
     call = replace(calls_of(task, "relabel", pool, made.backbone.trim)[0], temperature=0.0)
     assert call.material is not None
     shown = made.answer([call])[0]

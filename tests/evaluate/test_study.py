@@ -54,6 +54,16 @@ def config(data: Path, backbone: Path, **changes: Any) -> StudyConfig:
     return StudyConfig.model_validate(values)
 
 
+def test_settings_of_older_runs_are_read(data: Path) -> None:
+    """`k`, `records` and `retrieval_budget` have better names; what is written has those."""
+    old = {"data": data, "k": 3, "records": 8, "retrieval_budget": 64}
+    new = StudyConfig.model_validate(
+        {"data": data, "retrieve": 3, "history": 8, "record_tokens": 64}
+    )
+    assert StudyConfig.model_validate(old) == new
+    assert not {"k", "records", "retrieval_budget"} & new.model_dump().keys()
+
+
 def comparable(metrics: dict[str, Any]) -> dict[str, Any]:
     """Metrics without wall-clock times, which differ from run to run."""
     copy = json.loads(json.dumps(metrics))

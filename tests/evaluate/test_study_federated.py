@@ -212,14 +212,16 @@ def test_the_adapter_is_what_the_federation_gives_new_users(
     for part, name in zip(found, sorted(expected), strict=True):
         np.testing.assert_allclose(part, expected[name], atol=1e-6)
     setup = TaskSetup(config, run, task, backbone, None)
-    setup.beneath(get_arm(KINDS[1 - KINDS.index(kind)]))  # must not stay for the next one
+    other = setup.adapter(get_arm(KINDS[1 - KINDS.index(kind)]))
     for arm in (kind, f"{kind}+rag"):
-        merged = dict(setup.beneath(get_arm(arm)).model.named_modules())
+        asked = setup.adapter(get_arm(arm))
+        assert asked is not None and other is not None and asked.key != other.key
+        merged = dict(backbone.with_adapters([asked.load()]).model.named_modules())
         plain = dict(backbone.model.named_modules())
         for name, delta in expected.items():
             change = (merged[name].weight - plain[name].weight).numpy()
             np.testing.assert_allclose(change, delta, atol=1e-6)
-    assert setup.beneath(get_arm("generic")) is backbone
+    assert setup.adapter(get_arm("generic")) is None
 
 
 def test_all_strategies_have_the_same_cohorts_and_a_seed_changes_them(make: Make) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from test_study import QUICK, comparable, config
+from word_prompter import WordPrompter
 
 from pfi._util.events import read_events
 from pfi.datasets.demo import write_demo
@@ -25,6 +26,7 @@ from pfi.evaluate.study.checkpoints import Checkpoints
 from pfi.evaluate.study.config import StudyConfig
 from pfi.evaluate.study.events import EventLog
 from pfi.evaluate.study.study import Study
+from pfi.inference.engine import Request
 from pfi.tasks import get_task
 from pfi.train.job import Job
 
@@ -51,8 +53,7 @@ def write_many(folder: Path, users: int) -> Path:
 class NoBackbone:
     """Stands for a backbone in studies without models."""
 
-    def trim(self, text: str, tokens: int) -> str:
-        return text[: 4 * tokens]
+    prompter = WordPrompter()
 
     def with_adapters(self, adapters: Sequence[Any]) -> NoBackbone:
         assert not adapters
@@ -93,10 +94,11 @@ class Alive:
 
 @pytest.fixture
 def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(backbone: Any, task: Any, prompts: Sequence[str], *_: Any) -> list[str]:
-        return [task.labels[len(prompt) % len(task.labels)] for prompt in prompts]
+    def answers(engine: Any, task: Any, asked: Sequence[Request]) -> list[str]:
+        return [task.labels[len(request.prompt) % len(task.labels)] for request in asked]
 
-    monkeypatch.setattr(group_run, "answer", answer)
+    monkeypatch.setattr(group_run, "answers", answers)
+    monkeypatch.setattr(task_setup.TaskSetup, "engine", None)
     monkeypatch.setattr(task_setup, "get_trainer", lambda name, working_set: NoTrainer())
     monkeypatch.setattr(study, "load_backbone", lambda name: NoBackbone())
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from pfi.inference.engine import AdapterRef, Finish, Piece, Stream
-from pfi.inference.generation import decode, greedy
+from pfi.inference.generation import decode
+from pfi.inference.torch.sampling import greedy
 from pfi.models.adapters import Adapter, AdapterConfig, lora_config
 from pfi.models.backbone import Backbone
 

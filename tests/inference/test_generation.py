@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from engine_world import make_adapter
 
 from conftest import FAMILIES
 from pfi.errors import ConfigError
 from pfi.inference import decoding
-from pfi.inference.answering import answer
-from pfi.inference.generation import Nucleus, generate, stream
+from pfi.inference.answering import answers, combined, sampling_of
+from pfi.inference.engine import Request
+from pfi.inference.generation import generate
+from pfi.inference.torch.engine import TorchEngine
+from pfi.inference.torch.sampling import Nucleus
 from pfi.models import attention as padding
 from pfi.models.attention import _FAMILIES, takes_masks
 from pfi.models.backbone import Backbone, load_backbone
@@ -147,7 +151,6 @@ def test_rows_that_end_early_leave_and_answers_stay_those_of_transformers(
     assert sizes[0] == len(PROMPTS) > sizes[-1]
     hook.remove()
     assert generate(ending, PROMPTS, NEW, batch_size=2) == expected
-    assert ["".join(stream(ending, prompt, NEW)).strip() for prompt in PROMPTS] == expected
 
 
 @pytest.mark.parametrize("family", sorted(_FAMILIES))
@@ -175,7 +178,7 @@ def test_models_of_other_kinds_give_the_same_by_their_own_means(
     def everything() -> tuple[Any, ...]:
         scores = torch.tensor(score_labels(backbone, PROMPTS, LABELS))
         texts = generate(backbone, PROMPTS, NEW), generate(backbone, PROMPTS, NEW, **sampling)
-        return scores, *texts, "".join(stream(backbone, PROMPTS[0], NEW)).strip()
+        return scores, *texts
 
     ours = everything()
     monkeypatch.setattr(padding, "_FAMILIES", set())
@@ -307,12 +310,25 @@ def test_every_row_of_every_pass_has_its_own_prompts_slot(
     assert found == expected
 
 
-def test_answers_pass_slots_on(backbone_folder: Folder) -> None:
+def test_answers_are_those_of_each_questions_own_adapter(backbone_folder: Folder) -> None:
+    """Asked together, with different adapters, as merged into a backbone and asked alone."""
+    plain = sharpen(load_backbone(backbone_folder("llama")))
+    adapters = [make_adapter(plain, number) for number in range(2)]
+    different = set()
     for name in ("LaMP_1", "LaMP_3", "LaMP_5"):
-        plain = load_backbone(backbone_folder("llama"))
-        backbone = Recorder(**{f.name: getattr(plain, f.name) for f in fields(Backbone)})
-        backbone.watch()
-        task = get_task(name)
-        answers = answer(backbone, task, PROMPTS[:2], slots=[7, 9])
-        assert len(answers) == 2
-        assert {slot for used, _ in backbone.seen for slot in used or [-1]} == {7, 9}
+        task = get_task(name).model_copy(update={"max_new_tokens": 6})
+        asked = [
+            Request(plain.prompt_ids(PROMPTS[0]), ref, sampling_of(task))
+            for ref in (
+                combined([(f"{name} {i}", lambda own=own: own, 1.0)])
+                for i, own in enumerate(adapters)
+            )
+        ]
+        with TorchEngine(plain, capacity=2) as engine:
+            together = answers(engine, task, asked)
+        for own, found in zip(adapters, together, strict=True):
+            with TorchEngine(plain.with_adapters([own]), capacity=1) as engine:
+                alone = Request(asked[0].prompt, None, sampling_of(task))
+                assert answers(engine, task, [alone]) == [found]
+        different |= {tuple(together)} if together[0] != together[1] else set()
+    assert different, "the adapters answer alike: this says nothing"

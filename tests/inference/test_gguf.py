@@ -243,7 +243,8 @@ def test_plain_llama_cpp_answers_as_the_merged_weights(
     import httpx
     import xllamacpp
 
-    from pfi.inference.generation import decode, greedy
+    from pfi.inference.generation import decode
+    from pfi.inference.torch.sampling import greedy
 
     backbone = sharpen(load_backbone(backbone_folder("llama")))
     adapter, ids = make_adapter(backbone, 3), backbone.prompt_ids("a quick brown fox")

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from word_prompter import WordPrompter
 
 from pfi._util.sqlite import sqlite3
 from pfi.errors import ConfigError
@@ -150,24 +151,6 @@ def test_before_and_exclude_are_respected(texts: list[str], data: st.DataObject)
 
 
 # Training prompts -----------------------------------------------------------------------
-
-
-class WordPrompter:
-    """Counts words where a backbone's prompter counts tokens."""
-
-    max_length, seq2seq = 4000, False
-
-    def trim(self, text: str, tokens: int) -> str:
-        return words(text, tokens)
-
-    def prompt_ids(self, prompt: str, limit: int | None = None) -> list[int]:
-        return [0] * len(prompt.split()[:limit])
-
-    def chat_ids(self, messages: Any, limit: int | None = None) -> list[int]:
-        return self.prompt_ids(" ".join(text for _, text in messages), limit)
-
-    def longest(self, targets: tuple[str, ...]) -> int:
-        return 2
 
 
 PROMPTER: Any = WordPrompter()

@@ -10,8 +10,10 @@ import torch
 
 from conftest import FAMILIES
 from pfi.errors import BackboneError
-from pfi.inference.answering import answer
-from pfi.inference.generation import generate, stream
+from pfi.inference.answering import answers
+from pfi.inference.engine import Request
+from pfi.inference.generation import generate
+from pfi.inference.torch.engine import TorchEngine
 from pfi.models.backbone import load_backbone
 from pfi.models.scoring import score_labels
 from pfi.tasks import get_task
@@ -56,7 +58,6 @@ def test_batched_generation_equals_one_prompt_at_a_time(
     prompts = [PROMPT, "the lazy dog jumps over a film title " * 3, "1"]
     together = generate(backbone, prompts, 8)
     assert together == [generate(backbone, [prompt], 8)[0] for prompt in prompts]
-    assert together[0] == "".join(stream(backbone, PROMPT, 8)).strip()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,7 +65,9 @@ def test_answers_of_choice_tasks_are_always_labels(backbone_folder: Folder, fami
     backbone = load_backbone(backbone_folder(family))
     for name in ("LaMP_1", "LaMP_2M", "LaMP_3"):
         task = get_task(name)
-        assert answer(backbone, task, [PROMPT])[0] in task.labels
+        with TorchEngine(backbone, capacity=1) as engine:
+            asked = [Request(backbone.prompt_ids(PROMPT))]
+            assert answers(engine, task, asked)[0] in task.labels
 
 
 def test_a_long_prompt_is_cut_to_the_limit_and_keeps_its_frame(backbone_folder: Folder) -> None:

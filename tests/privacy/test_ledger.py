@@ -23,7 +23,7 @@ from pfi.cli.app import app
 from pfi.errors import StorageError
 from pfi.federate.message import Message
 from pfi.privacy.ledger.entries import Entry, fingerprint
-from pfi.privacy.ledger.ledger import Ledger, Verified, leave
+from pfi.privacy.ledger.ledger import Ledger, Verified, send_logged
 from pfi.profile.erase.statement import lines, sent
 from pfi.profile.home import Home
 from pfi.profile.open import create_home
@@ -52,7 +52,7 @@ def test_the_entry_is_on_disk_before_anything_leaves(ledger: Ledger) -> None:
         assert [entry.payload for entry in Ledger(ledger.path).entries()] == ["hello"]
         return "answer"
 
-    assert leave(ledger, **ABOUT, payload="hello", send=send) == "answer"
+    assert send_logged(ledger, **ABOUT, payload="hello", send=send) == "answer"
 
 
 def test_nothing_leaves_without_a_ledger(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_nothing_leaves_without_a_ledger(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "ledger.jsonl", tmp_path):
         with pytest.raises(StorageError, match="nothing was sent"):
-            leave(Ledger(path), **ABOUT, payload="x", send=lambda: sent.append(1))
+            send_logged(Ledger(path), **ABOUT, payload="x", send=lambda: sent.append(1))
     assert not sent
 
 
@@ -69,7 +69,7 @@ def test_a_failed_send_stays_in_the_ledger(ledger: Ledger) -> None:
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        leave(ledger, **ABOUT, payload="x", send=send)
+        send_logged(ledger, **ABOUT, payload="x", send=send)
     assert ledger.verify() == 1
 
 
@@ -129,12 +129,12 @@ def test_a_change_with_a_new_hash_breaks_the_chain(ledger: Ledger) -> None:
         ledger.verify()
 
 
-def test_a_damaged_end_stops_what_would_leave(ledger: Ledger) -> None:
+def test_a_damaged_end_stops_what_would_send_logged(ledger: Ledger) -> None:
     lines = filled(ledger, 2)
     ledger.path.write_bytes(lines[0] + lines[1].replace(b"text", b"TEXT"))
     sent = []
     with pytest.raises(StorageError, match="the last line was changed"):
-        leave(ledger, **ABOUT, payload="x", send=lambda: sent.append(1))
+        send_logged(ledger, **ABOUT, payload="x", send=lambda: sent.append(1))
     assert not sent
 
 
@@ -206,12 +206,12 @@ def test_threads_and_processes_share_one_chain(ledger: Ledger) -> None:
 
 KILLED = """
 import sys
-from pfi.privacy.ledger.ledger import Ledger, leave
+from pfi.privacy.ledger.ledger import Ledger, send_logged
 ledger, n = Ledger(sys.argv[1]), 0
 print("ready", flush=True)
 while True:
     about = dict(device="d", to="h", kind="k", policy="none")
-    leave(ledger, **about, payload=f"{n} " * 2000, send=lambda: print(n, flush=True))
+    send_logged(ledger, **about, payload=f"{n} " * 2000, send=lambda: print(n, flush=True))
     n += 1
 """
 

@@ -378,3 +378,11 @@ def test_unknown_version_and_damaged_choice(store: AdapterStore) -> None:
     (store.folder / "active.json").write_text('{"tasks": 3}')
     with pytest.raises(StorageError, match=r"active\.json"):
         store.active("LaMP_4")
+
+
+def test_the_old_name_of_a_setting_is_read_and_the_new_one_is_written(tmp_path: Path) -> None:
+    home = create_home("old", root=tmp_path, lock="file")
+    file = home.path / "config.yaml"
+    assert "retrieve: 2" in file.read_text() and "records" not in file.read_text()
+    file.write_text("records: 7\n")
+    assert open_home("old", root=tmp_path).config.retrieve == 7

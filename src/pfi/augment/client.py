@@ -23,7 +23,7 @@ from pfi.augment.cache import Answer, Grant, TeacherStore
 from pfi.augment.config import AugmentConfig
 from pfi.augment.teachers.teacher import Call, Reply, Teacher, Unusable, Usage
 from pfi.errors import ConfigError, StorageError
-from pfi.privacy.ledger.ledger import Ledger, leave
+from pfi.privacy.ledger.ledger import Ledger, send_logged
 
 if TYPE_CHECKING:
     from pfi.augment.guard import Hides
@@ -315,7 +315,7 @@ class TeacherClient:
         send = partial(self.teacher.answer, [replace(call, user="") for call in calls])
         for entry in reversed(tries):
             send = partial(
-                leave,
+                send_logged,
                 ledger,
                 device=entry.call.user,
                 to=host,

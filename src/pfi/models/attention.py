@@ -10,14 +10,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-if TYPE_CHECKING:
-    from pfi.models.backbone import Backbone
-
+from pfi.models.backbone import Backbone
 
 MATMUL = "pfi_matmul"
 

@@ -89,33 +89,6 @@ def pass_tokens(backbone: Backbone) -> int:
     return _BATCH_TOKENS.get(backbone.device.type, _BATCH_TOKENS_GPU)
 
 
-def score_targets(
-    backbone: Backbone,
-    prompts: Sequence[str],
-    targets: Sequence[str],
-    max_prompt: int | None = None,
-    *,
-    slots: Sequence[int] | None = None,
-    batch_tokens: int | None = None,
-) -> list[float]:
-    """Log-probability of each prompt's own target a token, end token included, in nats.
-
-    Args:
-        backbone: the model; a bank's takes slots.
-        prompts: the questions.
-        targets: one answer each.
-        max_prompt: longest prompt in tokens; what fits beside the target when None.
-        slots: whose adapter each prompt uses, see ``Backbone.rows``.
-        batch_tokens: padded tokens of a forward pass; by the kind of device when None.
-    """
-    pieces = []
-    for prompt, target in zip(prompts, targets, strict=True):
-        wanted = backbone.target_ids(target, backbone.max_length // 2)
-        ids = backbone.prompt_ids(prompt, max_prompt or backbone.max_length - len(wanted))
-        pieces.append(Piece([*ids, *wanted], len(wanted)))
-    return [-loss for loss in mean_losses(backbone, pieces, batch_tokens, slots=slots)]
-
-
 @torch.inference_mode()
 def mean_losses(
     backbone: Backbone,

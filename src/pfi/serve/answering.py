@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
+from pfi.inference.engine import Piece, Stream
+
 if TYPE_CHECKING:
     from starlette.types import Receive
-
-    from pfi.inference.engine import Piece, Stream
 
 #: The number of a stream, and a piece of it.
 Numbered = tuple[int, "Piece"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 
 from pfi.serve.call import Call
+from pfi.serve.config import ServeConfig
 from pfi.serve.errors import ApiError, no_model, unsupported
 from pfi.serve.schemas import (
     ChatRequest,
@@ -24,12 +25,8 @@ from pfi.serve.schemas import (
     ModelCard,
     ModelList,
 )
-from pfi.serve.service import EMBEDDINGS
+from pfi.serve.service import EMBEDDINGS, Service
 from pfi.serve.wire import ChatWording, TextWording
-
-if TYPE_CHECKING:
-    from pfi.serve.config import ServeConfig
-    from pfi.serve.service import Service
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503)

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,14 +17,12 @@ from starlette.exceptions import HTTPException
 from pfi._util.version import __version__
 from pfi.errors import PfiError
 from pfi.serve.api import Workers, router
+from pfi.serve.config import ServeConfig
 from pfi.serve.errors import ApiError, from_pfi
 from pfi.serve.guard import Guard
 from pfi.serve.limits import Limits
 from pfi.serve.metrics import Metrics
-
-if TYPE_CHECKING:
-    from pfi.serve.config import ServeConfig
-    from pfi.serve.service import Service
+from pfi.serve.service import Service
 
 
 def create_app(service: Service, config: ServeConfig | None = None) -> FastAPI:

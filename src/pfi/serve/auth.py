@@ -14,14 +14,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from pfi.errors import ConfigError, StorageError
-from pfi.profile.home import TOKENS
-
-if TYPE_CHECKING:
-    from pfi.profile.home import Home
-
+from pfi.profile.home import TOKENS, Home
 
 PREFIX = "pfi-"
 #: A revoked token opens nothing after this many seconds.

@@ -7,30 +7,25 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from pfi.errors import PfiError
-from pfi.inference.engine import Sampling
+from pfi.inference.engine import Sampling, Stream
+from pfi.profile.answer.runtime import Prepared
 from pfi.serve.answering import Answering, Numbered, gone
+from pfi.serve.auth import Caller
+from pfi.serve.config import ServeConfig
 from pfi.serve.errors import ApiError, from_pfi, no_model, unsupported
+from pfi.serve.limits import Limits
+from pfi.serve.metrics import Metrics
 from pfi.serve.schemas import ChatRequest, CompletionRequest, Extension
-from pfi.serve.service import GENERIC, Model, Turns
+from pfi.serve.service import GENERIC, Model, Service, Turns
 from pfi.serve.wire import DONE, Said, Wording, event, usage, why
-
-if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
-
-    from pfi.inference.engine import Stream
-    from pfi.profile.answer.runtime import Prepared
-    from pfi.serve.auth import Caller
-    from pfi.serve.config import ServeConfig
-    from pfi.serve.limits import Limits
-    from pfi.serve.metrics import Metrics
-    from pfi.serve.service import Service
 
 #: The client went away; nobody reads this status but the log.
 GONE = 499

@@ -13,21 +13,18 @@ import logging
 import secrets
 import time
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pfi.serve.auth import Caller
+from pfi.serve.config import ServeConfig
 from pfi.serve.errors import ApiError
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from pfi.serve.auth import Caller
-    from pfi.serve.config import ServeConfig
-    from pfi.serve.metrics import Metrics
-    from pfi.serve.service import Service
+from pfi.serve.metrics import Metrics
+from pfi.serve.service import Service
 
 API = "/v1"
 METRICS = "/metrics"

@@ -10,12 +10,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+from pfi.serve.config import ServeConfig
 from pfi.serve.errors import ApiError
-
-if TYPE_CHECKING:
-    from pfi.serve.config import ServeConfig
 
 
 class Bucket:

@@ -11,11 +11,10 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pfi.errors import ConfigError
+from pfi.serve.config import ServeConfig
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-    from pfi.serve.config import ServeConfig
 
 
 def make_server(app: FastAPI, config: ServeConfig) -> uvicorn.Server:

@@ -9,19 +9,16 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pfi.errors import ConfigError
+from pfi.inference.engine import Engine, EngineStats, Sampling, Stream
+from pfi.memory.embedders import SentenceModel
+from pfi.profile.answer.engines import EngineChoice
+from pfi.profile.answer.runtime import Prepared, Runtime
+from pfi.profile.home import Home
 from pfi.serve.auth import Gatekeeper
 from pfi.serve.config import ServeConfig
-
-if TYPE_CHECKING:
-    from pfi.inference.engine import Engine, EngineStats, Sampling, Stream
-    from pfi.memory.embedders import SentenceModel
-    from pfi.profile.answer.engines import EngineChoice
-    from pfi.profile.answer.runtime import Prepared, Runtime
-    from pfi.profile.home import Home
-    from pfi.tasks import Task
+from pfi.tasks import Task
 
 GENERIC = "generic"
 EMBEDDINGS = "minilm"

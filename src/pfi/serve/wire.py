@@ -8,11 +8,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pfi.inference.engine import Piece
-    from pfi.profile.answer.runtime import Prepared
+from pfi.inference.engine import Piece
+from pfi.profile.answer.runtime import Prepared
 
 DONE = b"data: [DONE]\n\n"
 #: Characters of a retrieved record that are shown.

@@ -13,7 +13,8 @@ from pfi.augment.config import TeacherConfig
 from pfi.augment.teachers.forms import read_answer
 from pfi.augment.teachers.teacher import Call, Message, Reply, TeacherError, Unusable, Usage
 from pfi.errors import BackboneError, ConfigError
-from pfi.inference.generation import Nucleus, Pick, decode, greedy
+from pfi.inference.generation import decode
+from pfi.inference.torch.sampling import Nucleus, Pick, greedy
 from pfi.models.backbone import load_backbone
 
 _TOP_P = 0.95  # the tail of a small model's distribution is noise

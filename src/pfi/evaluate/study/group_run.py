@@ -25,13 +25,7 @@ from pfi.evaluate.study.task_setup import Group, TaskSetup
 from pfi.gate.choices import Choice
 from pfi.gate.fit import choose_for
 from pfi.gate.prior import Tried
-from pfi.gate.trials import (
-    Asker,
-    Trial,
-    divide,
-    question_trials,
-    record_trials,
-)
+from pfi.gate.trials import Asker, Trial, divide, question_trials, record_trials
 from pfi.inference.answering import answers, sampling_of
 from pfi.inference.engine import AdapterRef, Request
 from pfi.memory.index import Memory

@@ -104,7 +104,7 @@ class TaskSetup:
     @cached_property
     def engine(self) -> Engine:
         """What answers, as on a device: the plain backbone, adapters loaded beside it."""
-        return TorchEngine(self.backbone, capacity=2 * self.config.working_set)
+        return TorchEngine(self.backbone, capacity=self.config.working_set + 2)
 
     def close(self) -> None:
         """End the engine."""

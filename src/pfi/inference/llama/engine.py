@@ -31,8 +31,8 @@ from pfi.inference.engine import (
 )
 from pfi.inference.llama.adapters import LlamaAdapters
 from pfi.inference.llama.c import Context, Model
+from pfi.inference.llama.sampling import Draw
 from pfi.inference.llama.sequences import Slot, Slots, score
-from pfi.inference.sampling import Draw
 from pfi.inference.streams import Channel, QueuedStream
 from pfi.models.prompter import Prompter
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pfi._util.files import sync_folder
 from pfi.errors import BackboneError, ConfigError
-from pfi.models.prompter import EMBEDDED
+from pfi.models.prompter import EMBEDDED, Prompter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from pfi.models.adapters import Adapter
     from pfi.models.backbone import Backbone
-    from pfi.models.prompter import Prompter
 
 
 # Token types of GGUF.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pfi.inference.llama.c import Context
-from pfi.inference.sampling import highest
+from pfi.inference.llama.sampling import highest
 
 #: Whose it is, and the adapter's key.
 Group = tuple[str, str]

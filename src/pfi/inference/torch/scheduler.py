@@ -16,10 +16,10 @@ import torch
 
 from pfi.errors import BackboneError
 from pfi.inference.engine import AdapterRef, EngineStats, Finish, Piece
-from pfi.inference.generation import nucleus
 from pfi.inference.torch.adapter_slots import AdapterSlots
 from pfi.inference.torch.batch import Row, Rows
 from pfi.inference.torch.prefix_cache import Group, PrefixCache
+from pfi.inference.torch.sampling import nucleus
 from pfi.models.bank.bank import NO_ADAPTER
 from pfi.models.scoring import pass_tokens, score_ids
 

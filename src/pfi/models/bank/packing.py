@@ -12,16 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from pfi.models.attention import pad_rows, takes_masks
+from pfi.models.backbone import Backbone
 from pfi.models.bank.last_block import LastBlock
-
-if TYPE_CHECKING:
-    from pfi.models.backbone import Backbone
 
 #: Logits made at once, in numbers; a large vocabulary is scored in parts.
 _LOGITS = 1 << 25

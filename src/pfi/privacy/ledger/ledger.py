@@ -1,9 +1,9 @@
 """The ledger: the append-only list of everything that left a device.
 
 Each line is one entry as JSON and holds the hash of the line before (a hash chain), so that a
-changed, removed or inserted entry is found.  `leave` is the only way out of a device.  The text
-of an entry is sealed where the ledger has a key, and can be erased; that it was sent, its size
-and its hash stay readable, so that the chain can be checked without the key.
+changed, removed or inserted entry is found.  `send_logged` is the only way out of a device.  The
+text of an entry is sealed where the ledger has a key, and can be erased; that it was sent, its
+size and its hash stay readable, so that the chain can be checked without the key.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Ledger:
         A last line torn by a crash is dropped: what it announced was never sent.
 
         Args:
-            device, to, kind, policy, payload: see `leave`.
+            device, to, kind, policy, payload: see `send_logged`.
             shows: ids of the records that the payload tells of; None if that is not known.
 
         Raises:
@@ -332,7 +332,7 @@ class Ledger:
         return end, entry
 
 
-def leave(
+def send_logged(
     ledger: Ledger,
     *,
     device: str,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pfi.errors import ConfigError
+from pfi.inference.engine import Engine
 
 if TYPE_CHECKING:
-    from pfi.inference.engine import Engine
     from pfi.profile.config import HomeConfig
 
 EngineName = Literal["torch", "llama.cpp"]

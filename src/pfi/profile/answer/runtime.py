@@ -12,25 +12,21 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pfi.errors import BackboneError, ConfigError
 from pfi.gate.trials import confidences
 from pfi.inference.answering import Part, answers, combined, sampling_of
-from pfi.inference.engine import AdapterRef, OnePiece, Request, Sampling
+from pfi.inference.engine import AdapterRef, Engine, OnePiece, Request, Sampling, Stream
+from pfi.memory.index import Memory
 from pfi.memory.prompts import Retrieval, answer_room
+from pfi.memory.store import MemoryStore
 from pfi.memory.summary import summarise
+from pfi.models.prompter import Turn
 from pfi.profile.answer.memory import open_memory, sync_memory, task_memory
 from pfi.profile.answer.retrieval import retrieval_of
 from pfi.profile.home import Home
 from pfi.records import Record
 from pfi.tasks import Task, get_task
-
-if TYPE_CHECKING:
-    from pfi.inference.engine import Engine, Stream
-    from pfi.memory.index import Memory
-    from pfi.memory.store import MemoryStore
-    from pfi.models.prompter import Turn
 
 FALLBACK_TASK = "instruction"
 

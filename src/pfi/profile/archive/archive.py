@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -27,18 +27,16 @@ from pfi._util.version import __version__
 from pfi.errors import DataError, PfiError, StorageError
 from pfi.privacy.crypto.signing import with_signature
 from pfi.profile.adapters.files import Manifest
+from pfi.profile.adapters.store import AdapterStore
 from pfi.profile.archive import format as form
 from pfi.profile.archive.format import Head, Reading, TarReader
 from pfi.profile.config import HomeConfig
 from pfi.profile.erase import statement
 from pfi.profile.home import TOKENS, Home, home_path
 from pfi.profile.keys.keys import KEYS, drop_keys, make_keys
+from pfi.profile.keys.unlock import Lock
 from pfi.profile.open import open_home
 from pfi.profile.vault.vault import Vault
-
-if TYPE_CHECKING:
-    from pfi.profile.adapters.store import AdapterStore
-    from pfi.profile.keys.unlock import Lock
 
 _WRITING, _READING = ".export-", ".restore-"
 _LOCK = ".restore.lock"

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Literal
 from pfi._util.files import sha256_file, sync_folder, write_json
 from pfi._util.version import __version__
 from pfi.errors import ConfigError, StorageError
+from pfi.inference.llama.gguf import Bits
+from pfi.models.adapters import Adapter
 from pfi.profile.answer.runtime import Runtime
 from pfi.profile.export.quality import Quality, choose_examples, measure
 from pfi.profile.home import Home
 from pfi.tasks import Task
 
 if TYPE_CHECKING:
-    from pfi.inference.llama.gguf import Bits
-    from pfi.models.adapters import Adapter
     from pfi.models.backbone import Backbone
 
 Placement = Literal["separate", "merged"]

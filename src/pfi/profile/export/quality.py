@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from pfi.errors import DataError
-from pfi.inference.engine import AdapterRef, Request, Sampling, text_of
+from pfi.inference.engine import AdapterRef, Engine, Request, Sampling, text_of
+from pfi.models.adapters import Adapter
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.profile.home import Home
 from pfi.profile.learn.training import answer_scores, example_losses
 from pfi.tasks import Example, Task
 
 if TYPE_CHECKING:
-    from pfi.inference.engine import Engine
-    from pfi.models.adapters import Adapter
     from pfi.models.backbone import Backbone
 
 #: The latest examples that are measured.

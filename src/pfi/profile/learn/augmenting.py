@@ -23,6 +23,7 @@ from pfi.augment.config import AugmentConfig, FilterConfig, Policy
 from pfi.augment.forms import write_answer, write_records
 from pfi.augment.teachers.teacher import Call, Reply, Teacher
 from pfi.errors import ConfigError, DataError
+from pfi.memory.prompts import Retrieval
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.profile.answer.retrieval import retrieval_of
 from pfi.profile.home import NAMES, Home
@@ -32,7 +33,6 @@ from pfi.tasks import Task
 if TYPE_CHECKING:
     from pfi.augment.guard import Hides
     from pfi.augment.pipeline import Augmented, Augmenter
-    from pfi.memory.prompts import Retrieval
     from pfi.models.backbone import Backbone
 
 #: Words of the summary that a plan counts with, where the real one is not known yet.

@@ -16,19 +16,18 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pfi._util.settings import checked
+from pfi.models.adapters import Adapter
 from pfi.profile.home import Home
 from pfi.profile.learn.drift import Check, gains, unharmed
 from pfi.profile.learn.pairs import Pair
 from pfi.profile.learn.training import Candidate, Division, example_losses, train_candidate
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
-from pfi.train.examples import without_held_back
+from pfi.train.config import TrainConfig
+from pfi.train.examples import MixConfig, without_held_back
 
 if TYPE_CHECKING:
-    from pfi.models.adapters import Adapter
     from pfi.models.backbone import Backbone
-    from pfi.train.config import TrainConfig
-    from pfi.train.examples import MixConfig
 
 #: Held-back records of one source that are measured; more would take longer than training.
 MOST = 32

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +19,12 @@ from pfi.errors import DataError
 from pfi.gate.choices import GateConfig, mixing_weights
 from pfi.gate.fit import LEAST_TRIED, choose_for
 from pfi.gate.prior import PRIOR, Tried, prior_with
-from pfi.gate.trials import Asker, divide, record_trials
+from pfi.gate.trials import Asker, Trial, divide, record_trials
 from pfi.inference.answering import Part, combined
 from pfi.inference.engine import AdapterRef
 from pfi.inference.torch.engine import TorchEngine
+from pfi.models.adapters import Adapter
+from pfi.models.backbone import Backbone
 from pfi.profile.answer import memory
 from pfi.profile.answer.gate_file import Fitted, read_gate, write_gate
 from pfi.profile.answer.retrieval import retrieval_of
@@ -33,11 +35,6 @@ from pfi.profile.learn.training import Division, mix_config, train_candidate, tr
 from pfi.records import History
 from pfi.tasks import Task
 from pfi.train.examples import without_held_back
-
-if TYPE_CHECKING:
-    from pfi.gate.trials import Trial
-    from pfi.models.adapters import Adapter
-    from pfi.models.backbone import Backbone
 
 
 def gate_config(home: Home, settings: Mapping[str, Any] | None = None) -> GateConfig:

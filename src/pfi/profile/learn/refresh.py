@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pfi._util.settings import checked
 from pfi.errors import StorageError
+from pfi.models.adapters import Adapter
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.profile.adapters.store import Manifest
 from pfi.profile.answer.runtime import Runtime
@@ -33,7 +34,6 @@ from pfi.records import History, Record
 from pfi.tasks import Task
 
 if TYPE_CHECKING:
-    from pfi.models.adapters import Adapter
     from pfi.models.backbone import Backbone
 
 Outcome = Literal["no need", "due", "rejected", "accepted"]

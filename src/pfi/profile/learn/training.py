@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pfi._util.settings import checked
 from pfi.errors import ConfigError, DataError
 from pfi.memory.prompts import Retrieval
+from pfi.models.adapters import Adapter
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.profile.adapters.store import AdapterInfo, Manifest
 from pfi.profile.answer.retrieval import retrieval_of
@@ -21,13 +22,11 @@ from pfi.profile.erase.erased import refuse_erased
 from pfi.profile.home import Home
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
-from pfi.train.examples import without_held_back
+from pfi.train.config import TrainConfig
+from pfi.train.examples import MixConfig, without_held_back
 
 if TYPE_CHECKING:
-    from pfi.models.adapters import Adapter
     from pfi.models.backbone import Backbone
-    from pfi.train.config import TrainConfig
-    from pfi.train.examples import MixConfig
 
 #: The latest held-back examples that are measured; more would take longer than training.
 MAX_MEASURED = 64

@@ -15,10 +15,10 @@ from pfi.profile.plan.predict import Model, Work
 from pfi.profile.plan.shapes import ModelShape, read_shape
 from pfi.records import History
 from pfi.tasks import Example, Task
+from pfi.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from pfi.models.backbone import Backbone
-    from pfi.train.config import TrainConfig
 
 _SAMPLED = 64  # records whose tokens are counted
 

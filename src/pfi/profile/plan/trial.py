@@ -76,7 +76,8 @@ def _decoding(backbone: Backbone, rank: int) -> tuple[float, float]:
 
 
 def _plain_decoding(backbone: Backbone, prompt: list[int]) -> tuple[float, float]:
-    from pfi.inference.generation import decode, greedy
+    from pfi.inference.generation import decode
+    from pfi.inference.torch.sampling import greedy
 
     seconds = []
     for new in (1, 9):

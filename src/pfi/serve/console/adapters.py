@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import APIRouter, Form
 from fastapi.responses import Response
 
+from pfi.profile.adapters.store import Manifest
 from pfi.serve.console.view import ConsoleRoute, Signed, number, toast
-
-if TYPE_CHECKING:
-    from pfi.profile.adapters.store import Manifest
 
 router = APIRouter(route_class=ConsoleRoute)
 

@@ -12,20 +12,18 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response, StreamingResponse
 
 from pfi.errors import ConfigError, PfiError
+from pfi.inference.engine import Stream
+from pfi.profile.answer.runtime import Prepared
+from pfi.profile.vault.feedback import Rating
 from pfi.serve.console.progress import refresh_if_due
 from pfi.serve.console.view import ConsoleRoute, Signed, Visit, environment, said
-
-if TYPE_CHECKING:
-    from pfi.inference.engine import Stream
-    from pfi.profile.answer.runtime import Prepared
-    from pfi.profile.vault.feedback import Rating
-    from pfi.tasks import Task
+from pfi.tasks import Task
 
 router = APIRouter(route_class=ConsoleRoute)
 #: Answers from before that a new page shows.

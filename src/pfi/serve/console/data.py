@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form
 from fastapi.responses import Response
 
 from pfi.errors import ConfigError, DataError
+from pfi.profile.home import Home
+from pfi.records import Record
 from pfi.serve.console.jobs import Job, Work
 from pfi.serve.console.view import ROOT, ConsoleRoute, Signed, Visit, count, toast
-
-if TYPE_CHECKING:
-    from pfi.profile.home import Home
-    from pfi.records import Record
 
 router = APIRouter(route_class=ConsoleRoute)
 _PAGE = 25

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
 from pfi.errors import DataError, StorageError
+from pfi.privacy.ledger.entries import Entry
 from pfi.serve.console.view import ConsoleRoute, Signed
-
-if TYPE_CHECKING:
-    from pfi.privacy.ledger.entries import Entry
 
 router = APIRouter(route_class=ConsoleRoute)
 _SHOWN = 100

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import APIRouter, Form
 from fastapi.responses import Response
 
+from pfi.augment.client import ClientReport
 from pfi.errors import ConfigError
+from pfi.profile.home import Home
+from pfi.profile.learn.augmenting import Plan
 from pfi.serve.console.jobs import Job, Work
 from pfi.serve.console.view import ROOT, ConsoleRoute, Signed, Visit, count, number, said
-
-if TYPE_CHECKING:
-    from pfi.augment.client import ClientReport
-    from pfi.profile.home import Home
-    from pfi.profile.learn.augmenting import Plan
-    from pfi.tasks import Task
+from pfi.tasks import Task
 
 router = APIRouter(route_class=ConsoleRoute)
 _TITLES = {

@@ -13,19 +13,16 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.datastructures import UploadFile
 
 from pfi.errors import ConfigError, DataError, PfiError
+from pfi.profile.home import Home
+from pfi.readers.report import ImportReport
 from pfi.serve.console.progress import refresh_if_due
 from pfi.serve.console.view import ConsoleRoute, Signed
-
-if TYPE_CHECKING:
-    from pfi.profile.home import Home
-    from pfi.readers.report import ImportReport
 
 router = APIRouter(route_class=ConsoleRoute)
 _MOST_FILES = 20_000

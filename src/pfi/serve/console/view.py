@@ -22,16 +22,15 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from pfi.errors import PfiError
+from pfi.profile.home import Home
 from pfi.serve.auth import tokens_of
+from pfi.serve.console.jobs import Jobs
+from pfi.serve.console.sessions import Sessions
+from pfi.serve.service import Service
+from pfi.tasks import Task
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-    from pfi.profile.home import Home
-    from pfi.serve.console.jobs import Jobs
-    from pfi.serve.console.sessions import Sessions
-    from pfi.serve.service import Service
-    from pfi.tasks import Task
 
 HERE = Path(__file__).parent
 ROOT = "/console"

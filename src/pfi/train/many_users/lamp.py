@@ -34,9 +34,9 @@ class LampJobs:
         split: reads ``<split>_questions.json``.
         limit: a random sample of this many users; all when None.
         seed: decides the sample, the choices in examples and the initial factors.
-        backbone: whose tokens the budget counts.
-        k: records retrieved for a prompt.
-        budget: tokens of a prompt's records together.
+        backbone: whose tokens are counted.
+        retrieve: records retrieved for a prompt.
+        record_tokens: tokens of a prompt's records together.
         share: share of the examples that carry retrieved records.
         pool_split: other people's records, for tasks that contrast a user with others, come
             from this split.
@@ -49,8 +49,8 @@ class LampJobs:
     limit: int | None = None
     seed: int = 0
     backbone: str = "embedded"
-    k: int = 2
-    budget: int = 224
+    retrieve: int = 2
+    record_tokens: int = 224
     share: float = 0.5
     pool_split: str = "train"
     pool_users: int = 200
@@ -89,7 +89,7 @@ class LampJobs:
     def _retrieval(self) -> Retrieval:
         # Only the tokenizer is used: the meta device gives the weights' memory back.
         backbone = load_backbone(self.backbone, device="meta")
-        return Retrieval(self.k, self.budget, backbone.prompter, self.share)
+        return Retrieval(self.retrieve, self.record_tokens, backbone.prompter, self.share)
 
     @cached_property
     def _pool(self) -> list[Record]:

@@ -24,7 +24,7 @@ from pfi.federate.strategy import LinearStrategy
 from pfi.federate.users import local_examples
 from pfi.models.backbone import load_backbone
 from pfi.privacy.ledger.entries import FINISH, MEASURE, READY, SECURE, UPDATE
-from pfi.privacy.ledger.ledger import leave
+from pfi.privacy.ledger.ledger import send_logged
 from pfi.profile.home import Home
 from pfi.tasks import Example, Task
 
@@ -67,7 +67,7 @@ class DeviceRuntime:
         reply = self._clients.answer({name: message})[name]
         if isinstance(reply, Failure):
             raise FederationError(reply.why)
-        return leave(
+        return send_logged(
             self.home.open_ledger(),
             device=self.home.profile,
             to=self.invitation.server.rpartition(":")[0],

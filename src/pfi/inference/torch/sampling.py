@@ -1,0 +1,67 @@
+"""The next token from logits in PyTorch: the likeliest, or sampled from a nucleus.
+
+Nucleus sampling is that of Holtzman et al. 2020 (arXiv 1904.09751); a row's token does not depend
+on the batch that it is in.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+
+#: Chooses ``(rows,)`` tokens from ``(rows, vocabulary)`` logits of the prompts of these numbers.
+Pick = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+
+#: How many tokens are ranked before all are; ranking a whole vocabulary takes as long as a step.
+_RANKED = 1024
+
+
+def greedy(logits: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
+    """The likeliest token of every row."""
+    return logits.argmax(-1)
+
+
+class Nucleus:
+    """Samples from the likeliest tokens that together have at least ``top_p`` probability."""
+
+    def __init__(self, temperature: float, top_p: float, seed: int | Sequence[str]) -> None:
+        self.temperature, self.top_p, self.seed = temperature, top_p, seed
+        self._generators: dict[int, random.Random] = {}
+
+    def _draw(self, prompt: int) -> float:
+        if prompt not in self._generators:
+            own = f"{self.seed}:{prompt}" if isinstance(self.seed, int) else self.seed[prompt]
+            self._generators[prompt] = random.Random(own)
+        return self._generators[prompt].random()
+
+    def __call__(self, logits: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
+        drawn = [self._draw(i) for i in prompts]
+        return nucleus(logits.float() / self.temperature, self.top_p, drawn)
+
+
+def nucleus(logits: torch.Tensor, top_p: float, drawn: Sequence[float]) -> torch.Tensor:
+    """Tokens ``(rows,)`` of ``(rows, vocabulary)`` logits by each row's number in [0, 1)."""
+    likely = torch.softmax(logits, -1)
+    tokens: torch.Tensor | None = None
+    if top_p < 1:
+        ranked, tokens = likely.topk(min(_RANKED, likely.shape[-1]))
+        short = (ranked.sum(-1) < top_p).tolist()
+        if any(short) and not all(short):  # apart, so that no row depends on another
+            chosen = torch.empty_like(tokens[:, 0])
+            for kind in (True, False):
+                rows = [i for i, this in enumerate(short) if this == kind]
+                chosen[rows] = nucleus(logits[rows], top_p, [drawn[i] for i in rows])
+            return chosen
+        if any(short):
+            ranked, tokens = likely.sort(descending=True)
+        ranked = ranked.double()
+        # A token stays while those before it do not suffice, so that the first always does.
+        likely = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)
+    total = likely.cumsum(-1, dtype=torch.float64)
+    whole = total[:, -1:]
+    numbers = torch.tensor(drawn, dtype=torch.float64, device=total.device)[:, None]
+    at = torch.searchsorted(total, numbers * whole, right=True)
+    at = at.minimum((total < whole).sum(-1, keepdim=True))  # rounding could reach past it
+    return (at if tokens is None else tokens.gather(-1, at)).squeeze(-1)
