@@ -539,7 +539,7 @@ def test_the_ledger_is_written_before_anything_is_sent(
     def full(*args: Any, **named: Any) -> None:
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr(client_module, "leave", full)
+    monkeypatch.setattr(client_module, "send_logged", full)
     before = len(teacher.calls)
     with pytest.raises(StorageError):
         client.ask(some_calls(3), {})

@@ -504,7 +504,12 @@ def test_logs_hold_neither_texts_nor_tokens_nor_queries(
     body = {"model": "ann", "messages": [{"role": "user", "content": "private words"}]}
     reply = ask(world, body)
     assert reply.status_code == 500
-    text = "\n".join(record.getMessage() for record in caplog.records if "httpx" not in record.name)
+    end = time.monotonic() + 10  # the line of a request is written after its response
+    text = ""
+    while "/v1/chat/completions 500" not in text and time.monotonic() < end:
+        time.sleep(0.01)
+        records = [record for record in caplog.records if "httpx" not in record.name]
+        text = "\n".join(record.getMessage() for record in records)
     assert "ValueError" in text and "/v1/chat/completions 500" in text and "broken" in text
     assert reply.headers["x-request-id"] in text
     for private in ("private words", "hidden", world.tokens["ann"]):
