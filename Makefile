@@ -19,8 +19,10 @@ $(STAMP): pyproject.toml
 
 install: $(STAMP)  ## set up .venv
 
-demo: $(STAMP)  ## the whole of pfi on made-up people, in about five minutes
-	$(BIN)/pfi demo
+# With MODEL=smollm2-135m on that model, which is fetched where it is missing; a path is taken as it is.
+demo: $(STAMP)  ## the whole of pfi on made-up people, in about five minutes; MODEL=smollm2-135m: longer
+	$(if $(MODEL),$(if $(findstring /,$(MODEL)),,$(BIN)/pfi models get $(MODEL)))
+	$(BIN)/pfi demo $(if $(MODEL),--backbone $(MODEL))
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

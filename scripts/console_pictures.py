@@ -62,7 +62,7 @@ class Camera:
             self.page.select_option("#task", task)
             self.page.wait_for_selector("textarea[name^=field-]")
             self.page.wait_for_timeout(500)
-        self.page.fill("#ask textarea", text)
+        self.page.fill("#fields textarea", text)
         self.page.keyboard.press("Enter")
         turn = self.page.locator(".turn").last
         turn.locator(".mine:not(.waiting)").wait_for(timeout=LONGEST_MS)

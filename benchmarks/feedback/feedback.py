@@ -34,8 +34,8 @@ from pfi.profile.config import HomeConfig
 from pfi.profile.home import Home
 from pfi.profile.learn import candidates, feedback
 from pfi.profile.learn.drift import Check, unharmed
+from pfi.profile.learn.measuring import answer_scores
 from pfi.profile.learn.refresh import Refreshed, refresh
-from pfi.profile.learn.training import answer_scores
 from pfi.profile.open import create_home, open_home
 from pfi.records import Record
 from pfi.tasks import Example, Task

@@ -195,11 +195,11 @@ class Endless:
     """While active, no backbone has an end token, so that every row is decoded to the limit."""
 
     def __enter__(self) -> None:
-        self._kept = Backbone.end_id
-        Backbone.end_id = property(lambda self: -1)  # type: ignore[assignment, method-assign]
+        self._kept = Backbone.end_ids
+        Backbone.end_ids = property(lambda self: frozenset())  # type: ignore[assignment, method-assign]
 
     def __exit__(self, *_: Any) -> None:
-        Backbone.end_id = self._kept  # type: ignore[method-assign]
+        Backbone.end_ids = self._kept  # type: ignore[method-assign]
 
 
 def decode(spec: dict[str, Any]) -> dict[str, Any]:

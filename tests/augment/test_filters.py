@@ -14,9 +14,11 @@ from rouge_score import rouge_scorer
 
 from pfi.augment.config import FilterConfig
 from pfi.augment.drafts import Draft, Subject
-from pfi.augment.filters.filters import FILTERS, Filtered, apply_filters
+from pfi.augment.filters.filters import FILTERS, Filtered, apply_filters, mostly_unlike
+from pfi.augment.filters.form import Forms
 from pfi.augment.filters.judge import BackboneJudge, Vectors
 from pfi.augment.filters.likeness import Copies, rouge_l, shingles, words
+from pfi.datasets.lamp import read_users
 from pfi.models.backbone import load_backbone
 from pfi.records import History, Record
 from pfi.tasks import Example, get_task
@@ -167,6 +169,106 @@ def test_headlines_that_begin_with_here_are_no_chat() -> None:
     subject = Subject(get_task("LaMP_4"), History("ann", real), (), lambda t, n: t, 0)
     draft = Draft({"text": NEW[0]}, "Here's Why", "write", "w")
     assert alone("well_formed", subject, [draft])[0] == [draft]
+
+
+# Length and form -------------------------------------------------------------------------
+
+
+def changes(n: int = 12) -> Subject:
+    """Somebody who writes short messages about lists of changed files."""
+    files = ["src/rows.py", "tests/test_rows.py", "docs/cli.rst", "setup.py", "src/db/upsert.py"]
+    verbs = ["Fix", "Add", "Remove", "Document", "Speed up"]
+    real = [
+        Record(
+            str(i),
+            "commit_message",
+            {
+                "change": "\n".join(
+                    f"{files[(i + j) % 5]} (+{7 * i % 23 + 1} -{i * j})" for j in range(1 + i % 4)
+                )
+            },
+            f"{verbs[i % 5]} {files[i % 5][-12:]} for tables {'of any kind ' * (i % 3)}",
+        )
+        for i in range(n)
+    ]
+    task = get_task("commit_message")
+    return Subject(task, History("ann", real), (), lambda text, n: text, 0)
+
+
+def change(text: str, message: str = "Fix the order of columns") -> Draft:
+    return Draft({"change": text}, message, "write", "write-1")
+
+
+def test_drafts_of_another_form_are_dropped() -> None:
+    good = [
+        change("src/rows.py (+3 -1)"),
+        change("docs/upsert.md (+12 -0)\nREADME.md (+2 -2)\nsrc/db/table.py (+40 -31)"),
+        change("src/cli.py (+1 -1)\ntests/test_cli.py (+9 -0)", "Add --silent"),
+    ]
+    bad = [
+        change("2020-01-10T13:17:32.186", "You changed the new record to"),
+        change("The new records"),
+        change("The new records are written in the format of the new records and of the others"),
+        change("{'records': [{'change': '', 'message': ''}, {'change': '', 'message': ''}]}"),
+    ]
+    kept, reasons = alone("form", changes(), [*bad, *good])
+    assert [draft.input for draft in kept] == [draft.input for draft in good]
+    assert reasons == {"change looks unlike the user's": len(bad)}
+    assert all(0 < draft.scores["form"] <= 4 for draft in kept)
+
+
+def test_drafts_of_another_length_are_dropped() -> None:
+    usual = "src/rows.py (+3 -1)"
+    long = "\n".join(f"src/a{i}.py (+{i} -1)" for i in range(36))
+    bad = [change(usual, "Fix " + " ".join(f"table {i}" for i in range(30))), change(long)]
+    good = [
+        change(usual, "Fix rows"),
+        change(usual, "Fix rows and say so in the documentation, twice"),
+    ]
+    kept, reasons = alone("length", changes(), [*bad, *good])
+    assert [draft.output for draft in kept] == [draft.output for draft in good]
+    assert reasons == {
+        "message is far shorter or longer than the user's": 1,
+        "change is far shorter or longer than the user's": 1,
+    }
+
+
+@pytest.mark.parametrize("name", ["length", "form"])
+def test_labels_and_few_records_say_nothing_of_a_form(name: str) -> None:
+    usual = "src/rows.py (+3 -1)"
+    odd = change(usual, "Fix " + " ".join(f"table {i}" for i in range(28)))
+    if name == "form":
+        odd = change("The records of all", "Fix the rows of all")
+    assert alone(name, changes(2), [odd])[0] and not alone(name, changes(12), [odd])[0]
+    assert len(alone(name, movies(), [film(NEW[0], "based on a book")])[0]) == 1
+
+
+def test_a_teacher_that_keeps_to_no_form_is_told() -> None:
+    odd, good = change("The new records"), change("src/rows.py (+3 -1)")
+    for drafts, told in (
+        ([odd, odd, good], "2 of 3"),
+        ([odd, good, good], ""),
+        ([odd], ""),
+        ([], ""),
+    ):
+        counts = apply_filters(changes(), drafts, FilterConfig(), 9, Fake()).counts
+        assert mostly_unlike(counts) == told
+
+
+def test_a_users_own_records_seldom_look_unlike_the_others(shared_data: Path) -> None:
+    """Leave-one-out over dev users: at most 2 % a task of what people wrote would be dropped."""
+    for name in ("LaMP_3", "LaMP_4", "LaMP_6", "LaMP_7"):
+        task, dropped, count = get_task(name), 0, 0
+        for user in read_users(shared_data, task, "dev", limit=12):
+            real = list(user.history)
+            for i, record in enumerate(real):
+                forms = Forms(task, real[:i] + real[i + 1 :])
+                config = FilterConfig()
+                assert config.length and config.form
+                dropped += forms.length(record)[0] > config.length
+                dropped += forms.form(record)[0] > config.form
+                count += 1
+        assert count > 150 and dropped <= 0.02 * count, name
 
 
 def test_only_labels_of_the_task_are_valid() -> None:
@@ -349,11 +451,11 @@ def test_counts_chain_and_are_json() -> None:
     check_chain(done, mixed(), 3)
     assert [c.name for c in done.counts] == [name for name in FILTERS if name != "wanted"]
     assert {c.name: sum(c.dropped.values()) for c in done.counts} == {
-        "well_formed": 1, "valid_label": 1, "agreement": 1, "copy": 2, "distance": 0,
-        "perplexity": 0, "balance": 2, "diversity": 0,
+        "well_formed": 1, "length": 0, "form": 0, "valid_label": 1, "agreement": 1,
+        "copy": 2, "distance": 0, "perplexity": 0, "balance": 2, "diversity": 0,
     }  # fmt: skip
     text = json.dumps([count.to_dict() for count in done.counts], allow_nan=False)
-    assert json.loads(text)[3]["dropped"] == {
+    assert json.loads(text)[5]["dropped"] == {
         "a copy of a real record": 1, "a copy of another draft": 1
     }  # fmt: skip
     names = {c.name for c in done.counts} - {"well_formed", "valid_label", "copy"}

@@ -212,6 +212,7 @@ def test_after_all_attempts_it_is_unusable_and_stays_so_for_free(tmp_path: Path)
             client = TeacherClient(teacher, config, store)
             assert client.ask([a_call("a")], {}) == [None]
             assert client.report.unusable == 1
+            assert client.report.problems == {"nonsense": 1}
     assert len(teacher.calls) == 3
     with sqlite3.connect(path) as db:
         rows = db.execute("SELECT attempt, text, problem FROM answers ORDER BY attempt").fetchall()

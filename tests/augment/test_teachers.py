@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from fault_server import PASSING, FaultServer
 from pydantic import BaseModel, Field
 
@@ -22,6 +23,7 @@ from pfi.augment.teachers.make import make_teacher
 from pfi.augment.teachers.remote import Pace, RemoteTeacher
 from pfi.augment.teachers.teacher import Call, Message, Reply, TeacherError, Unusable, Usage
 from pfi.errors import BackboneError
+from pfi.inference.torch.sampling import Pick
 
 KEY = "sk-planted-0123456789"
 
@@ -411,9 +413,8 @@ def test_local_prompts_follow_the_chat_template(folder: Callable[[str], Path]) -
     assert asked._prompt_ids(messages).count(end) == 4
     merging = local(folder(NO_SYSTEM + TEMPLATE))
     assert prompt(merging, call("Hi").messages) == ("<user>You write records.\n\nHi</s><assistant>")
-    dropping = local(folder(TEMPLATE.replace("{% for m in messages %}", "{% for m in [] %}")))
-    with pytest.raises(TeacherError, match="conversation of system, user"):
-        dropping.answer([call()])
+    with pytest.raises(BackboneError, match="template drops"):
+        local(folder(TEMPLATE.replace("{% for m in messages %}", "{% for m in [] %}")))
 
 
 def test_local_answers_do_not_depend_on_the_batch(folder: Callable[[str], Path]) -> None:
@@ -436,7 +437,67 @@ def test_local_answers_do_not_depend_on_the_batch(folder: Callable[[str], Path])
     assert isinstance(together[4], Unusable) and together[4].usage.completion_tokens > 0
     assert isinstance(together[5], Unusable) and "too long" in str(together[5])
     assert asked.price(Usage(5, 5)) == Usage(5, 5)
-    assert (asked.host, asked.batch, asked.concurrency) == (None, 8, 1)
+    assert (asked.host, asked.batch, asked.concurrency) == (None, 2, 1)
+
+
+def test_local_gives_up_a_model_that_writes_no_json(folder: Callable[[str], Path]) -> None:
+    """A random model never writes an object; it is not asked to the end of every call."""
+    asked = local(folder(TEMPLATE))
+    calls = [
+        call(f"Form {i}", form=Items, max_tokens=600, temperature=1.0, seed=i) for i in range(6)
+    ]
+    for i in (0, 2):
+        for result in asked.answer(calls[i : i + 2]):
+            assert isinstance(result, Unusable) and "JSON" in str(result)
+            assert result.usage.completion_tokens < 600 or "{" in str(result)
+    plain = asked.answer([call("Text", max_tokens=4, temperature=1.0)])
+    assert isinstance(plain[0], Reply) and asked.batch == 2, "plain text says nothing of JSON"
+    with pytest.raises(
+        TeacherError, match=r"none of its first 6 answers.*: \d x the answer"
+    ) as error:
+        asked.answer(calls[4:])
+    assert "--teacher openai" in str(error.value)
+
+
+def test_local_goes_on_after_one_usable_answer(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = local(folder(TEMPLATE))
+    good = asked._backbone.token_ids('{"items": [{"text": "a", "label": "bad"}]}')
+    bad = asked._backbone.token_ids("no object")
+    monkeypatch.setattr(asked, "_generate", lambda calls, *_: [good, *[bad] * (len(calls) - 1)])
+    for _ in range(4):
+        results = asked.answer([call(form=Items)] * 3)
+        assert [isinstance(result, Reply) for result in results] == [True, False, False]
+    assert asked.batch == 8
+
+
+def test_local_ends_answers_that_are_whole_or_come_to_nothing(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = local(folder(TEMPLATE))
+    ids = asked._backbone.token_ids
+    scripts = [
+        ids('{"items": [{"text": "a", "label": "bad"}]}' + " and more of it" * 100),
+        ids("fox " * 300),
+        ids(" ".join(f"word{i}" for i in range(300))),
+    ]
+
+    def scripted(one: Call) -> Pick:
+        left = iter(scripts[one.seed])
+        return lambda logits, numbers: torch.tensor([next(left)])
+
+    monkeypatch.setattr("pfi.augment.teachers.local._pick", scripted)
+    calls = [call(form=Items, max_tokens=500, seed=i) for i in range(3)]
+    whole, looping, prose = asked.answer(calls)
+    assert (
+        reply(whole).usage.completion_tokens
+        <= len(ids('{"items": [{"text": "a", "label": "bad"}]}')) + 16
+    )
+    assert isinstance(looping, Unusable) and looping.usage.completion_tokens <= 64
+    assert isinstance(prose, Unusable) and prose.usage.completion_tokens <= 64
+    text = asked.answer([call(max_tokens=500, seed=2)])[0]
+    assert reply(text).usage.completion_tokens > 400, "plain text needs no brace"
 
 
 def test_local_json_is_read_out_of_the_text(

@@ -77,11 +77,11 @@ def test_decoding_is_of_full_length(
     from pfi.models.backbone import Backbone
 
     monkeypatch.setattr(measures, "DECODE_NEW", 5)
-    before = Backbone.end_id
+    before = Backbone.end_ids
     for method in ("base", "hf", "peft", "bank"):
         row = measures.measure({**spec, "kind": "decode", "method": method, "batch": 3})
         assert row["tokens_per_s"] > 0, method
-    assert Backbone.end_id is before
+    assert Backbone.end_ids is before
 
 
 def test_limit_counts_the_needed_products(load: Any, spec: dict[str, Any]) -> None:

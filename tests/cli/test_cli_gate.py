@@ -20,7 +20,7 @@ from pfi.profile.open import open_home
 from pfi.records import Record
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
-QUICK = ["--epochs=6", "--batch-size=4", "--rank=4", "--learning-rate=0.02"]
+QUICK = ["--epochs=6", "--batch-size=4", "--rank=4", "--learning-rate=0.02", "--holdout=0"]
 PLAIN = ["--set", "per_question=false", "--set", "ks=[0, 2]", "--set", "caution=1"]
 
 

@@ -10,6 +10,7 @@ import signal
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,11 @@ def write_many(folder: Path, users: int) -> Path:
     return folder
 
 
+@dataclass
 class NoBackbone:
     """Stands for a backbone in studies without models."""
+
+    thinking: bool = False
 
     prompter = WordPrompter()
 

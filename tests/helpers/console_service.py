@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from pfi.serve.server import address, listen, make_server
 from pfi.tasks import Task, get_task
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
+#: What makes a question one that is not like the records.
+OFF_TOPIC = "capital of France"
 
 
 def headline(n: int, **changes: Any) -> Record:
@@ -59,15 +61,18 @@ class Words:
     cached: int = 0
     stopped: threading.Event = field(default_factory=threading.Event)
     cancelled: bool = False
+    most: int | None = None
 
     def __iter__(self) -> Iterator[Piece]:
-        for word in self.text.split(" "):
+        words = self.text.split(" ")
+        for word in words[: self.most]:
             if self.stopped.wait(self.seconds) if self.seconds else self.stopped.is_set():
                 self.cancelled = True
                 yield Piece("", 0, finish="cancelled")
                 return
             yield Piece(f"{word} ")
-        yield Piece("", 0, finish="stop")
+        cut = self.most is not None and self.most < len(words)
+        yield Piece("", 0, finish="length" if cut else "stop")
 
     def cancel(self) -> None:
         self.stopped.set()
@@ -80,6 +85,7 @@ class RuledRuntime:
     home: Home
     seconds: float = 0.0
     streams: list[Words] = field(default_factory=list)
+    asked: list[Prepared] = field(default_factory=list)
 
     def prepare(
         self,
@@ -89,27 +95,44 @@ class RuledRuntime:
         k: int | None = None,
         fields: Mapping[str, str] | None = None,
         history: Sequence[tuple[str, str]] = (),
+        alone: bool = False,
+        named: bool = True,
         **_: Any,
     ) -> Prepared:
+        if not named and OFF_TOPIC in text:
+            task = get_task("instruction")
         values = question_fields(task, text, fields or {})
+        if alone and not task.free_form:
+            history = ()
+        dropped = [turn for turn in history if turn[0] != "system"][:-4]
+        history = [turn for turn in history if turn not in dropped]
         with self.home.open_vault() as vault:
             found = tuple(reversed(vault.history(task.name, origin="real")))[: k or 2]
         personal = self.home.personal_adapters.active(task.name)
         prompt = " ".join([*(said for _, said in history), task.prompt(values)])
         return Prepared(
             task, prompt, (), records=found, personal=personal, gate="2 records", owner="x",
-            weight=1.0 if personal else 0.0,
+            weight=1.0 if personal else 0.0, asked=task.prompt(values),
+            dropped_turns=len(dropped),
         )  # fmt: skip
+
+    def sampling(self, task: Task, given: Mapping[str, Any] | None = None) -> Sampling:
+        return Sampling(max_tokens=self.home.config.max_tokens)
+
+    def more(self, prepared: Prepared, answer: str) -> Prepared:
+        return replace(prepared, prompt=f"{prepared.prompt} {answer}")
 
     def generic(self, history: Sequence[tuple[str, str]], **_: Any) -> Prepared:
         return Prepared(get_task("instruction"), history[-1][1], (), gate="generic")
 
     def stream(self, prepared: Prepared, sampling: Sampling | None = None) -> Words:
+        self.asked.append(prepared)
         plain = prepared.gate == "generic"
         text = "A plain answer of nobody" if plain else f"Like yours: {_best(prepared)}"
         if prepared.task.labels:
             text = prepared.task.labels[0]
-        self.streams.append(Words(text, self.seconds))
+        most = None if sampling is None else sampling.max_tokens
+        self.streams.append(Words(text, self.seconds, most=most))
         return self.streams[-1]
 
     def close(self) -> None:

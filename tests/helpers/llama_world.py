@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from engine_world import World, make_adapter, sharpen
 
-from pfi.inference.llama.c import available
+from pfi.inference.llama.c import Context, Model, available
 from pfi.inference.llama.engine import LlamaEngine
 from pfi.inference.llama.gguf import write_backbone
 from pfi.models.backbone import load_backbone
@@ -22,6 +23,17 @@ def make_world(folder: Path, family: str, adapters: int = 6) -> tuple[World, Pat
     path = folder.parent / f"{family}.gguf"
     write_backbone(backbone, path, "f32")
     return World(backbone, [make_adapter(backbone, i) for i in range(adapters)]), path
+
+
+def llama_logits(path: Path, adapter: Path | None, ids: list[int]) -> np.ndarray:
+    """What llama.cpp computes at each token, ``(tokens, vocabulary)``, attention in 32 bits."""
+    model = Model(path)
+    context = Context(model, sequences=1, length=256, threads=1, batch=256, exact=True)
+    context.use(model.adapter(str(adapter)) if adapter else None)
+    logits = np.stack(context.decode([(token, i, 0, True) for i, token in enumerate(ids)]))
+    context.close()
+    model.close()
+    return logits
 
 
 def make_engine(world: World, path: Path, **options: Any) -> LlamaEngine:

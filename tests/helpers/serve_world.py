@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pfi.inference.capacity import Footprint
 from pfi.inference.engine import AdapterRef, EngineStats, Piece, Request, Scoring
 from pfi.memory.embedders import HashEmbedder
 from pfi.models.prompter import Prompter, load_prompter
@@ -130,6 +131,9 @@ class FakeEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(requests=len(self.requests), new_tokens=self.tokens)
+
+    def footprint(self) -> Footprint:
+        return Footprint(98 << 20, 360 << 20, 4, 4096, 1)
 
     def close(self) -> None:
         pass

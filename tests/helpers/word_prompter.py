@@ -18,7 +18,13 @@ class WordPrompter:
     def prompt_ids(self, prompt: str, limit: int | None = None) -> list[int]:
         return [0] * len(prompt.split()[:limit])
 
-    def chat_ids(self, messages: Sequence[Turn], limit: int | None = None) -> list[int]:
+    def chat_ids(
+        self,
+        messages: Sequence[Turn],
+        limit: int | None = None,
+        *,
+        thinking: bool | None = None,
+    ) -> list[int]:
         return self.prompt_ids(" ".join(text for _, text in messages), limit)
 
     def longest(self, targets: tuple[str, ...]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pfi.models import attention as row_attention
 from pfi.models.adapters import Adapter, AdapterConfig
 from pfi.models.backbone import load_backbone
 from pfi.models.bank.bank import AdapterBank
+from pfi.models.families import cache_argument
 
 Folder = Callable[[str], Path]
 
@@ -130,8 +131,8 @@ def test_a_pass_over_any_rows_equals_plain_passes_row_by_row(
                 input_ids=torch.tensor(new),
                 attention_mask=store.hiding(positions, store.dtype),
                 position_ids=positions,
-                past_key_values=store.cache,
                 use_cache=True,
+                **cache_argument(model.base_model, store.cache),
             )[0]
             for place, more, state in zip(places, new, states, strict=True):
                 rows[place] += more
@@ -231,12 +232,18 @@ def test_slots_keep_what_is_in_use_and_tell_when_all_are(backbone_folder: Folder
     backbone = sharpen(load_backbone(backbone_folder("llama")))
     world = World(backbone, [make_adapter(backbone, i) for i in range(5)])
 
-    def make(rank: int) -> AdapterBank:
-        return AdapterBank(backbone, AdapterConfig(rank=rank), 2)
+    def make(rank: int, layers: Collection[str] | None = None) -> AdapterBank:
+        return AdapterBank(backbone, AdapterConfig(rank=rank), 2, layers=layers)
 
     woken: list[int] = []
+
+    def wake() -> None:
+        woken.append(1)
+
     with ThreadPoolExecutor(1) as reader:
-        slots = AdapterSlots(make(2), make, reader, lambda: woken.append(1))
+        slots = AdapterSlots(
+            make(2, []), make, lambda adapter: adapter.plain(backbone.model), reader, wake
+        )
 
         def take(number: int) -> int | None:
             until(lambda: slots.ready(world.ref(number)))

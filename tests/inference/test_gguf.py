@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llama_world
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from llama_world import needs_llama
 
 from conftest import save_tokenizer
 from pfi.errors import BackboneError, ConfigError
-from pfi.inference.llama.c import Context, Model
+from pfi.inference.llama.c import Model
 from pfi.inference.llama.gguf import BITS, bits_of, write_adapter, write_backbone
 from pfi.inference.llama.gguf_cache import backbone_file, fingerprint
 from pfi.models.backbone import Backbone, load_backbone
@@ -69,13 +70,7 @@ def torch_logits(backbone: Backbone, ids: list[int] = IDS) -> np.ndarray:
 
 
 def llama_logits(path: Path, adapter: Path | None = None, ids: list[int] = IDS) -> np.ndarray:
-    model = Model(path)
-    context = Context(model, sequences=1, length=256, threads=1, batch=256, exact=True)
-    context.use(model.adapter(str(adapter)) if adapter else None)
-    found = np.stack(context.decode([(token, i, 0, True) for i, token in enumerate(ids)]))
-    context.close()
-    model.close()
-    return found
+    return llama_world.llama_logits(path, adapter, ids)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -174,12 +169,13 @@ def _distance(found: np.ndarray, expected: np.ndarray) -> float:
 
 def _with_weights(backbone: Backbone, read: dict[str, np.ndarray]) -> None:
     """Put weights read from a file into the model, queries and keys turned back."""
-    from pfi.inference.llama.gguf import tensor_name
+    from pfi.models.gguf.families import BY_MODEL_TYPE
 
     state, config = {}, backbone.model.config
+    family = BY_MODEL_TYPE[config.model_type]
     for key in backbone.model.state_dict():
         layer, _, kind = key.rpartition(".")
-        values = torch.from_numpy(read[f"{tensor_name(layer)}.{kind}"].copy())
+        values = torch.from_numpy(read[f"{family.tensor_name(layer)}.{kind}"].copy())
         if layer.endswith((".q_proj", ".k_proj")):
             heads = config.num_attention_heads
             heads = heads if layer.endswith(".q_proj") else config.num_key_value_heads
@@ -216,24 +212,6 @@ def test_the_tokenizer_in_the_file_is_ours(
         assert model.detokenize(ids) == text
         assert model.tokenize(text) == backbone.tokenizer(text, add_special_tokens=False).input_ids
     model.close()
-
-
-def test_how_texts_are_split_has_llama_cpps_name() -> None:
-    from pfi.inference.llama.gguf import _splitting
-
-    level = {"type": "ByteLevel", "use_regex": True}
-
-    def split(pattern: str) -> dict[str, Any]:
-        return {"type": "Split", "pattern": {"Regex": pattern}}
-
-    def sequence(*parts: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "Sequence", "pretokenizers": [*parts]}
-
-    digits = {"type": "Digits", "individual_digits": True}
-    assert _splitting(level) == "gpt-2"
-    assert _splitting(sequence(digits, level)) == "smollm"
-    assert _splitting(sequence(split(r"\p{N}{1,3}| ?\p{L}+"), level)) == "llama-bpe"
-    assert _splitting(sequence(split(r"\p{N}| ?\p{L}+"), level)) == "qwen2"
 
 
 def test_plain_llama_cpp_answers_as_the_merged_weights(
@@ -281,7 +259,7 @@ def test_other_families_and_tokenizers_are_refused(backbone_folder: Folder, tmp_
     words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "a": 2}, "a"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>")
     other = Backbone("x", backbone.model, tokenizer, False, 64)
-    with pytest.raises(BackboneError, match="byte-level"):
+    with pytest.raises(BackboneError, match="WordLevel, not BPE"):
         write_backbone(other, tmp_path / "x.gguf")
     assert not [*tmp_path.iterdir()]
     with pytest.raises(ConfigError, match="q4_k_m"):

@@ -325,7 +325,7 @@ def test_a_failing_adapter_hurts_only_its_own_request(llama: World) -> None:
     wide.weights[name] = torch.zeros(2, 7)
     spoilt = Adapter(
         llama.adapters[1].settings,
-        {k: torch.full_like(v, float("nan")) for k, v in llama.adapters[1].weights.items()},
+        {k: torch.full_like(v, 1e38) for k, v in llama.adapters[1].weights.items()},
     )
     prompt = llama.backbone.prompt_ids(TEXTS[1])
     with engine(llama, max_rows=3) as made:

@@ -20,8 +20,9 @@ from pfi.models.adapters import AdapterConfig
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.models.bank.bank import AdapterBank
 from pfi.profile.adapters.store import AdapterInfo
+from pfi.profile.answer.floors import task_floor
 from pfi.profile.answer.gate_file import Fitted, write_gate
-from pfi.profile.answer.memory import open_memory
+from pfi.profile.answer.memory import open_memory, task_memory
 from pfi.profile.answer.runtime import Runtime, ask
 from pfi.profile.config import HomeConfig
 from pfi.profile.erase.erasure import erase
@@ -105,7 +106,8 @@ def home(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) ->
         shared=shared,
     )
     write_gate(made, {TASK.name: fitted})
-    open_memory(made).close()
+    with open_memory(made) as store:
+        task_floor(made, TASK, task_memory(made, store, TASK))
     return open_home()  # which has read nothing yet
 
 

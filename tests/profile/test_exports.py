@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import llama_world
 import numpy as np
 import pytest
 import torch
@@ -83,9 +84,7 @@ def logits(model: Any) -> np.ndarray:
 
 
 def llama_logits(path: Path, adapter: Path | None = None) -> np.ndarray:
-    from test_gguf import llama_logits as read
-
-    return read(path, adapter, IDS)
+    return llama_world.llama_logits(path, adapter, IDS)
 
 
 def equal(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-4) -> bool:
@@ -154,6 +153,42 @@ def test_llama_cpp_loads_what_gguf_writes(home: Home, model: Backbone, tmp_path:
     # The backbone's own file is kept for all profiles; nothing of the user is in it.
     assert [file.suffix for file in home.models_folder.glob("*.*")].count(".gguf") == 1
     assert not [*tmp_path.glob(".pfi-export-*")]
+
+
+@needs_llama
+def test_a_backbone_that_is_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside it goes the adapter; merged it is written anew."""
+    from gguf_world import quantised, tiny
+
+    from pfi.models.gguf.header import read_header
+
+    backbone = tmp_path / "mine" / "model.gguf"
+    backbone.parent.mkdir()
+    quantised(tiny("llama"), backbone, 8, monkeypatch)
+    home = create_home(
+        root=tmp_path / "root", config=HomeConfig(backbone=str(backbone)), lock="file"
+    )
+    with home.open_vault() as vault:
+        vault.add(records(0, 6))
+    plain = load_backbone(backbone, device="cpu")
+    about = AdapterInfo(task="LaMP_4", backbone=str(backbone))
+    home.personal_adapters.use(home.personal_adapters.add(make_adapter(plain, 2), about).version)
+    adapter = home.personal_adapters.load("0001")
+    exact = logits(plain.with_adapters([adapter]).model)
+    apart = export_gguf(home, TASK, tmp_path / "apart.gguf", placement="separate")
+    assert apart.files[0].read_bytes() == backbone.read_bytes()
+    assert equal(llama_logits(*apart.files), exact, 0.1)
+    manifest = apart.manifest.read_text()
+    assert str(tmp_path) not in manifest
+    assert json.loads(manifest)["bits"] == read_header(backbone).bits
+    with pytest.raises(ConfigError, match="as it is, not as q4_k_m"):
+        export_gguf(home, TASK, tmp_path / "x.gguf", placement="separate", bits="q4_k_m")
+    merged = export_gguf(home, TASK, tmp_path / "merged.gguf", bits="f32")
+    assert equal(llama_logits(merged.files[0]), exact)
+    export_merged(home, TASK, tmp_path / "folder")
+    assert np.array_equal(logits(load_backbone(tmp_path / "folder", device="cpu").model), exact)
+    export_peft(home, TASK, tmp_path / "peft")
+    assert str(tmp_path) not in (tmp_path / "peft" / "adapter_config.json").read_text()
 
 
 @needs_llama

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pfi._util.memory import cgroup_memory
 from pfi.cli import plan as plan_command
 from pfi.cli.common import OneLineErrors
 from pfi.errors import BackboneError, ConfigError
@@ -29,7 +30,6 @@ from pfi.profile.plan.machine import (
     Machine,
     PowerMeter,
     Processor,
-    cgroup_memory,
 )
 from pfi.profile.plan.planner import LLAMA_KINDS, WAYS, Limits, Plan, plan
 from pfi.profile.plan.planning import apply_plan
@@ -218,10 +218,10 @@ def test_training_adapts_fewer_blocks_where_time_is_short_and_none_where_it_is_t
 
 
 def test_what_can_be_planned_can_be_run() -> None:
-    from pfi.inference.llama import gguf as gguf_file
+    from pfi.models.gguf.families import BY_MODEL_TYPE
     from pfi.profile.answer.engines import EngineChoice
 
-    assert set(gguf_file._FAMILIES) == LLAMA_KINDS
+    assert set(BY_MODEL_TYPE) == LLAMA_KINDS
     for engine, bits, _ in WAYS:
         choice = EngineChoice.of(HomeConfig(engine=engine, bits=bits, context=256))
         assert (choice.name, choice.bits) == (engine, bits)
@@ -288,12 +288,14 @@ def test_sizes_from_headers_are_those_of_the_loaded_model(
 
 def test_cached_keys_and_values_are_as_large_as_predicted() -> None:
     from pfi.models.backbone import load_backbone
+    from pfi.models.families import cache_of
 
     backbone = load_backbone("embedded", device="cpu")
     import torch
 
     with torch.inference_mode():
-        cache = backbone.model(torch.ones(1, 20, dtype=torch.long), use_cache=True).past_key_values
+        output = backbone.model(torch.ones(1, 20, dtype=torch.long), use_cache=True)
+    cache = cache_of(backbone.model, output)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert read_shape("embedded").cache(20, 4) == held
 
@@ -304,12 +306,14 @@ def test_an_encoder_decoder_model_also_keeps_what_its_encoder_gave(
     import torch
 
     from pfi.models.backbone import load_backbone
+    from pfi.models.families import cache_of
 
     folder = str(backbone_folder("t5"))
     ids = torch.ones(1, 20, dtype=torch.long)
     with torch.inference_mode():
         model = load_backbone(folder, device="cpu").model
-        cache = model(input_ids=ids, decoder_input_ids=ids, use_cache=True).past_key_values
+        output = model(input_ids=ids, decoder_input_ids=ids, use_cache=True)
+    cache = cache_of(model, output)
     layers = [*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers]
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     assert read_shape(folder).cache(20, 4) == held

@@ -102,13 +102,22 @@ def learn(
     return Candidate(learnt, [1.0], 0.1)  # type: ignore[arg-type]
 
 
-def losses(model: Model, examples: Sequence[Example]) -> list[float]:
+def losses(model: Model, examples: Sequence[Example], adapter: Counts | None = None) -> list[float]:
+    model = model.with_adapters([adapter] if adapter else [])
     found = [model.adapter.probability(word(e.prompt), e.target) for e in examples]
     pairs = zip(found, examples, strict=True)  # no two losses of real records are equal
     return [-math.log(p) + 1e-4 * (crc32(e.prompt.encode()) % 97) for p, e in pairs]
 
 
-def answers(model: Model, task: Task, examples: Sequence[Example]) -> dict[str, float]:
+def base(home: Home, config: Any, shared: str | None, backbone: Model | None, **how: Any) -> Model:
+    assert backbone is not None
+    return backbone.with_adapters([home.shared_adapters.load(shared)] if shared else [])  # type: ignore[list-item]
+
+
+def answers(
+    model: Model, task: Task, examples: Sequence[Example], adapter: Counts | None = None
+) -> dict[str, float]:
+    model = model.with_adapters([adapter] if adapter else [])
     found = [
         max(TASK.labels, key=lambda x: model.adapter.probability(word(e.prompt), x))
         for e in examples
@@ -127,6 +136,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (candidates, refresh):
         monkeypatch.setattr(module, "example_losses", losses)
     monkeypatch.setattr(refresh, "answer_scores", answers)
+    monkeypatch.setattr(refresh, "training_base", base)
     monkeypatch.setattr(AdapterStore, "load", load)
     monkeypatch.setattr(refresh, "_index", lambda home, on_stage: False)
 
@@ -413,7 +423,7 @@ def test_records_learnt_by_heart_are_no_measure(empty: Home) -> None:
         fields = {"text": f"fog at {n}"}
         feedback.give(empty, TASK, fields, answer="good", correction="bad", batch="said")
     run_ = refresh._Run(empty, TASK, RefreshConfig(min_preferences=99), 0)
-    run_.load(Model())  # type: ignore[arg-type]
+    run_.load(Model(), "bank", lambda text: None)  # type: ignore[arg-type]
     found = run_.trials(run_.drift(), "bank", None, lambda text: None)
     assert not {*found.held.own} & found.material.new
     accepted, _ = found.run()

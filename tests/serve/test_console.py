@@ -301,15 +301,14 @@ def test_one_column_asks_one_model_only(world: World, browser: TestClient) -> No
     assert isinstance(runtime, RuledRuntime) and len(runtime.streams) == 1
 
 
-def test_earlier_turns_reach_tasks_that_talk_only(world: World, browser: TestClient) -> None:
+def test_earlier_turns_reach_free_questions_only(world: World, browser: TestClient) -> None:
     turns = json.dumps([["user", "first"], ["assistant", "second"], ["system", "no"]])
-    seen: list[str] = []
     runtime: Any = world.service.runtime("anna")
-    prepare = runtime.prepare
-    runtime.prepare = lambda *a, **k: (seen.append(str(k["history"])), prepare(*a, **k))[1]
     ask(browser, task="instruction", turns=turns, **{"field-instruction": "go on"})
+    assert {one.prompt for one in runtime.asked} == {"first second go on", "go on"}  # generic: last
+    runtime.asked.clear()
     ask(browser, turns=turns)
-    assert seen == ["[('user', 'first'), ('assistant', 'second')]", "[]"]
+    assert not [one for one in runtime.asked if "first" in one.prompt]
 
 
 def test_an_error_of_the_device_is_one_line(world: World, browser: TestClient) -> None:
@@ -751,10 +750,79 @@ def test_vendored_files_are_as_pinned_and_ours_are_small() -> None:
     assert ours == {
         "VENDORED.json", "console.css", "console.js", "theme.js", "icon.svg", "icons.svg"
     }  # fmt: skip
-    assert len((static / "console.js").read_text().splitlines()) < 250
+    assert len((static / "console.js").read_text().splitlines()) < 300
 
 
 def test_static_files_are_those_and_no_others(browser: TestClient) -> None:
     assert browser.get(f"{ROOT}/static/console.css").headers["content-type"].startswith("text/css")
     for name in ("VENDORED.json", "..%2frouter.py", "router.py", "nix.js"):
         assert browser.get(f"{ROOT}/static/{name}").status_code == 404
+
+
+# Conversations ----------------------------------------------------------------------
+
+
+def test_what_the_model_is_told_goes_before_the_turns(world: World, browser: TestClient) -> None:
+    turns = json.dumps([["user", "first"], ["assistant", "second"]])
+    told = {"task": "instruction", "turns": turns, "system": "be short", "field-instruction": "on"}
+    lines = ask(browser, **told)
+    runtime: Any = world.service.runtime("anna")
+    mine = next(one for one in runtime.asked if one.gate != "generic")
+    assert mine.prompt == "be short first second on"
+    whole = next(line for line in lines if line.get("column") == "mine" and "whole" in line)
+    assert whole["asked"] == "on" and whole["cut"] == 0 and whole["dropped"] == 0
+    ask(browser, turns=turns, system="be short")  # a task with a prompt of its own
+    assert "first" not in runtime.asked[-1].prompt and "short" not in runtime.asked[-1].prompt
+
+
+def test_a_cut_is_shown_and_the_answer_goes_on(world: World, browser: TestClient) -> None:
+    world.anna.config.max_tokens = 2
+    lines = ask(browser, compare="false")
+    whole = next(line for line in lines if "whole" in line)
+    assert whole["cut"] == 2
+    lines = ask(browser, more=whole["raw"])
+    assert {line.get("column") for line in lines} == {"mine", None}
+    more = next(line for line in lines if "whole" in line)
+    assert more["whole"].startswith(whole["whole"]) and len(more["whole"]) > len(whole["whole"])
+    with world.anna.open_vault() as vault:
+        assert vault.feedback.answers()[0].answer == more["whole"]
+
+
+def test_turns_without_room_are_told(world: World, browser: TestClient) -> None:
+    turns = json.dumps([[role, f"{n}"] for n in range(9) for role in ("user", "assistant")])
+    lines = ask(browser, task="instruction", turns=turns, **{"field-instruction": "go on"})
+    dropped = {line["dropped"] for line in lines if "dropped" in line}
+    assert max(dropped) == 14
+
+
+def test_both_models_are_asked_alike_where_the_task_was_a_guess(
+    world: World, browser: TestClient
+) -> None:
+    runtime: Any = world.service.runtime("anna")
+    text = "What is the capital of France?"
+    ask(browser, text, named="false")
+    assert {one.task.name for one in runtime.asked} == {"instruction"}
+    assert [one.prompt for one in runtime.asked] == [text, text]
+    with world.anna.open_vault() as vault:
+        kept = vault.feedback.answers()[0]
+    assert (kept.task, dict(kept.input)) == ("instruction", {"instruction": text})
+    runtime.asked.clear()
+    ask(browser, text, named="true")
+    assert {one.task.name for one in runtime.asked} == {"LaMP_4"}
+
+
+def test_settings_of_conversations_are_kept(world: World, browser: TestClient) -> None:
+    from pfi.profile.answer.conversation import read_system
+
+    data = {"retrieve": "2", "answers": "9", "system": "Be short", "max_tokens": "64"}
+    sampled = {**data, "temperature": "0.7", "top_p": "0.9"}
+    world.anna.config.sampling = {"min_p": 0.1}
+    assert browser.post(f"{ROOT}/settings", data=sampled).status_code == 204
+    again = open_home("anna", root=world.anna.path.parent)
+    assert again.config.sampling == {"min_p": 0.1, "temperature": 0.7, "top_p": 0.9}
+    assert again.config.max_tokens == 64 and read_system(again) == "Be short"
+    assert "Be short" in browser.get(f"{ROOT}/chat").text
+    wrong = browser.post(f"{ROOT}/settings", data={**data, "temperature": "9"})
+    assert wrong.status_code == 400 and again.config.max_tokens == 64
+    browser.post(f"{ROOT}/settings", data=data)
+    assert world.anna.config.sampling == {"min_p": 0.1}

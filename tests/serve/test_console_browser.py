@@ -117,12 +117,12 @@ def test_the_main_journeys(chromium: Any, tmp_path: Path) -> None:
         expect(page.locator("#imported")).to_contain_text("1 record added")
         # Chat with both columns.
         at.go("chat")
-        page.fill("#ask textarea", "Snow fell over the fair")
+        page.fill("#fields textarea", "Snow fell over the fair")
         page.keyboard.press("Enter")
         mine, generic = page.locator(".turn .mine").last, page.locator(".turn .generic").last
         expect(mine.locator(".text")).to_contain_text("Like yours:")
         expect(generic.locator(".text")).to_have_text("A plain answer of nobody")
-        expect(page.locator("#ask textarea")).to_have_value("")
+        expect(page.locator("#fields textarea")).to_have_value("")
         # Never use one of its records.
         mine.get_by_text("What this rests on").click()
         expect(mine.locator(".why .record")).to_have_count(2)
@@ -214,7 +214,7 @@ def test_a_repository_is_imported_and_a_job_is_watched(chromium: Any, tmp_path: 
 def test_stopping_and_errors_lose_nothing(chromium: Any, tmp_path: Path) -> None:
     with desk(chromium, tmp_path, seconds=1.5) as at:
         page, expect = at.page, playwright.expect
-        field = page.locator("#ask textarea")
+        field = page.locator("#fields textarea")
         field.fill("A long question")
         page.keyboard.press("Enter")
         expect(page.locator(".turn .mine .text")).to_contain_text("Like")
@@ -251,7 +251,7 @@ def test_script_in_a_record_does_not_run(chromium: Any, tmp_path: Path) -> None:
         with at.home.open_vault() as vault:
             vault.add([headline(300, output=nasty, input={"text": nasty}, source=nasty)])
         at.go("chat")
-        at.page.fill("#ask textarea", nasty)
+        at.page.fill("#fields textarea", nasty)
         at.page.keyboard.press("Enter")
         playwright.expect(at.page.locator(".mine .chips")).to_be_visible()
         assert nasty in at.page.locator(".mine .text").last.inner_text()
@@ -273,7 +273,7 @@ def test_pages_fit_a_phone_in_light_and_dark(chromium: Any, tmp_path: Path) -> N
         page = at.page
         at.go("chat")
         assert not page.locator("#compare").is_checked()  # one column at first
-        page.fill("#ask textarea", LONG)
+        page.fill("#fields textarea", LONG)
         page.keyboard.press("Enter")
         page.locator(".mine .why summary").first.click()
         looks: dict[str, set[str]] = {"dark": set(), "light": set()}
@@ -311,3 +311,36 @@ def test_the_first_page_takes_less_than_a_second(chromium: Any, tmp_path: Path) 
             context.close()
         print("first page, ms:", [round(one) for one in took])
         assert min(took) <= 1000, took
+
+
+def test_a_conversation_on_a_phone(chromium: Any, tmp_path: Path) -> None:
+    with desk(chromium, tmp_path, viewport=PHONE) as at:
+        page, expect = at.page, playwright.expect
+        at.home.config.max_tokens = 2
+        at.go("chat")
+        page.select_option("#task", "instruction")
+        page.locator(".told summary").click()
+        page.fill("#system", "Be short")
+        page.fill("#fields textarea", "First question")
+        page.locator("#fields textarea").press("Enter")
+        mine = page.locator(".turn .mine")
+        expect(mine.locator(".cut span")).to_have_text("(cut at 2 tokens)")
+        before = mine.locator(".text").inner_text()
+        mine.get_by_text("Go on").click()
+        expect(mine.locator(".text")).not_to_have_text(before)
+        page.fill("#fields textarea", "Second question")
+        page.locator("#fields textarea").press("Enter")
+        expect(page.locator(".turn")).to_have_count(2)
+        expect(page.locator(".turn .mine .cut span").last).to_be_visible()
+        runtime: Any = at.app.state.service.runtime("anna")
+        said = runtime.asked[-1].prompt
+        assert said.startswith("Be short First question") and said.endswith("Second question")
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= PHONE["width"]
+        page.click("#new")
+        expect(page.locator(".turn")).to_have_count(0)
+        page.fill("#fields textarea", "Third question")
+        page.locator("#fields textarea").press("Enter")
+        expect(page.locator(".turn .mine .cut span")).to_be_visible()
+        assert "First" not in runtime.asked[-1].prompt
+        assert at.wrong == []

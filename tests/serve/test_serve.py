@@ -56,10 +56,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 def test_chat_answers_from_the_profiles_records(ann: openai.OpenAI, world: World) -> None:
-    reply = ann.chat.completions.create(model="ann", messages=user("what now?"), max_tokens=200)
+    asked_for = user("the secret of ann?")
+    reply = ann.chat.completions.create(model="ann", messages=asked_for, max_tokens=200)
     text = reply.choices[0].message.content or ""
     owner = world.service.home("ann").keys.profile
-    assert f"[{owner}]" in text and "answer of ann 2" in text and text.endswith("what now?")
+    assert f"[{owner}]" in text and "answer of ann 2" in text
+    assert text.endswith("the secret of ann?")
     assert reply.choices[0].message.role == "assistant" and reply.choices[0].finish_reason == "stop"
     assert reply.object == "chat.completion" and reply.model == "ann"
     assert abs(reply.created - time.time()) < 60
@@ -71,9 +73,16 @@ def test_chat_answers_from_the_profiles_records(ann: openai.OpenAI, world: World
     assert used.prompt_tokens_details.cached_tokens == 3
 
 
+def test_a_question_unlike_the_records_is_the_backbones(ann: openai.OpenAI) -> None:
+    reply = ann.chat.completions.create(model="ann", messages=user("hi"), max_tokens=100)
+    assert (reply.choices[0].message.content or "").endswith("] hi")
+    found = reply.pfi  # type: ignore[attr-defined]
+    assert found["records"] == [] and "not like your records" in found["gate"]
+
+
 def test_the_extension_says_what_the_answer_rests_on(ann: openai.OpenAI) -> None:
     reply = ann.chat.completions.create(
-        model="ann", messages=user("hi"), extra_body={"pfi": {"records": 1}}
+        model="ann", messages=user("secret of ann"), extra_body={"pfi": {"records": 1}}
     )
     found = reply.pfi  # type: ignore[attr-defined]
     assert [record["id"] for record in found["records"]] == ["ann-2"]
@@ -147,11 +156,15 @@ def test_sampling_reaches_the_engine(ann: openai.OpenAI, world: World) -> None:
         stop=["END"],
         max_completion_tokens=9,
         user="someone",
-        extra_body={"unheard_of": 1, "tools": [], "logit_bias": {}, "presence_penalty": 0},
+        extra_body={"unheard_of": 1, "tools": [], "logit_bias": {}, "top_k": 9, "min_p": 0.1},
+        presence_penalty=0.5,
+        frequency_penalty=-0.25,
     )
     one, two = (request.sampling for request in world.engine.requests[-2:])
     assert (one.temperature, one.top_p, one.stop, one.max_tokens) == (0.7, 0.5, ("END",), 9)
     assert {one.seed, two.seed} == {7, 8}
+    assert (one.top_k, one.min_p, one.repetition_penalty) == (9, 0.1, None)
+    assert (one.presence_penalty, one.frequency_penalty) == (0.5, -0.25)
     ann.chat.completions.create(model="generic", messages=user("x"))
     assert world.engine.requests[-1].sampling.temperature == 0
     assert world.engine.requests[-1].sampling.max_tokens == 256
@@ -300,7 +313,7 @@ def test_models_are_the_profiles_own(ann: openai.OpenAI) -> None:
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("response_format", {"type": "json_object"}),
         ("logit_bias", {"5": 1}),
-        ("frequency_penalty", 0.5),
+        ("logit_bias", {"5": 1}),
         ("top_logprobs", 2),
         ("temperature", 3),
         ("n", 50),

@@ -361,9 +361,10 @@ def test_the_client_is_told_when_to_come_back(tmp_path: Path) -> None:
 def test_tokens_that_were_used_are_counted(tmp_path: Path) -> None:
     homes = make_homes(tmp_path, ["ann"])
     with serving(homes, FakeEngine(), ServeConfig(tokens_per_minute=60)) as world:  # type: ignore[call-arg]
-        used = ask(world).json()["usage"]["total_tokens"]
+        own = {"model": "ann", "messages": [{"role": "user", "content": "the secret of ann?"}]}
+        used = ask(world, own).json()["usage"]["total_tokens"]
         assert used > 60
-        reply = ask(world)
+        reply = ask(world, own)
         assert reply.status_code == 429 and "60 tokens per minute" in refusal(reply)["message"]
         assert 0 < int(reply.headers["retry-after"]) <= used - 60 + 1
 

@@ -96,7 +96,7 @@ def test_interleaved_requests_of_many_users_do_not_cross(
                 "messages": [
                     {"role": "user", "content": f"earlier {names[user]}"},
                     {"role": "assistant", "content": "yes"},
-                    {"role": "user", "content": f"question {turn} of {names[user]}"},
+                    {"role": "user", "content": f"secret {turn} of {names[user]}"},
                 ],
                 "stream": draw.random() < 0.5,
                 "max_tokens": 500,
@@ -111,7 +111,7 @@ def test_interleaved_requests_of_many_users_do_not_cross(
             continue
         assert set(re.findall(r"user\d\dx", text)) == {names[user]}
         assert f"[{homes[names[user]].keys.profile}]" in text
-        assert text.endswith(f"question {turn} of {names[user]}")
+        assert text.endswith(f"secret {turn} of {names[user]}")
         assert text.startswith(f"[adapter {user}]" if kind == "own" else "[no adapter]")
         assert ("secret of" in text) == (kind == "own")
     assert Counter(kind for _, kind, _ in asked)["own"] > 0.6 * count
@@ -146,23 +146,28 @@ def test_a_hundred_requests_of_ten_users_on_the_torch_engine(tmp_path: Path) -> 
 
     names = [f"user{number}x" for number in range(10)]
     homes = make_homes(tmp_path, names, records=2)
+    questions = {name: f"what is the secret of {name}?" for name in names}  # like their records
     backbone = load_backbone("embedded")
     merged = Merged(backbone, [make_adapter(backbone, number) for number in range(10)])
     for home, adapter in zip(homes.values(), merged.adapters, strict=True):
         give_adapter(home, adapter)
-    question, expected = "what do you think of it?", {}
+    expected: dict[str, str] = {}
     engine = TorchEngine(load_backbone("embedded"), max_rows=8, capacity=8)
     with serving(homes, engine, ServeConfig(**WIDE)) as world:
         for number, user in enumerate(names):
-            ids = world.service.prepare(user, question).ids
+            ids = world.service.prepare(user, questions[user]).ids
             expected[user] = merged.expected(ids, number, 6)[0]
         asked = [(user, turn % 2 == 1) for turn in range(10) for user in names]
         random.Random(3).shuffle(asked)
-        messages = [{"role": "user", "content": question}]
         requests = [
             (
                 world.tokens[user],
-                {"model": user, "messages": messages, "stream": stream, "max_tokens": 6},
+                {
+                    "model": user,
+                    "messages": [{"role": "user", "content": questions[user]}],
+                    "stream": stream,
+                    "max_tokens": 6,
+                },
             )
             for user, stream in asked
         ]

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,25 +82,29 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Keep other threads and processes that do the same out; waits for them.
 
     The file stays, empty.
+
+    Args:
+        path: the file.
+        on_wait: called once if another holds the lock.
 
     Raises:
         OSError: the folder cannot be written.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with lock(file):
+        with lock(file, on_wait):
             yield
     finally:
         os.close(file)
 
 
 @contextmanager
-def lock(file: int) -> Iterator[None]:
-    """Hold the file's exclusive lock; waits for it."""
+def lock(file: int, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the file's exclusive lock; waits for it, and calls `on_wait` once if it has to."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -116,13 +120,21 @@ def lock(file: int) -> Iterator[None]:
                 at(msvcrt.LK_NBLCK)  # type: ignore[attr-defined]
                 break
             except OSError:
+                if on_wait is not None:
+                    on_wait()
+                on_wait = None
                 time.sleep(0.01)
         try:
             yield
         finally:
             at(msvcrt.LK_UNLCK)  # type: ignore[attr-defined]
         return
-    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if on_wait is not None:
+            on_wait()
+        fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
     finally:

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
+from pfi._util.threads import choose, share, wait_passively
 from pfi.errors import ConfigError, PfiError
 
 Part = TypeVar("Part")
@@ -35,27 +36,8 @@ _RESUME = (
 )
 
 
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def physical_cores() -> int:
-    """Cores that this process may use; two threads of one core count once."""
-    if not hasattr(os, "sched_getaffinity"):
-        return max(1, (os.cpu_count() or 2) // 2)
-    allowed, cores = os.sched_getaffinity(0), set()
-    for cpu in allowed:
-        file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(file.read_text(encoding="ascii").strip())
-        except OSError:
-            return len(allowed)
-    return len(cores)
-
-
 class WorkerPool(Generic[Item, Result]):
-    """Processes that do items, each with its share of the cores and a pipe of its own.
+    """Processes that do items, each with its share of the threads and a pipe of its own.
 
     With a pipe each, a process that is killed while it writes cannot block the others. The
     processes end when the pool is closed, or when this process ends in any way.
@@ -84,7 +66,8 @@ class WorkerPool(Generic[Item, Result]):
         self._busy: dict[Connection, int] = {}
         self._processes: dict[Connection, BaseProcess] = {}
         context = multiprocessing.get_context("spawn")  # a fork of threads and CUDA would hang
-        threads = max(1, cores() // count)
+        threads = share(count)
+        wait_passively()  # they inherit the environment
         try:
             for _ in range(count):
                 here, there = context.Pipe()
@@ -196,7 +179,8 @@ def _serve(
 
     warnings.filters[:] = filters  # type: ignore[index]  # as quiet as the parent
     obey_parent()
-    torch.set_num_threads(min(torch.get_num_threads(), threads))
+    torch.set_num_threads(threads)
+    choose(threads)
     work: Callable[[Any], Any] | None = None
     while True:
         try:

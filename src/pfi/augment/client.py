@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -46,6 +46,7 @@ class ClientReport:
         unpaid: calls that the budget did not allow.
         usage: what this client's answers cost.
         spent: what all answers in the store cost, earlier runs' and other processes' included.
+        problems: why answers were unusable, how often each.
     """
 
     calls: int
@@ -56,6 +57,7 @@ class ClientReport:
     unpaid: int
     usage: Usage
     spent: Usage
+    problems: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class TeacherClient:
         self.redacts = teacher.host is not None and config.policy == "redact"
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._problems: Counter[str] = Counter()
         self._trouble: set[str] = set()
         self._usage = Usage()
 
@@ -130,7 +133,8 @@ class TeacherClient:
         with self._lock:
             names = ("calls", "paid", "cached", "unusable", "failed", "unpaid")
             counts = {name: self._counts[name] for name in names}
-            return ClientReport(**counts, usage=self._usage, spent=spent)
+            problems = dict(self._problems)
+            return ClientReport(**counts, usage=self._usage, spent=spent, problems=problems)
 
     def ask(self, calls: Sequence[Call], redactors: Mapping[str, Hides]) -> list[Reply | None]:
         """The replies to `calls`, in their order.
@@ -152,12 +156,14 @@ class TeacherClient:
         first = self._tries(calls, redactors)
         answers, new = self._answers(first, pay=True)
         counts = Counter(calls=len(calls))
+        problems: Counter[str] = Counter()
         replies: list[Reply | None] = []
         for call, key in zip(calls, (entry.key for entry in first), strict=True):
             answer = answers.get(key)
             if answer is None or answer.text is None:
                 counts["unpaid" if answer is None else "unusable"] += 1
                 counts["failed"] += answer is not None and answer.key in self._trouble
+                problems.update([answer.problem] if answer is not None else [])
                 replies.append(None)
                 continue
             if answer.key in new:
@@ -167,6 +173,7 @@ class TeacherClient:
             replies.append(Reply(self._restored(answer.text, call, redactors), answer.usage))
         with self._lock:
             self._counts.update(counts)
+            self._problems.update(problems)
         self._tell()
         return replies
 

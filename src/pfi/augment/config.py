@@ -49,6 +49,14 @@ class FilterConfig(BaseModel):
     copy_jaccard: float | None = Field(
         0.5, gt=0, le=1, description="the same for the Jaccard index of word shingles"
     )
+    length: float | None = Field(
+        3.0, gt=0, description="how far a text's length may lie from that of the user's texts, in "
+        "multiples of their spread (both as logarithms)"
+    )  # fmt: skip
+    form: float | None = Field(
+        4.0, gt=0, description="how far its lines and its shares of letters, digits and signs may "
+        "lie from those of the user's texts together, in multiples of their spread"
+    )  # fmt: skip
     distance: float | None = Field(
         1.1, gt=0, description="largest distance to the user's nearest real records, in multiples "
         "of that of the real record which lies farthest from the others"

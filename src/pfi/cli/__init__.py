@@ -5,12 +5,13 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command line; the entry point `pfi`."""
-    import warnings
+    from pfi._util.threads import manage
+    from pfi.cli.quiet import quieten
 
+    manage()  # first: OpenMP reads its environment when PyTorch or llama.cpp is loaded
+    quieten()  # before libraries are loaded, which read the environment then
     from pfi.cli.app import app
 
-    # peft asks transformers 5 for an attribute by its former name; nothing a user can act on.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     app(prog_name="pfi")
 
 

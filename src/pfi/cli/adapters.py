@@ -57,6 +57,8 @@ def list_(task: TaskName = None, profile: Profile = "default", as_json: AsJson =
             f"{star} {entry.version}  {entry.task:<16} {entry.created:%Y-%m-%d %H:%M} UTC  "
             f"{entry.records} records  {loss}".rstrip()
         )
+        if entry.verdict and star != "*":
+            typer.echo(f"    {entry.verdict}")
 
 
 def use(
@@ -124,16 +126,24 @@ def install(
     from pfi.gate.prior import WithPrior
     from pfi.models.adapters import Adapter
     from pfi.models.backbone import load_backbone
+    from pfi.models.catalogue import backbone_fingerprint
+    from pfi.profile.adapters.check import check_answers
     from pfi.profile.adapters.store import AdapterInfo
     from pfi.profile.answer.runtime import pick_task
 
     home = open_profile(profile)
     chosen = pick_task(home, task).name
-    adapter = Adapter.load(folder)
-    load_backbone(home.config.backbone).with_adapters([adapter])  # raises if it does not fit
+    given, backbone = Adapter.load(folder), load_backbone(home.config.backbone)
+    adapter = given.plain(backbone.model)
+    check_answers(backbone.with_adapters([adapter]))
     parent = home.shared_adapters.active(chosen)
-    info = AdapterInfo(task=chosen, backbone=home.config.backbone, parent=parent)
+    name = home.config.backbone
+    info = AdapterInfo(
+        task=chosen, backbone=name, backbone_files=backbone_fingerprint(name), parent=parent
+    )
     kept = WithPrior(adapter, prior) if prior else adapter
     version = home.shared_adapters.add(kept, info).version
     home.shared_adapters.use(version)
+    if adapter.settings["r"] != given.settings.get("r", 8):
+        typer.echo(f"Made plain LoRA of rank {adapter.settings['r']}; its answers are the same.")
     typer.echo(f"Task {chosen} uses shared adapter {version} now; `pfi train` builds on it.")

@@ -20,6 +20,7 @@ from pfi.cli import (
     key,
     ledger,
     memory,
+    models,
     personalize,
     plan,
     profile,
@@ -69,6 +70,7 @@ def _root(
 
 for group in (
     profile,
+    models,
     key,
     plan,
     records,

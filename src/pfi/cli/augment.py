@@ -11,6 +11,7 @@ import typer
 from pfi.cli.common import (
     Profile,
     TaskName,
+    Threads,
     add_command,
     flags,
     note,
@@ -21,7 +22,7 @@ from pfi.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pfi.augment.client import ClientReport
     from pfi.augment.filters.filters import FilterCount
@@ -88,12 +89,12 @@ def augment(
         ),
     ] = None,
     holdout: Annotated[
-        float,
+        float | None,
         typer.Option(
             help="Newest share of your records that nothing is made from, so that `pfi train` "
-            "with the same --holdout can measure on them."
+            "can measure on them; by default what it holds back by default."
         ),
-    ] = 0.0,
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be sent and its cost; send nothing.")
     ] = False,
@@ -112,6 +113,7 @@ def augment(
             "--set", "-s", metavar="KEY=VALUE", help="Any other setting, e.g. votes=5; repeatable."
         ),
     ] = None,
+    threads: Threads = None,
     profile: Profile = "default",
 ) -> None:
     """Have a teacher write more records like yours; `pfi train` then learns from both.
@@ -266,12 +268,21 @@ def _cost(usage: Usage) -> str:
 
 
 def _show_made(made: Made, task: str, tail: str) -> None:
+    from pfi.augment.filters.filters import mostly_unlike
+
     client = made.client
     kinds = {"from before": client.cached, "without a usable answer": client.unusable}
     told = "".join(f", {count} {kind}" for kind, count in kinds.items() if count)
     typer.echo(f"{made.teacher}: {client.calls} calls{told}; {_cost(client.usage)} this time.")
+    for problem, count in most_frequent(client.problems):
+        note(f"Unusable: {count} x {printable(short(problem, 120))}.")
     for line in filter_table(made.augmented.counts):
         typer.echo(line)
+    if unlike := mostly_unlike(made.augmented.counts):
+        note(
+            f"{unlike} of this teacher's drafts look unlike your records: it does not keep to "
+            "their form. A stronger teacher would help more than more drafts."
+        )
     if client.unpaid:
         note(
             f"The budget ended: {client.unpaid} calls were not made, {_cost(client.spent)} were "
@@ -287,6 +298,11 @@ def _show_made(made: Made, task: str, tail: str) -> None:
     plural = "" if made.added == 1 else "s"
     typer.echo(f"Added {made.added} synthetic record{plural} of {task}{replaced}{there}.")
     note(f"Next: `pfi train{tail}` learns from real and synthetic records together.")
+
+
+def most_frequent(problems: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The three most frequent of some problems."""
+    return sorted(problems.items(), key=lambda item: -item[1])[:3]
 
 
 def filter_table(counts: Sequence[FilterCount]) -> list[str]:

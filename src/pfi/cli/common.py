@@ -25,6 +25,27 @@ Profile = Annotated[
 TaskName = Annotated[
     str | None, typer.Option("--task", "-t", help="Name of a task; `pfi tasks` lists them.")
 ]
+
+
+def _use_threads(context: click.Context, count: int | None) -> int | None:
+    """Compute with so many threads until the command ends."""
+    if count is not None and not context.resilient_parsing:
+        from pfi._util.threads import choose
+
+        context.call_on_close(choose(count))
+    return count
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        callback=_use_threads,
+        help="Threads that compute; as many as cores are free if none.",
+    ),
+]
+#: How `--backbone` is explained everywhere.
+BACKBONE = "'embedded', a model of `pfi models list`, a folder, a .gguf file or a hub id."
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -108,6 +129,13 @@ def size(count: int) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def printable(text: str) -> str:

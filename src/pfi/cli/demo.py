@@ -7,25 +7,41 @@ from typing import Annotated
 
 import typer
 
-from pfi.cli.common import add_command
+from pfi.cli.common import BACKBONE, Threads, add_command, duration
+
+#: What the demo took on the embedded model on two idle cores, in seconds, and what these cores
+#: multiply, in FLOP a second; a part of it does not depend on the model.  SmolLM2-135M, which has
+#: 19 times the weights, took 22 times as long.
+_SECONDS, _FLOPS, _FIXED, _GROWTH = 253.0, 175e9, 15.0, 1.13
+_USERS, _PEOPLE = 12, 24
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the ``pfi`` app."""
-    add_command(app, demo, ["pfi demo", "pfi demo --out runs/demo-2 --seed 1"])
+    add_command(
+        app,
+        demo,
+        ["pfi demo", "pfi demo --out runs/demo-2 --seed 1", "pfi demo --backbone smollm2-135m"],
+    )
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder to write; runs/demo, or runs/demo-NAME of another backbone."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides the people and the weights.")] = 0,
-    users: Annotated[int, typer.Option(help="How many people to evaluate.")] = 12,
+    users: Annotated[int, typer.Option(help="How many people to evaluate.")] = _USERS,
     people: Annotated[
         int, typer.Option(help="How many others the shared adapter learns from.")
-    ] = 24,
-    backbone: Annotated[str, typer.Option(help="'embedded', a folder, or a hub id.")] = "embedded",
+    ] = _PEOPLE,
+    backbone: Annotated[str, typer.Option(help=BACKBONE)] = "embedded",
+    threads: Threads = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of resuming.")] = False,
 ) -> None:
     """See personal models beat the generic one, on made-up people, in a few minutes.
+
+    On a real model, as with `--backbone smollm2-135m`, it takes longer; how long is said first.
 
     Writes openly labelled synthetic users, trains a shared adapter (centrally, and by
     federation) and personal ones over the embedded backbone, answers every question under
@@ -40,6 +56,16 @@ def demo(
     from pfi.evaluate.study.arms import DEFAULT_ARMS
 
     console = Console()
+    if backbone != "embedded":
+        seconds = expected_seconds(backbone, users, people)  # refuses what is no backbone
+        console.print(
+            f"On {backbone} this takes about {duration(seconds)} on this machine if nothing else "
+            "runs; stopped, it goes on when it is called again",
+            soft_wrap=True,
+        )
+    if out is None:
+        model = Path(backbone).name.removesuffix(".gguf")
+        out = Path("runs", "demo" if backbone == "embedded" else f"demo-{model}")
     if fresh and (out / "data" / "truth.json").exists():  # never another kind of run
         shutil.rmtree(out)
     data = out / "data"
@@ -72,3 +98,18 @@ def demo(
         '  pfi ask "src/app.py (+3 -1)"\n'
         "or compare methods on LaMP files:  pfi study --help"
     )
+
+
+def expected_seconds(backbone: str, users: int, people: int) -> float:
+    """How long the demo takes on this machine on another backbone, from what was measured.
+
+    Raises:
+        BackboneError: there is no such backbone here.
+    """
+    from pfi.profile.backbones import backbone_shape
+    from pfi.profile.plan.machine import CACHED, measure_processor
+
+    active = backbone_shape(backbone).active / backbone_shape("embedded").active
+    share = 0.5 * users / _USERS + 0.5 * people / _PEOPLE
+    speed = _FLOPS / measure_processor("cpu", CACHED).flops
+    return (_FIXED + (_SECONDS - _FIXED) * share * _GROWTH * active) * speed

@@ -169,7 +169,10 @@ def _retrain(home: Home) -> None:
         found = retrain(home, on_stage=lambda text: shown.update(counter, description=text))
     for task, version in found.items():
         if version is None:
-            note(f"Too few records of task {task} are left to train on; it has no new adapter.")
+            note(
+                f"Task {task} has no new adapter in use: too few records are left to train on, or "
+                "what was learnt is no better than what is in use (`pfi adapters list`)."
+            )
 
 
 def _erase_all(home: Home, profile_too: bool, file: Path | None, yes: bool) -> dict[str, Any]:

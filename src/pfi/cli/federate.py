@@ -10,6 +10,7 @@ import typer
 
 from pfi.cli import federate_keys
 from pfi.cli.common import (
+    BACKBONE,
     AsJson,
     Profile,
     TaskName,
@@ -39,7 +40,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")]
-BackboneName = Annotated[str, typer.Option(help="'embedded', a folder, or a hub id.")]
+BackboneName = Annotated[str, typer.Option(help=BACKBONE)]
 Check = Annotated[bool, typer.Option("--check", help="Messages there and back, no model.")]
 SERVER = [
     "pfi federate server keys --out runs/fed --config federation.yaml --clients 50",

@@ -10,6 +10,7 @@ from pfi.cli.common import (
     AsJson,
     Profile,
     TaskName,
+    Threads,
     add_command,
     examples,
     flags,
@@ -51,6 +52,7 @@ def fit(
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="A gate setting; repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same choice.")] = 0,
+    threads: Threads = None,
     profile: Profile = "default",
 ) -> None:
     """Try on your newest records what helps, and answer with that from now on.

@@ -39,7 +39,12 @@ def add_to(group: typer.Typer) -> None:
 def gguf(
     out: Out,
     task: TaskName = None,
-    bits: Annotated[str, typer.Option(help="Of the weights: f32, f16, q8_0 or q4_k_m.")] = "q8_0",
+    bits: Annotated[
+        str,
+        typer.Option(
+            help="Of the weights: f32, f16, q8_0, q4_k_m; auto: q8_0, or a GGUF backbone's own."
+        ),
+    ] = "auto",
     adapter: Annotated[
         str,
         typer.Option(
@@ -80,7 +85,7 @@ def gguf(
             home,
             pick_task(home, task),
             out,
-            bits=bits_of(bits),
+            bits="auto" if bits.lower() == "auto" else bits_of(bits),
             placement=chosen,
             most_loss=most_loss,
             force=force,

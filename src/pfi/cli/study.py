@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfi.cli.common import add_command
+from pfi.cli.common import BACKBONE, Threads, add_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,12 +42,13 @@ def study(
     ] = "",
     split: Annotated[str, typer.Option(help="Which <split>_questions.json to answer.")] = "",
     users: Annotated[int, typer.Option(help="Random sample of users a task; 0: all.")] = 0,
-    backbone: Annotated[str, typer.Option(help="'embedded', a folder, or a hub id.")] = "",
+    backbone: Annotated[str, typer.Option(help=BACKBONE)] = "",
     seed: Annotated[int | None, typer.Option(help="Decides samples and weights.")] = None,
     engine: Annotated[
         str, typer.Option(help="bank: many adapters in one pass (default); peft: one by one.")
     ] = "",
     workers: Annotated[int, typer.Option(help="Processes; changes no result. 0: one.")] = 0,
+    threads: Threads = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any setting.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, e.g. personal.epochs=5.")
@@ -66,6 +67,7 @@ def study(
         "seed": seed,
         "engine": engine,
         "workers": workers,
+        "threads": threads,
     }
     given = {key: value for key, value in overrides.items() if value not in (None, "", [], 0)}
     if seed == 0:

@@ -44,8 +44,17 @@ def label_scores(engine: Engine, task: Task, asked: Sequence[Request]) -> list[l
 
 
 def target_scores(engine: Engine, asked: Sequence[Request], targets: Sequence[str]) -> list[float]:
-    """The log-probability of each question's own target a token, end token included, in nats."""
-    wanted = [engine.prompter.target_ids(target) for target in targets]
+    """The log-probability of each question's own target a token, end token included, in nats.
+
+    Of a target that is longer than the context its beginning counts.
+    """
+    prompter = engine.prompter
+    wanted = [
+        prompter.target_ids(
+            target, max(1, prompter.max_length - (0 if prompter.seq2seq else len(question.prompt)))
+        )
+        for question, target in zip(asked, targets, strict=True)
+    ]
     scores = engine.score_all(
         [Scoring(q.prompt, [ids], q.adapter, q.owner) for q, ids in zip(asked, wanted, strict=True)]
     )

@@ -12,10 +12,16 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from pfi.inference.torch.unbatched import SingleRow
 from pfi.models.attention import pad_rows, takes_masks
 from pfi.models.backbone import Backbone
+from pfi.models.families import cache_argument
 
-_SEQ2SEQ = {"t5", "mt5", "umt5"}
+#: Encoder-decoder families whose rows are batched, the encoder's padded at the right.
+_SEQ2SEQ = {
+    *("t5", "mt5", "umt5"),
+    *("bart", "mbart", "pegasus", "marian", "blenderbot", "blenderbot-small", "m2m_100"),
+}
 
 
 class Rows(Protocol):
@@ -31,14 +37,47 @@ class Rows(Protocol):
         """Go on with these rows only, in this order."""
 
 
-def start(backbone: Backbone, prompts: Sequence[Sequence[int]], new: int) -> Rows | None:
-    """Rows for prompts and up to ``new`` tokens each; None for a model of unknown kind."""
+def start(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    new: int,
+    slots: Sequence[int] | None = None,
+) -> Rows:
+    """Rows for prompts and up to ``new`` tokens each; one by one for a model of unknown kind."""
     if backbone.seq2seq:
-        known = backbone.model.config.model_type in _SEQ2SEQ
-        return Seq2seqRows(backbone, prompts, new) if known else None
-    if takes_masks(backbone, max(map(len, prompts)) + new):
+        if backbone.model.config.model_type in _SEQ2SEQ:
+            return Seq2seqRows(backbone, prompts, new)
+    elif takes_masks(backbone, max(map(len, prompts)) + new):
         return CausalRows(backbone, prompts, new)
-    return None
+    return SingleRows(backbone, prompts, slots)
+
+
+class SingleRows:
+    """Rows of a model of any kind: each read alone, as an engine does, with its own slot."""
+
+    def __init__(
+        self, backbone: Backbone, prompts: Sequence[Sequence[int]], slots: Sequence[int] | None
+    ) -> None:
+        self._backbone = backbone
+        self._rows = [
+            (SingleRow(), prompt, list(prompt), None if slots is None else [slots[at]])
+            for at, prompt in enumerate(prompts)
+        ]
+
+    def first(self) -> torch.Tensor:
+        logits = []
+        for row, prompt, tokens, slot in self._rows:
+            with self._backbone.rows(slot):
+                logits.append(row.step(self._backbone, prompt, tokens))
+        return torch.cat(logits)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        for (_, _, read, _), token in zip(self._rows, tokens.tolist(), strict=True):
+            read.append(token)
+        return self.first()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._rows = [self._rows[at] for at in rows]
 
 
 class GrowingLayer(DynamicLayer):
@@ -125,8 +164,8 @@ class CausalRows:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
             use_cache=True,
+            **cache_argument(self.model.base_model, self.cache),
         )[0]
         logits: torch.Tensor = self.model.get_output_embeddings()(states[:, -1])
         return logits
@@ -146,7 +185,8 @@ class Seq2seqRows:
         self.ids = pad_rows(prompts, backbone.pad_id).to(backbone.device)
         mask = pad_rows([[1] * len(prompt) for prompt in prompts], 0).to(backbone.device)
         self.mask = None if bool(mask.all()) else mask
-        count = self.model.config.num_decoder_layers
+        config = self.model.config
+        count = getattr(config, "num_decoder_layers", None) or config.decoder_layers
         own = Cache(layers=[GrowingLayer(new) for _ in range(count)])
         self.cache = EncoderDecoderCache(own, DynamicCache())
         self.encoded: torch.Tensor | None = None
@@ -161,8 +201,8 @@ class Seq2seqRows:
             encoder_outputs=BaseModelOutput(last_hidden_state=self.encoded),
             attention_mask=self.mask,
             decoder_input_ids=tokens[:, None],
-            past_key_values=self.cache,
             use_cache=True,
+            **cache_argument(self.model, self.cache),
         ).logits[:, -1]
         return logits
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pfi.errors import ConfigError
+from pfi.inference.capacity import Footprint
+from pfi.models.generation_config import GenerationSettings
 from pfi.models.prompter import Prompter
 
 if TYPE_CHECKING:
     from pfi.models.adapters import Adapter
 
 Finish = Literal["stop", "length", "cancelled"]
+#: Tokens of a thought where a model is asked to think; longer ones take the answer's room.
+_THOUGHT = 1024
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,21 @@ class AdapterRef:
 class Sampling:
     """How tokens are chosen.
 
+    Penalties come first and change greedy answers, too; then the temperature, and of what
+    `top_k` leaves the nucleus of `top_p`; `min_p` leaves out the unlikely of either.
+
     Attributes:
         max_tokens: longest answer.
         temperature: greedy when 0.
         top_p: probability of the tokens that are sampled from.
         seed: of the draws; the system's randomness when None.
         stop: texts that end an answer; they are no part of it.
+        top_k: how many of the likeliest tokens are sampled from; all when 0.
+        min_p: a token is left out below this share of the likeliest one's probability.
+        repetition_penalty: positive logits of tokens that the prompt or the answer has are divided
+            by it, negative ones multiplied (CTRL, arXiv 1909.05858); the model's own when None.
+        presence_penalty: subtracted from the logits of tokens that the answer has.
+        frequency_penalty: subtracted for each time that it has them.
     """
 
     max_tokens: int = 256
@@ -52,6 +65,17 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    def resolved(self, generation: GenerationSettings) -> Sampling:
+        """With the penalty of a model's own settings where none is given."""
+        if self.repetition_penalty is not None:
+            return self
+        return replace(self, repetition_penalty=generation.repetition_penalty or 1.0)
 
 
 @dataclass(frozen=True)
@@ -202,6 +226,10 @@ class Engine(Protocol):
         """Counts so far."""
         ...
 
+    def footprint(self) -> Footprint:
+        """What it takes of the machine."""
+        ...
+
     def close(self) -> None:
         """End what runs and let go of the model."""
         ...
@@ -228,13 +256,16 @@ def text_of(stream: Stream) -> str:
     return "".join(piece.text for piece in stream)
 
 
-def most_tokens(request: Request, max_length: int, *, seq2seq: bool = False) -> int:
+def most_tokens(
+    request: Request, max_length: int, *, seq2seq: bool = False, thoughts: int = 0
+) -> int:
     """The most tokens that a request's answer may have, after a check of the request.
 
     Args:
         request: what is asked.
         max_length: the backbone's context, in tokens.
         seq2seq: whether the answer has a context of its own.
+        thoughts: tokens of thoughts before the answer, which do not count as its own.
 
     Raises:
         ConfigError: see ``Engine.generate``.
@@ -246,6 +277,21 @@ def most_tokens(request: Request, max_length: int, *, seq2seq: bool = False) -> 
     if length > max_length or room < 1:
         what = f"the prompt has {length} tokens, and the backbone's context {max_length}"
         raise ConfigError(what, where="prompt", fix="give a shorter prompt")
+    check_sampling(sampling)
+    return min(sampling.max_tokens + thoughts, room)
+
+
+def thought_tokens(prompter: Prompter) -> int:
+    """The most tokens that a model may think before an answer."""
+    return _THOUGHT if prompter.thinking and prompter.thoughts else 0
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuse settings that make no sense.
+
+    Raises:
+        ConfigError: one of them does not.
+    """
     if sampling.max_tokens < 1:
         raise ConfigError(f"{sampling.max_tokens} is no length", where="max_tokens", fix="give 1")
     if not 0 <= sampling.temperature < math.inf:
@@ -254,9 +300,80 @@ def most_tokens(request: Request, max_length: int, *, seq2seq: bool = False) -> 
     if not 0 < sampling.top_p <= 1:
         what = f"top_p is {sampling.top_p}"
         raise ConfigError(what, where="top_p", fix="give a probability above 0 and up to 1")
+    if not sampling.top_k >= 0 or sampling.top_k % 1:
+        what = f"top_k is {sampling.top_k}"
+        raise ConfigError(what, where="top_k", fix="give 0 (all tokens) or a whole number above")
+    if not 0 <= sampling.min_p <= 1:
+        what = f"min_p is {sampling.min_p}"
+        raise ConfigError(what, where="min_p", fix="give a share from 0 to 1")
+    penalty = sampling.repetition_penalty
+    if penalty is not None and not 0 < penalty < math.inf:
+        what = f"the repetition penalty is {penalty}"
+        fix = "give 1 (none), or a number above 0"
+        raise ConfigError(what, where="repetition_penalty", fix=fix)
+    for name in ("presence_penalty", "frequency_penalty"):
+        if not -2 <= getattr(sampling, name) <= 2:
+            what = f"the {name.replace('_', ' ')} is {getattr(sampling, name)}"
+            raise ConfigError(what, where=name, fix="give a number from -2 to 2")
     if not all(sampling.stop):
         raise ConfigError("a text that ends the answer is empty", where="stop", fix="leave it out")
-    return min(sampling.max_tokens, room)
+
+
+def generation_defaults(prompter: Prompter) -> Sampling:
+    """How a model's own `generation_config` says that its answers are sampled; greedy if it does
+    not say.
+
+    For conversations; a task's answers are greedy, see `answering.sampling_of`.
+    """
+    own = prompter.generation
+    if not own.sample:
+        return Sampling(repetition_penalty=own.repetition_penalty)
+    return Sampling(
+        temperature=1.0 if own.temperature is None else own.temperature,
+        top_p=1.0 if own.top_p is None else own.top_p,
+        top_k=own.top_k or 0,
+        min_p=own.min_p or 0.0,
+        repetition_penalty=own.repetition_penalty,
+    )
+
+
+class Penalties:
+    """Which logits of one answer's next token are lowered, and by how much.
+
+    Args:
+        sampling: with the penalties; ``repetition_penalty`` is not None.
+        prompt: the tokens before the answer; the start token alone for an encoder-decoder model.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
+        self.repetition = sampling.repetition_penalty or 1.0
+        self.presence, self.frequency = sampling.presence_penalty, sampling.frequency_penalty
+        # For the repetition penalty the prompt counts, for the others the answer alone.
+        seen = prompt if self.repetition != 1.0 else ()
+        self._counts = dict.fromkeys(seen, 0)
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return self.repetition != 1.0 or bool(self.presence or self.frequency)
+
+    def add(self, token: int) -> None:
+        """Another token of the answer."""
+        self._counts[token] = self._counts.get(token, 0) + 1
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens whose logits change, each once."""
+        return list(self._counts)
+
+    @property
+    def subtracted(self) -> list[float]:
+        """What is subtracted from each of them behind the repetition penalty."""
+        if not self.presence and not self.frequency:
+            return [0.0] * len(self._counts)
+        return [
+            (self.presence if count else 0.0) + self.frequency * count
+            for count in self._counts.values()
+        ]
 
 
 def check_targets(

@@ -7,13 +7,13 @@ A row's answer does not depend on the batch it is in: every row draws from its o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import nullcontext
 
 import torch
 
-from pfi.errors import ConfigError
-from pfi.inference.torch.sampling import Nucleus, Pick, greedy
-from pfi.models.attention import pad_rows
+from pfi.inference.detokenizer import answer_text
+from pfi.inference.engine import Penalties, Sampling, check_sampling
+from pfi.inference.torch.sampling import Nucleus, Pick, greedy, penalised
 from pfi.models.backbone import Backbone
 
 
@@ -47,10 +47,9 @@ def generate(
     Raises:
         ConfigError: a negative temperature, or a ``top_p`` outside (0, 1].
     """
-    if temperature < 0:
-        raise ConfigError(f"the temperature is {temperature}", fix="give 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise ConfigError(f"top_p is {top_p}", fix="give a probability above 0 and up to 1")
+    check_sampling(Sampling(max_new_tokens, temperature, top_p))
+    if not backbone.seq2seq and max_new_tokens >= backbone.max_length:
+        max_new_tokens = max(1, backbone.max_length // 2)  # room for some of the prompt
     pick = Nucleus(temperature, top_p, seed) if temperature else greedy
     rows = [backbone.prompt_ids(p, _limit(backbone, max_new_tokens, max_prompt)) for p in prompts]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -64,16 +63,12 @@ def generate(
         for i, new in zip(
             picked, decode(backbone, ids, max_new_tokens, pick, picked, chosen), strict=True
         ):
-            answers[i] = _text(backbone, new).strip()
+            answers[i] = answer_text(backbone.prompter, rows[i], new).strip()
     return answers
 
 
 def _limit(backbone: Backbone, max_new_tokens: int, max_prompt: int | None = None) -> int:
     return max_prompt or backbone.max_length - (0 if backbone.seq2seq else max_new_tokens)
-
-
-def _text(backbone: Backbone, ids: Sequence[int]) -> str:
-    return str(backbone.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def decode(
@@ -84,26 +79,43 @@ def decode(
     numbers: Sequence[int],
     slots: Sequence[int] | None,
 ) -> list[list[int]]:
-    """New tokens, without the end token, of one batch of prompts with these numbers."""
-    from pfi.inference.decoding import start
+    """New tokens, without the one that ends an answer, of one batch of prompts.
 
-    rows = start(backbone, prompts, max_new_tokens)
-    if rows is None:
-        with backbone.rows(slots):
-            return _decode_plainly(backbone, prompts, max_new_tokens, pick, numbers)
+    The model's own repetition penalty counts, as in the engines; a row ends where the context
+    does.
+
+    Args:
+        backbone: the model.
+        prompts: their tokens.
+        max_new_tokens: longest answer.
+        pick: chooses each row's token.
+        numbers: of the prompts, for ``pick``.
+        slots: whose adapter each prompt uses.
+    """
+    from pfi.inference.decoding import SingleRows, start
+
+    rows = start(backbone, prompts, max_new_tokens, slots)
+    length = backbone.max_length
+    limits = [
+        min(max_new_tokens, length - (0 if backbone.seq2seq else len(prompt))) for prompt in prompts
+    ]
+    ends, penalties = backbone.end_ids, _penalties(backbone, prompts)
     new: list[list[int]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
     tokens: torch.Tensor | None = None
     for _ in range(max_new_tokens):  # once for each set of rows, which takes a step at least
         ended: set[int] = set()
-        with backbone.rows(None if slots is None else [slots[i] for i in live]):
+        own = None if slots is None else [slots[i] for i in live]
+        with nullcontext() if isinstance(rows, SingleRows) else backbone.rows(own):
             while 4 * len(ended) < len(live):
                 logits = rows.first() if tokens is None else rows.step(tokens)
+                logits = penalised(logits, [penalties[i] for i in live])
                 tokens = pick(logits, [numbers[i] for i in live])
                 for i, token in zip(live, tokens.tolist(), strict=True):
-                    if i not in ended and token != backbone.end_id:
+                    if i not in ended and token not in ends and len(new[i]) < limits[i]:
                         new[i].append(token)
-                    if token == backbone.end_id or len(new[i]) == max_new_tokens:
+                        penalties[i].add(token)
+                    if token in ends or len(new[i]) >= limits[i]:
                         ended.add(i)
         kept = [at for at, i in enumerate(live) if i not in ended]
         if not kept:
@@ -115,41 +127,9 @@ def decode(
     return new
 
 
-def _decode_plainly(
-    backbone: Backbone,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    pick: Pick,
-    numbers: Sequence[int],
-) -> list[list[int]]:
-    """As ``decode`` for a model of any kind, by its own means; no row leaves before the last."""
-    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-
-    class Picked(LogitsProcessor):
-        """Leaves transformers, which takes the likeliest, no token but the one we picked."""
-
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            tokens = pick(scores, numbers)[:, None]
-            return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
-
-    model: Any = backbone.model
-    ids = pad_rows(prompts, backbone.pad_id, left=True).to(backbone.device)
-    mask = pad_rows([[1] * len(prompt) for prompt in prompts], 0, left=True).to(backbone.device)
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=backbone.pad_id,
-        eos_token_id=backbone.end_id,
-        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
-    )
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=config,
-        logits_processor=LogitsProcessorList([Picked()]),
-    )
-    new = output[:, 1:] if backbone.seq2seq else output[:, ids.shape[1] :]
-    rows = new.tolist()
-    ends = [row.index(backbone.end_id) if backbone.end_id in row else len(row) for row in rows]
-    return [row[:end] for row, end in zip(rows, ends, strict=True)]
+def _penalties(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> list[Penalties]:
+    sampling = Sampling().resolved(backbone.generation)
+    if backbone.seq2seq:
+        begin = [getattr(backbone.model.config, "decoder_start_token_id", None) or 0]
+        return [Penalties(sampling, begin) for _ in prompts]
+    return [Penalties(sampling, prompt) for prompt in prompts]

@@ -183,6 +183,37 @@ class Memory:
             return 1.0
         return min(1.0, max(0.0, found / typical))
 
+    def holding(self, word: str) -> NDArray[np.int64]:
+        """The positions of the records that hold a word, in any of its forms."""
+        with self._lock:
+            if self._word_index is None:
+                self._word_index = self._make_word_index()
+            index = self._word_index
+        return index.holding(word)
+
+    @property
+    def embedder_name(self) -> str:
+        """The name of the sentence model; empty without one."""
+        return "" if self._embedder is None else self._embedder.name
+
+    def nearest(self, query: str, *, exclude: Iterable[str] = ()) -> float | None:
+        """The cosine of the query to its nearest record; None without a sentence model."""
+        allowed = self._allowed(None, exclude, None)
+        if self._embedder is None or not allowed.any() or not query.strip():
+            return None
+        _, cosines = self._near().nearest(self._vector(query), 1, allowed)
+        return float(cosines[0])
+
+    def allowed(self, exclude: Iterable[str] = ()) -> NDArray[np.bool_]:
+        """Which positions may be found, (n,)."""
+        return self._allowed(None, exclude, None)
+
+    def sample(self, count: int) -> list[Record]:
+        """Some of the records, spread evenly over time, oldest first."""
+        places = np.flatnonzero(self._allowed(None, (), None))
+        at = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round())
+        return list(self._records_at(places[at.astype(np.int64)].tolist()).values())
+
     # How searching is done ----------------------------------------------------------
 
     def _ranking(

@@ -105,7 +105,9 @@ class Retrieval:
             )
             prompt, used = self._with_records(task, prompt, records, limit - around)
         prompt = summary_prompt(prompt, summary)
-        ids = prompter.chat_ids([*history, ("user", prompt)], limit)
+        # Labels are scored where an answer begins, which is behind any thought.
+        thinking = None if task.kind == "text" else False
+        ids = prompter.chat_ids([*history, ("user", prompt)], limit, thinking=thinking)
         return Filled(prompt, tuple(ids), tuple(used))
 
     def text(self, task: Task, prompt: str, records: Sequence[Record]) -> str:

@@ -443,6 +443,9 @@ class _StoreBacked(Memory):
     def _word_scores(self, query: str) -> NDArray[np.float64]:
         return self._reading(lambda: super(_StoreBacked, self)._word_scores(query))
 
+    def holding(self, word: str) -> NDArray[np.int64]:
+        return self._reading(lambda: super(_StoreBacked, self).holding(word))
+
     def _make_word_index(self) -> WordIndex:
         if self._whole:
             return self._store.word_index(self._task.name, self._rows.tolist())

@@ -112,6 +112,11 @@ class WordIndex:
                 total[found[0]] += found[1]
         return total
 
+    def holding(self, word: str) -> NDArray[np.int64]:
+        """The positions of the records that hold a word, in any of its forms."""
+        with self._lock:
+            return self._match(_quoted(word))[0]
+
     def _match(self, expression: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The positions that fit, and their scores."""
         rows = self._db.execute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +13,21 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.errors import BackboneError, ConfigError
+from pfi.models import peft_format
+from pfi.models.families import (
+    adaptable_layers,
+    block_count,
+    has_fused_experts,
+    shortest_names,
+)
+from pfi.models.peft_format import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-#: What stands before a layer's name in peft's names of factors.
-PREFIX = "base_model.model."
-# Settings of adapters that are more than one product of two factors a layer.
-NOT_PLAIN = (
-    "use_dora",
-    "use_qalora",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "lora_bias",
-)
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Adapter", "AdapterConfig", "lora_config", "stacked"]
 
 
 class AdapterConfig(BaseModel):
@@ -60,13 +58,13 @@ def lora_config(config: AdapterConfig, model: PreTrainedModel) -> LoraConfig:
     chosen, targets = None, config.targets
     if config.layers != "all":
         # Of an encoder-decoder model peft counts the blocks of both stacks alike.
-        count, last = model.config.num_hidden_layers, int(config.layers.partition(":")[2])
+        count, last = block_count(model.config), int(config.layers.partition(":")[2])
         if last > count:
             what = f"the backbone has {count} blocks, not {last}"
             raise ConfigError(what, where="layers", fix=f"use last:{count} or less, or all")
         chosen = list(range(count - last, count))
-        if targets == "all-linear":
-            targets = _linear_names(model)
+    if targets == "all-linear":
+        targets = _all_linear(model, chosen)
     return LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
@@ -78,18 +76,32 @@ def lora_config(config: AdapterConfig, model: PreTrainedModel) -> LoraConfig:
     )
 
 
-def _linear_names(model: PreTrainedModel) -> list[str]:
-    """The last parts of the names of all linear layers but the output layer."""
+def _all_linear(model: PreTrainedModel, blocks: list[int] | None) -> str | list[str]:
+    """Peft's targets for all linear layers that can be adapted.
+
+    Raises:
+        ConfigError: there is none.
+    """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    output = model.get_output_embeddings()
-    names = [
+    output, names = model.get_output_embeddings(), adaptable_layers(model)
+    linear = {
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not output
-    ]
-    return sorted({name.rpartition(".")[2] for name in names})
+    }
+    if not names:
+        what = f"no layer of this kind of model ({model.config.model_type}) can be adapted"
+        raise ConfigError(what, where="targets", fix="use the backbone without an adapter")
+    if blocks is None and linear == set(names) and not has_fused_experts(model):
+        return "all-linear"
+    targets = shortest_names(names, dict(model.named_modules()))
+    if blocks is None:
+        return targets
+    # A whole name is taken by peft whatever its block.
+    numbers = {name: re.search(r"\.(\d+)\.", name) for name in targets}
+    return [name for name, at in numbers.items() if at is None or int(at[1]) in blocks]
 
 
 @dataclass(frozen=True)
@@ -115,25 +127,44 @@ class Adapter:
         state = get_peft_model_state_dict(model)
         return cls(settings, {k: v.detach().cpu().clone() for k, v in state.items()})
 
-    def apply(self, model: PreTrainedModel) -> PeftModel:
-        """Wrap a model with this adapter, unmerged.
+    def plain(self, model: PreTrainedModel) -> Adapter:
+        """This adapter as plain LoRA over a model's layers, which gives the same answers.
+
+        PiSSA and OLoRA become factors of twice the rank; layers of a smaller rank are filled up
+        with zeros, and a layer's own scale goes into its factors.
+
+        Args:
+            model: the backbone, unchanged.
 
         Raises:
-            BackboneError: the adapter belongs to a backbone of another shape.
+            BackboneError: it is of a kind that cannot be made plain, damaged, or of another
+                backbone.
+        """
+        return Adapter(*peft_format.to_plain(self.settings, self.weights, model))
+
+    def apply(self, model: PreTrainedModel) -> PeftModel:
+        """Wrap a model with this adapter, unmerged; see ``plain`` for what it may be.
+
+        Raises:
+            BackboneError: see ``plain``.
         """
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-        config = LoraConfig(**{**self.settings, "inference_mode": False})
+        adapter = self.plain(model)
+        settings = {**adapter.settings, "inference_mode": False}
         fix = "use the backbone that it was trained on"
         try:
-            wrapped = get_peft_model(model, config)
-            result = set_peft_model_state_dict(wrapped, self.weights)
-        except (RuntimeError, ValueError) as error:
+            wrapped = get_peft_model(model, LoraConfig(**settings))
+            result = set_peft_model_state_dict(wrapped, adapter.weights)
+        except (RuntimeError, TypeError, ValueError) as error:
             what = f"the adapter does not fit this backbone: {str(error).splitlines()[0]}"
             raise BackboneError(what, fix=fix) from error
         if result.unexpected_keys:
             what = f"the adapter has layers that this backbone lacks: {result.unexpected_keys[0]}"
             raise BackboneError(what, fix=fix)
+        if missing := [key for key in result.missing_keys if ".lora_" in key]:
+            what = f"the adapter is damaged: it lacks {missing[0]}"
+            raise BackboneError(what, fix="take the adapter's files again from where they come")
         return wrapped  # type: ignore[return-value]
 
     def scaled(self, weight: float) -> Adapter:
@@ -146,22 +177,9 @@ class Adapter:
         """By layer ``A: (rank, inputs)`` and ``B: (outputs, rank)`` with the scale in it, float32.
 
         Raises:
-            BackboneError: it is more than plain LoRA.
+            BackboneError: it is more than plain LoRA, or damaged.
         """
-        settings = self.settings
-        if odd := [name for name in NOT_PLAIN if settings.get(name)]:
-            raise BackboneError(f"only plain LoRA is supported; this adapter has {odd[0]}")
-        rank = int(settings["r"])
-        scale = settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)
-        found: dict[str, dict[str, torch.Tensor]] = {}
-        for key, factor in self.weights.items():
-            layer, _, kind = key.removeprefix(PREFIX).rpartition(".lora_")
-            if kind not in ("A.weight", "B.weight"):
-                raise BackboneError(f"only plain LoRA is supported; this adapter has {key}")
-            found.setdefault(layer, {})[kind[0]] = factor.float()
-        if lone := [layer for layer, pair in found.items() if len(pair) < 2]:
-            raise BackboneError(f"the adapter is damaged: a factor of {lone[0]} is missing")
-        return {layer: (pair["A"], scale * pair["B"]) for layer, pair in found.items()}
+        return peft_format.plain_factors(self.settings, self.weights)
 
     def to_bytes(self) -> dict[str, bytes]:
         """The files of peft's format, by name, the configuration last."""
@@ -181,16 +199,7 @@ class Adapter:
         Raises:
             BackboneError: files are missing or damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        if CONFIG_FILE not in files or WEIGHTS_FILE not in files:
-            fix = f"it needs {CONFIG_FILE} and {WEIGHTS_FILE}"
-            raise BackboneError("there is no adapter here", where=where, fix=fix)
-        try:
-            return cls(json.loads(files[CONFIG_FILE]), load(files[WEIGHTS_FILE]))
-        except (ValueError, SafetensorError) as error:
-            raise BackboneError(f"the adapter is damaged: {error}", where=where) from error
+        return cls(*peft_format.parse_files(files, where))
 
     def save(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``."""
@@ -206,18 +215,17 @@ class Adapter:
         """Read an adapter that this project, peft or any other tool wrote.
 
         Raises:
-            BackboneError: files are missing or damaged, or the weights are pickled.
+            BackboneError: files are missing or damaged, no regular files or too large, or of
+                another kind than LoRA, or the weights are pickled.
         """
-        config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-        if not weights.exists() and (folder / "adapter_model.bin").exists():
-            what = "pickled weights are refused, since loading them can run code"
-            raise BackboneError(what, where=str(folder), fix="convert them to safetensors")
+        where = os.fspath(folder)
+        adapter = cls.from_bytes(peft_format.read_files(folder), where)
         try:
-            found = {file.name: file.read_bytes() for file in (config, weights) if file.exists()}
-        except OSError as error:
-            what = f"the adapter cannot be read: {error}"
-            raise BackboneError(what, where=os.fspath(folder)) from error
-        return cls.from_bytes(found, os.fspath(folder))
+            peft_format.check_settings(adapter.settings, convertible=True)
+            peft_format.factor_pairs(adapter.weights)
+            return cls(adapter.settings, peft_format.by_own_names(adapter.weights))
+        except BackboneError as error:
+            raise BackboneError(error.what, where=where, fix=error.fix) from error
 
 
 def stacked(parts: Sequence[tuple[Adapter, float]]) -> Adapter:

@@ -16,16 +16,27 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from pfi.models.backbone import Backbone
+from pfi.models.families import rope_border
 
 MATMUL = "pfi_matmul"
+#: Most attention scores of a block that are kept for a backward pass, in numbers.
+_KEPT_SCORES = 1 << 21
 
 
 def use_matmul_attention(model: Any) -> None:
-    """Let a decoder-only model on a CPU in bfloat16 use it; others stay as they are."""
+    """Let a model of a known family use it on a CPU in bfloat16; others stay as they are.
+
+    A model may look at the name of its attention and do something else beside it (Falcon).
+    """
     suits = model.dtype == torch.bfloat16 and model.device.type == "cpu"
-    if suits and not model.config.is_encoder_decoder and model._supports_sdpa:
+    if suits and own_attention(model) and model._supports_sdpa:
         register(MATMUL, attend)
         model.config._attn_implementation = MATMUL
+
+
+def own_attention(model: Any) -> bool:
+    """Whether a model is of a family that was tested with our own attention."""
+    return model.config.model_type in _FAMILIES
 
 
 @cache
@@ -64,6 +75,14 @@ def attend(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    numbers = query.shape[:2].numel() * query.shape[2] * key.shape[2]
+    if torch.is_grad_enabled() and numbers > _KEPT_SCORES:
+        # A little slower, but no scores of every block are kept for the backward pass.
+        causal = attention_mask is None and query.shape[2] > 1
+        mixed = scaled_dot_product_attention(
+            query, key, value, attention_mask, is_causal=causal, scale=scale
+        )
+        return mixed.transpose(1, 2).contiguous(), None
     scores = torch.matmul(query * scale, key.transpose(2, 3))
     if attention_mask is None and query.shape[2] > 1:
         attention_mask = _causal(query.shape[2], key.shape[2], query.dtype)
@@ -91,9 +110,9 @@ Cut = tuple[int, list[tuple[int, int]]]
 
 
 def use_row_attention(model: Any) -> None:
-    """Let a decoder-only model on a CPU use it; others stay as they are."""
+    """Let a model of a known family on a CPU use it; others stay as they are."""
     known = model.config._attn_implementation in ("sdpa", MATMUL)
-    if known and model.device.type == "cpu" and not model.config.is_encoder_decoder:
+    if known and model.device.type == "cpu" and own_attention(model):
         register(ROWS, attend_rows)
         model.config._attn_implementation = ROWS
 
@@ -177,12 +196,11 @@ def pad_rows(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -
 def takes_masks(backbone: Backbone, length: int) -> bool:
     """Whether rows of ``length`` tokens may be given with our own mask and positions.
 
-    A model whose attention reaches less far than that would see too much through our mask.
+    A model whose attention reaches less far than that would see too much through our mask; one
+    that reads long rows with other rotary frequencies would read all rows of a pass with them.
     """
     config = backbone.model.config
-    window = getattr(config, "sliding_window", None)
-    return (
-        config.model_type in _FAMILIES
-        and config._attn_implementation in _ATTENTIONS
-        and (window is None or length <= window)
-    )
+    if not own_attention(backbone.model) or config._attn_implementation not in _ATTENTIONS:
+        return False
+    limits = (getattr(config, "sliding_window", None), rope_border(config))
+    return all(limit is None or length <= limit for limit in limits)

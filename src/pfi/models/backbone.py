@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pfi._util.threads import apply_threads
+from pfi.models.generation_config import NO_SETTINGS, GenerationSettings
+from pfi.models.gguf.header import is_gguf
+from pfi.models.gguf.weights import load_model
+from pfi.models.probe import check_reading
 from pfi.models.prompter import EMBEDDED, Prompter, load_prompter, reading
 
 if TYPE_CHECKING:
@@ -35,6 +40,8 @@ class Backbone:
         tokenizer: its tokenizer, with a padding token.
         seq2seq: whether it is an encoder-decoder model.
         max_length: the longest sequence it accepts, in tokens.
+        generation: what its own files say of its answers.
+        thinking: see ``Prompter``.
     """
 
     name: str
@@ -42,6 +49,8 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
     seq2seq: bool
     max_length: int
+    generation: GenerationSettings = NO_SETTINGS
+    thinking: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +59,14 @@ class Backbone:
     @cached_property
     def prompter(self) -> Prompter:
         """What of it needs no weights."""
-        return Prompter(self.name, self.tokenizer, self.seq2seq, self.max_length)
+        return Prompter(
+            self.name,
+            self.tokenizer,
+            self.seq2seq,
+            self.max_length,
+            self.generation,
+            self.thinking,
+        )
 
     @property
     def end_id(self) -> int:
@@ -58,9 +74,19 @@ class Backbone:
         return self.prompter.end_id
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """All tokens that end an answer."""
+        return self.prompter.end_ids
+
+    @property
     def pad_id(self) -> int:
-        """The token that fills up a batch; its positions are masked."""
-        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        """The token that fills up a batch; its positions are masked.
+
+        A padding token that was added to the tokenizer only is none of the model's.
+        """
+        pad = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        known = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        return pad if pad < known else min(self.end_id, known - 1)
 
     def token_ids(self, text: str) -> list[int]:
         """See ``Prompter``."""
@@ -97,24 +123,39 @@ class Backbone:
 
 
 def load_backbone(name: str | Path, *, device: str | None = None) -> Backbone:
-    """Load a backbone by ``embedded``, a local folder or a hub id.
+    """Load a backbone by ``embedded``, a local folder, a GGUF file or a hub id.
 
     Args:
         name: which one.
         device: where to put it; a GPU when there is one by default.
 
     Raises:
-        BackboneError: it does not exist, cannot be reached, or is no safetensors model.
+        BackboneError: it does not exist, cannot be reached, or is no safetensors or GGUF model.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading takes a moment; callers have their own bars
+    apply_threads()
     prompter = load_prompter(name)
     loader = AutoModelForSeq2SeqLM if prompter.seq2seq else AutoModelForCausalLM
     with reading(prompter.name) as (source, options):
-        model = loader.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
+        if is_gguf(source):
+            model = load_model(Path(source))
+        else:
+            model = loader.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, **options
+            )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
     model.requires_grad_(False)
-    return Backbone(prompter.name, model, prompter.tokenizer, prompter.seq2seq, prompter.max_length)
+    check_reading(model, prompter.name)
+    return Backbone(
+        prompter.name,
+        model,
+        prompter.tokenizer,
+        prompter.seq2seq,
+        prompter.max_length,
+        prompter.generation,
+        prompter.thinking,
+    )

@@ -10,10 +10,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from pfi._util.heap import Releaser
 from pfi.models.attention import pad_rows, takes_masks
 from pfi.models.backbone import Backbone
 from pfi.models.bank.packing import Piece, Row, passes, target_losses
+from pfi.models.families import (
+    cache_argument,
+    cache_of,
+    positions_argument,
+    rope_border,
+    with_states,
+)
 
 #: Padded tokens of a batch. More are slower on a CPU, whose caches they overflow.
 _BATCH_TOKENS = {"cpu": 1024}
@@ -107,6 +116,7 @@ def mean_losses(
     """
     found = [0.0] * len(pieces)
     budget = batch_tokens or pass_tokens(backbone)
+    release = Releaser()
     for picked in passes([len(piece) for piece in pieces], budget):
         if slots is not None:
             picked.sort(key=slots.__getitem__)  # a bank is fastest with a slot's rows together
@@ -114,6 +124,7 @@ def mean_losses(
             losses = target_losses(backbone, [Row([pieces[i]]) for i in picked])
         for i, part in zip(picked, losses.split([pieces[i].targets for i in picked]), strict=True):
             found[i] = float(part.mean())
+        release()
     return found
 
 
@@ -138,40 +149,72 @@ def _score_packed(
 def _score_cached(
     backbone: Backbone, prompt: Ids, targets: Sequence[Ids], slot: Sequence[int] | None
 ) -> list[float]:
-    """As ``_score_packed`` for one prompt of any decoder-only model, through its own cache."""
+    """As ``_score_packed`` for one prompt of any decoder-only model, through its own cache.
+
+    A cache that cannot be copied for every label, or whose keys a longer row would turn
+    otherwise, is not used: each label is read after the whole prompt.
+    """
     model: Any = backbone.model
-    tokens = pad_rows(targets, backbone.pad_id).to(backbone.device)
-    n, length = tokens.shape
+    border = rope_border(model.config)
+    longest = len(prompt) + max(map(len, targets)) - 1
+    if border is not None and longest > border:
+        return _score_apart(backbone, prompt, targets, slot)
     with backbone.rows(slot):
         first = model(input_ids=torch.tensor([prompt], device=backbone.device), use_cache=True)
+    tokens = pad_rows(targets, backbone.pad_id).to(backbone.device)
+    n, length = tokens.shape
     logits = first.logits[:, -1:].expand(n, 1, -1)
     if length > 1:
-        cache = first.past_key_values
+        cache = cache_of(model, first)
+        if not _keys_and_values_only(cache):
+            return _score_apart(backbone, prompt, targets, slot)
         cache.batch_repeat_interleave(n)
         seen = len(prompt) + length - 1
         mask = torch.ones(n, seen, dtype=torch.long, device=backbone.device)
         with backbone.rows(None if slot is None else [*slot] * n):
-            rest = model(input_ids=tokens[:, :-1], past_key_values=cache, attention_mask=mask)
+            rest = model(
+                input_ids=tokens[:, :-1],
+                attention_mask=mask,
+                **cache_argument(model, cache),
+                **positions_argument(model, len(prompt), tokens[:, :-1]),
+            )
         logits = torch.cat([logits, rest.logits], dim=1)
     return _sums(logits, tokens, targets)
+
+
+def _keys_and_values_only(cache: Any) -> bool:
+    """Whether a cache can be copied for every label: one with other states is not."""
+    kinds = {type(layer) for layer in getattr(cache, "layers", ())}
+    return type(cache) is DynamicCache and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def _score_apart(
+    backbone: Backbone, prompt: Ids, targets: Sequence[Ids], slot: Sequence[int] | None
+) -> list[float]:
+    """As ``_score_packed`` for one prompt, label by label without a cache."""
+    scores = []
+    for target in targets:
+        with backbone.rows(slot):
+            losses = target_losses(backbone, [Row([Piece([*prompt, *target], len(target))])])
+        scores.append(-float(losses.sum()))
+    return scores
 
 
 def _score_seq2seq(
     backbone: Backbone, prompt: Ids, targets: Sequence[Ids], slot: Sequence[int] | None
 ) -> list[float]:
     """As ``_score_packed`` for one prompt of an encoder-decoder model, encoded once."""
-    from transformers.modeling_outputs import BaseModelOutput
-
     model: Any = backbone.model
     tokens = pad_rows(targets, backbone.pad_id).to(backbone.device)
     ids = torch.tensor([prompt], device=backbone.device)
     with backbone.rows(slot):
-        encoded = model.get_encoder()(input_ids=ids).last_hidden_state
+        encoded = model.get_encoder()(input_ids=ids)
     start = torch.full_like(tokens[:, :1], model.config.decoder_start_token_id)
-    shared = encoded.expand(len(tokens), *encoded.shape[1:])
+    states = encoded.last_hidden_state
+    shared = with_states(encoded, states.expand(len(tokens), *states.shape[1:]))
     with backbone.rows(None if slot is None else [*slot] * len(tokens)):
         logits = model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=shared),
+            encoder_outputs=shared,
             decoder_input_ids=torch.cat([start, tokens[:, :-1]], dim=1),
         ).logits
     return _sums(logits, tokens, targets)

@@ -21,7 +21,11 @@ class HomeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
-    backbone: str = Field(default="embedded", min_length=1, description="name, folder or hub id")
+    backbone: str = Field(
+        default="embedded",
+        min_length=1,
+        description="'embedded', a model of `pfi models list`, a folder, a .gguf file or a hub id",
+    )
     engine: Literal["auto", "torch", "llama.cpp"] = Field(
         default="auto", description="what answers; `pfi plan --apply` chooses"
     )
@@ -30,6 +34,14 @@ class HomeConfig(BaseModel):
     )
     context: int | None = Field(
         default=None, ge=64, description="longest prompt and answer in tokens, not the backbone's"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="threads that compute; as many as cores are free if none"
+    )
+    thinking: bool = Field(
+        default=False,
+        description="whether a thinking model thinks before an answer in free text; its thoughts "
+        "are not shown",
     )
     task: str | None = Field(default=None, description="the task of questions that name none")
     retrieve: int = Field(
@@ -67,6 +79,15 @@ class HomeConfig(BaseModel):
         default={}, description="augmentation settings other than the defaults"
     )
     gate: dict[str, Any] = Field(default={}, description="gate settings other than the defaults")
+    sampling: dict[str, Any] = Field(
+        default={},
+        description="how tokens of a conversation are chosen, where not as the model's own files "
+        "say: temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, "
+        "frequency_penalty, seed",
+    )
+    max_tokens: int = Field(
+        default=512, ge=1, description="longest answer of a conversation in tokens"
+    )
     refresh: dict[str, Any] = Field(
         default={}, description="refresh settings other than the defaults"
     )

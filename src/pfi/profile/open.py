@@ -13,6 +13,7 @@ from pydantic import RootModel, ValidationError
 
 from pfi._util.files import locked
 from pfi._util.settings import one_line
+from pfi._util.threads import prefer
 from pfi.errors import ConfigError, StorageError
 from pfi.profile.config import CONFIG, DEFAULT_PROFILE, HomeConfig
 from pfi.profile.erase.erasure import finish_erasures
@@ -48,14 +49,10 @@ def create_home(
         ConfigError: the profile's name is not allowed, or the passphrase.
         StorageError: the home exists, its folder cannot be written, or there is no keyring.
     """
+    refuse_existing(profile, root)
     path = home_path(profile, root)
-    if (path / CONFIG).exists():
-        raise StorageError(
-            f"profile {profile!r} exists",
-            where=str(path),
-            fix="use it as it is, or choose another name with --profile",
-        )
     home = Home(profile, path, config or HomeConfig(), _recover)
+    prefer(home.config.threads)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
@@ -77,6 +74,22 @@ def create_home(
     Vault(home.vault_file, key=home.keys.database("vault")).close()
     home.save_config()  # last: a home that was not finished counts as missing
     return home
+
+
+def refuse_existing(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> None:
+    """Look whether a new profile may have this name.
+
+    Raises:
+        ConfigError: the name is not allowed.
+        StorageError: there is a profile of this name.
+    """
+    path = home_path(profile, root)
+    if (path / CONFIG).exists():
+        raise StorageError(
+            f"profile {profile!r} exists",
+            where=str(path),
+            fix="use it as it is, or choose another name with --profile",
+        )
 
 
 def open_home(profile: str = DEFAULT_PROFILE, *, root: Path | None = None) -> Home:
@@ -102,6 +115,7 @@ def open_home(profile: str = DEFAULT_PROFILE, *, root: Path | None = None) -> Ho
     except (yaml.YAMLError, ValidationError) as error:
         reason = one_line(error)
         raise ConfigError(reason, where=str(file), fix="correct or remove the line") from error
+    prefer(home.config.threads)
     if not is_encrypted(home):
         encrypt_home(home)
     if named.root:  # an older pfi's, or written there by hand

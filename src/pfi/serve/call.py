@@ -147,6 +147,7 @@ class Call:
             k=asked.records,
             fields=asked.fields,
             history=talk[:-1],
+            named=bool(model.task or asked.task),
         )
 
     def _check_length(self, talk: Turns) -> None:
@@ -163,19 +164,13 @@ class Call:
             )
 
     def _sampling(self, model: Model, prepared: Prepared, most: int) -> Sampling:
-        body = self._body
+        body, profile = self._body, self._caller.profile
+        chosen = self._service.sampling(profile, prepared.task, body.sampling)
         wanted = getattr(body, "max_completion_tokens", None) or body.max_tokens
         if wanted is None:
-            own = self._config.answer_tokens
-            wanted = own if model.id == GENERIC else prepared.task.max_new_tokens
+            wanted = self._config.answer_tokens if model.id == GENERIC else chosen.max_tokens
         wanted = min(wanted, self._config.most_answer_tokens, max(1, most - len(prepared.ids)))
-        return Sampling(
-            max_tokens=wanted,
-            temperature=body.temperature or 0.0,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=body.seed,
-            stop=body.stops,
-        )
+        return replace(chosen, max_tokens=wanted, stop=body.stops)
 
     # After --------------------------------------------------------------------------
 

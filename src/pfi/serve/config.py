@@ -23,7 +23,15 @@ class ServeConfig(BaseModel):
     origins: list[str] = Field(
         default=[], description="web pages of other origins that may call the API"
     )
-    rows: int = Field(32, ge=1, description="answers that are decoded side by side")
+    threads: int | None = Field(
+        None, ge=1, description="threads that compute; as many as cores are free if none"
+    )
+    rows: int | None = Field(
+        None,
+        ge=1,
+        description="answers that are decoded side by side; if none 32, or with llama.cpp 4 and "
+        "fewer where memory is short",
+    )
     running: int = Field(64, ge=1, description="requests that are worked on or wait; more: 503")
     running_per_token: int = Field(16, ge=1, description="of these, of one token; more: 429")
     requests_per_minute: int = Field(600, ge=1, description="requests of one token")

@@ -27,8 +27,6 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
     "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
     "top_logprobs": (0,),
     "best_of": (1,),
     "echo": (False,),
@@ -78,6 +76,16 @@ class _Sampled(_Body):
     max_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    top_k: (
+        Annotated[int, Field(ge=-1, le=2**31, description="not of OpenAI's API; 0 or -1: all")]
+        | None
+    ) = None
+    min_p: Annotated[Finite, Field(ge=0, le=1, description="not of OpenAI's API")] | None = None
+    repetition_penalty: (
+        Annotated[Finite, Field(gt=0, le=10, description="not of OpenAI's API")] | None
+    ) = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
@@ -99,6 +107,21 @@ class _Sampled(_Body):
         for name, value in (self.model_extra or {}).items():
             if name in _HARMLESS and value is not None and value not in _HARMLESS[name]:
                 raise unsupported(name)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What is said of how tokens are chosen, None where nothing is."""
+        names = (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+            "seed",
+        )
+        top_k = None if self.top_k is None else max(0, self.top_k)
+        return {**{name: getattr(self, name) for name in names}, "top_k": top_k}
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -9,8 +9,11 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from pfi._util.threads import choose
 from pfi.errors import ConfigError
+from pfi.inference.capacity import Footprint
 from pfi.inference.engine import Engine, EngineStats, Sampling, Stream
 from pfi.memory.embedders import SentenceModel
 from pfi.profile.answer.engines import EngineChoice
@@ -145,6 +148,8 @@ class Service:
         with self._lock:
             if choice not in self._engines:
                 rows = self.config.rows
+                if self.config.threads is not None:
+                    choose(self.config.threads)
                 self._engines[choice] = make_engine(choice, home.models_folder, rows=rows)
             return self._engines[choice]
 
@@ -195,12 +200,26 @@ class Service:
         k: int | None = None,
         fields: Mapping[str, str] | None = None,
         history: Turns = (),
+        named: bool = True,
+        alone: bool = False,
     ) -> Prepared:
         """Make a question to a profile's model ready; see ``Runtime.prepare``."""
         runtime = self.runtime(profile)
         with runtime.home.vault_session():
             chosen = self.task(profile, task)
-            return runtime.prepare(text, chosen, k=k, fields=fields, history=history)
+            return runtime.prepare(
+                text, chosen, k=k, fields=fields, history=history, named=named, alone=alone
+            )
+
+    def more(self, profile: str, prepared: Prepared, answer: str) -> Prepared:
+        """A question whose answer was cut, to go on with; see ``Runtime.more``."""
+        return self.runtime(profile).more(prepared, answer)
+
+    def sampling(
+        self, profile: str, task: Task, given: Mapping[str, Any] | None = None
+    ) -> Sampling:
+        """How an answer of a conversation is decoded; see ``Runtime.sampling``."""
+        return self.runtime(profile).sampling(task, given)
 
     def prepare_generic(self, profile: str, messages: Turns) -> Prepared:
         """Make a talk with the plain backbone ready; ``profile`` says which backbone."""
@@ -229,6 +248,14 @@ class Service:
             return [self._engine.stats()]
         with self._lock:
             return [engine.stats() for engine in self._engines.values()]
+
+    def footprints(self) -> list[tuple[str, str, Footprint]]:
+        """What each engine that is loaded takes, after its backbone's and its own name."""
+        with self._lock:
+            return [
+                (choice.backbone, choice.name, engine.footprint())
+                for choice, engine in self._engines.items()
+            ]
 
     def close(self) -> None:
         """End what runs and close the profiles' files."""

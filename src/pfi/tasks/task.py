@@ -55,6 +55,13 @@ class Task(BaseModel):
     name: str
     title: str
     kind: Literal["choice", "score", "text"]
+    records: Literal["own", "all"] = Field(
+        "own",
+        description="`own`: records of this task; `all`: also those of every task with `own_words`",
+    )
+    own_words: bool = Field(
+        True, description="whether the outputs of a `text` task are words that the user wrote"
+    )
     question: str = Field(description="prompt template over the input fields")
     inputs: list[str] = Field(description="the record keys that are input fields")
     output: str = Field("", description="the record key that holds the output")
@@ -87,9 +94,16 @@ class Task(BaseModel):
         asked = [name for name in _names(self.question) if name != "labels"]
         if len({*asked}) < len(asked) or not all(map(str.isidentifier, asked)):
             raise ValueError("the fields of the question must be names, each used once")
+        if self.records == "all" and (self.kind != "text" or len(asked) != 1):
+            raise ValueError("records: all needs a task of kind text whose question has one field")
         if self.item_trim not in _names(self.item):
             raise ValueError(f"item_trim must be one of {_names(self.item)}")
         return self
+
+    @property
+    def free_form(self) -> bool:
+        """Whether a question is asked in the user's words alone, as in a conversation."""
+        return self.kind == "text" and re.fullmatch(r"\{\w+\}", self.question) is not None
 
     # Prompts ------------------------------------------------------------------------
 
@@ -262,6 +276,55 @@ def get_task(name: str) -> Task:
     if name in tasks():
         return tasks()[name]
     if name.endswith((".yaml", ".yml")):
-        return read_task(Path(name))
+        task = read_task(Path(name))
+        if task.records == "all":
+            what = "only a task that comes with pfi can have the records of all tasks"
+            raise ConfigError(what, where=name, fix="leave out the key `records`")
+        return task
     fix = f"use one of {', '.join(tasks())}, or the path of a definition file"
     raise ConfigError(f"unknown task {name!r}", fix=fix)
+
+
+def source_tasks(name: str) -> tuple[str, ...]:
+    """The tasks whose records are a task's history: itself, and all with own words for `write`."""
+    task = tasks().get(name)
+    if task is None or task.records == "own":
+        return (name,)
+    others = (t.name for t in tasks().values() if t.kind == "text" and t.own_words)
+    return (name, *(other for other in others if other != name))
+
+
+def tasks_served(name: str) -> tuple[str, ...]:
+    """The tasks whose history holds records of a task: itself, and `write` for own words."""
+    others = (other for other in tasks() if other != name)
+    return (name, *(other for other in others if name in source_tasks(other)))
+
+
+def as_request(record: Record, task: Task) -> Record | None:
+    """A record of any task as one of a task whose records are `all`: its prompt and its output.
+
+    Where the record's own task makes several examples of it, the first one counts; where it makes
+    none (too short a text), there is no such record.
+
+    Args:
+        record: of one of ``source_tasks(task.name)``.
+        task: one with one input field.
+    """
+    if record.task == task.name:
+        return record
+    # The record's id is the seed: the same record always gives the same request.
+    rng = random.Random(record.id)
+    examples = tasks()[record.task].examples(History("", [record]), rng)
+    if not examples:
+        return None
+    (field,) = _names(task.question)
+    return Record(
+        record.id,
+        task.name,
+        {field: examples[0].prompt},
+        examples[0].target,
+        record.time,
+        record.origin,
+        record.source,
+        record.made,
+    )

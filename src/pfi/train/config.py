@@ -19,8 +19,10 @@ class TrainConfig(AdapterConfig):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rate")
     clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
     max_length: int = Field(640, ge=16, description="longest prompt and target, in tokens")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the forward pass; weights and updates stay float32"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32",
+        description="of the forward and backward pass; factors and updates stay float32. auto: "
+        "bfloat16 for models of 50 M parameters or more where the machine multiplies it",
     )
     held_back: float = Field(
         0.0, ge=0, lt=1, description="newest share of the examples, measured after every epoch"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pfi.errors import DataError
+from pfi.errors import ConfigError, DataError
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.models.bank.packing import Piece
@@ -140,10 +140,37 @@ def train_one(
 
 
 def encode(backbone: Backbone, example: Example, max_length: int) -> tuple[list[int], list[int]]:
-    """An example as ``(prompt ids, target ids)``, together within ``max_length`` tokens."""
-    target = backbone.target_ids(example.target, max_length // 2)
-    limit = min(max_length, backbone.max_length) - len(target)
-    return backbone.prompt_ids(example.prompt, limit), target
+    """An example as ``(prompt ids, target ids)``, together within ``max_length`` tokens.
+
+    See ``encode_answers``.
+    """
+    prompt, targets = encode_answers(backbone, example.prompt, [example.target], max_length)
+    return prompt, targets[0]
+
+
+def encode_answers(
+    backbone: Backbone, prompt: str, targets: Sequence[str], max_length: int
+) -> tuple[list[int], list[list[int]]]:
+    """A prompt and its answers, each within ``max_length`` tokens and the context with it.
+
+    An answer takes at most half of that.  One that is cut is not closed by the end token, which
+    would teach to end in mid-sentence.  Adapters learn answers without thoughts.
+
+    Raises:
+        ConfigError: not even the frame of a prompt fits.
+    """
+    length = min(max_length, backbone.max_length)
+    ids = [backbone.target_ids(target, max(1, length // 2)) for target in targets]
+    prompter = backbone.prompter
+    room = length - max(map(len, ids))
+    asked = prompter.prompt_ids(prompt, max(1, room), thinking=False)
+    if len(asked) > room:  # the frame alone is longer
+        room = length - len(asked)
+        if room < 1:
+            what = f"a prompt takes {len(asked)} tokens without its text, of {length}"
+            raise ConfigError(what, where="max_length", fix="give more, or use another backbone")
+        ids = [one[:room] for one in ids]
+    return asked, ids
 
 
 def as_piece(backbone: Backbone, example: Example, max_length: int) -> Piece:

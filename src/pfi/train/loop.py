@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from pfi._util.heap import Releaser
 from pfi.errors import StorageError
 from pfi.models.adapters import Adapter
 from pfi.models.attention import takes_masks
@@ -25,13 +26,22 @@ from pfi.models.backbone import Backbone
 from pfi.models.bank.bank import AdapterBank
 from pfi.models.bank.frozen_layers import split
 from pfi.models.bank.layers import Dropout
-from pfi.models.bank.packing import Piece, Row, batch, passes, target_losses
+from pfi.models.bank.packing import (
+    Piece,
+    Row,
+    batch,
+    padded_length,
+    passes,
+    target_losses,
+)
+from pfi.models.families import block_count, width_of
 from pfi.train import _state as bank_state
 from pfi.train._state import JobState, RunState
 from pfi.train.config import TrainConfig
 from pfi.train.job import Job, OnStep, TrainResult, batches, hold_back, rate_at
 from pfi.train.objectives import CrossEntropy, Objective, Part, part_losses
 from pfi.train.optim import SlotAdamW, clip
+from pfi.train.precision import precision_of
 
 #: Tokens of one micro-batch by device, see ``token_budget``.
 _TOKENS = {"cpu": 512, "cuda": 16384}
@@ -123,7 +133,7 @@ class Step:
 def token_budget(backbone: Backbone) -> int:
     """Tokens of one micro-batch: enough to keep the device busy, few enough for little memory."""
     tokens = _TOKENS.get(backbone.device.type, 512)
-    return max(tokens, _SMALLEST_MICRO_BATCH // int(backbone.model.config.hidden_size))
+    return max(tokens, _SMALLEST_MICRO_BATCH // width_of(backbone.model.config))
 
 
 class BankTrainer:
@@ -191,10 +201,12 @@ class BankRun:
         self.jobs, self.config, self.on_step = jobs, config, on_step
         self.objective: Objective = objective or CrossEntropy()
         self.tokens = tokens or token_budget(backbone)
-        self.bank = AdapterBank(backbone, config, size, precision=config.precision)
+        precision = precision_of(config, backbone)
+        self.bank = AdapterBank(backbone, config, size, precision=precision)
         self.backbone: Backbone = self.bank.backbone
         self.optimizer = SlotAdamW(self.bank, config.weight_decay)
         self.active_jobs: list[ActiveJob] = []
+        self._release = Releaser()
         self.drawn = 0
         #: The layers below the lowest adapter, and the model without them; None for a whole model.
         self._frozen_layers: Any = None
@@ -202,7 +214,7 @@ class BankRun:
         if config.layers != "all" and takes_masks(backbone, 1):
             last = int(config.layers.partition(":")[2])
             model = self.bank.backbone.model
-            halves = split(model, model.config.num_hidden_layers - last)
+            halves = split(model, block_count(model.config) - last)
             if halves is not None:
                 self._frozen_layers = halves.lower
                 self._adapted_layers = self.bank.at(halves.upper)
@@ -308,17 +320,23 @@ class BankRun:
     @torch.no_grad()
     def _cached(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
         """Pieces with the hidden states that the frozen layers give them, if these are few."""
-        width = int(self.backbone.model.config.hidden_size)
+        width = width_of(self.backbone.model.config)
         each = width * (2 if self.bank.dtype == torch.bfloat16 else 4)
-        if self._frozen_layers is None or sum(len(piece) for piece in pieces) * each > _CACHE:
+        lengths = [len(piece) for piece in pieces]
+        if self._frozen_layers is None or sum(lengths) * each > _CACHE:
             return pieces
+        if lengths and not takes_masks(self.backbone, max(lengths)):
+            return pieces  # such rows are read by the whole model in its own way
         cached: list[Piece] = list(pieces)
-        for picked in passes([len(piece) for piece in pieces], self.tokens):
-            packed = batch([Row([pieces[i]]) for i in picked], self.bank.weights.device)
+        for picked in passes(lengths, self.tokens):
+            rows = [Row([pieces[i]]) for i in picked]
+            length = padded_length(self.backbone, rows)
+            packed = batch(rows, self.bank.weights.device, length)
             states = self._frozen_layers(input_ids=packed.ids, use_cache=False)[0]
             for i, row in zip(picked, states, strict=True):
                 piece = pieces[i]
                 cached[i] = replace(piece, hidden=row[: len(piece)].clone())
+            self._release()
         return cached
 
     def _model(self, cached: bool) -> Backbone:
@@ -407,6 +425,8 @@ class BankRun:
                 sums = losses.new_zeros(len(group)).index_add(0, index, scaled)
                 sums.sum().backward()
             total += sums.detach().cpu()
+            del token_losses, losses, scaled, sums
+            self._release()
             gradients = recorded if gradients is None else gradients.add_(recorded)
         assert gradients is not None
         return total.tolist(), gradients

@@ -7,6 +7,7 @@ sums them and divides.  ``DPO`` is by Rafailov et al. 2023 (arXiv 2305.18290), o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -18,8 +19,11 @@ from pfi.errors import DataError
 from pfi.models.attention import takes_masks
 from pfi.models.backbone import Backbone
 from pfi.models.bank.packing import Piece, Row, common_stem, pack, passes, target_losses
+from pfi.models.families import width_of
 from pfi.tasks import Example
-from pfi.train.job import as_piece
+from pfi.train.job import as_piece, encode_answers
+
+_LONGEST_ROW = 768
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,14 @@ def part_losses(
 # Cross-entropy ------------------------------------------------------------------------
 
 
+def _longest_row(backbone: Backbone) -> float:
+    """Tokens of the longest row that examples are packed in, to bound memory.
+
+    Large models are trained in bfloat16; the activations of a row of theirs take the most.
+    """
+    return _LONGEST_ROW if backbone.model.dtype == torch.bfloat16 else math.inf
+
+
 class CrossEntropy:
     """The mean negative log-likelihood of a step's target tokens."""
 
@@ -138,8 +150,12 @@ class CrossEntropy:
         together = sum(len(piece) for piece in pieces)
         if backbone.seq2seq or not takes_masks(backbone, together):
             return [Part([Row([piece])]) for piece in pieces]
-        width = int(backbone.model.config.hidden_size)
-        return [Part([row]) for row in pack(pieces, width)]
+        width = width_of(backbone.model.config)
+        rows = pack(pieces, width)
+        half = len(pieces) // 2
+        if half and len(rows) == 1 and len(rows[0]) > _longest_row(backbone):
+            return [*self.parts(backbone, pieces[:half]), *self.parts(backbone, pieces[half:])]
+        return [Part([row]) for row in rows]
 
     def losses(
         self,
@@ -245,13 +261,9 @@ class DPO:
 
     def encode(self, backbone: Backbone, example: Preference, max_length: int) -> Sequence[Piece]:
         """A pair as the chosen and the rejected answer, each after the same prompt."""
-        answers = [
-            backbone.target_ids(text, max_length // 2)
-            for text in (example.chosen, example.rejected)
-        ]
         # The longer answer decides how much of the prompt fits, so that both have the same.
-        room = min(max_length, backbone.max_length) - max(len(ids) for ids in answers)
-        prompt = backbone.prompt_ids(example.prompt, room)
+        texts = [example.chosen, example.rejected]
+        prompt, answers = encode_answers(backbone, example.prompt, texts, max_length)
         return [Piece([*prompt, *ids], len(ids), example.weight) for ids in answers]
 
     def parts(self, backbone: Backbone, pieces: Sequence[Piece]) -> list[Part]:

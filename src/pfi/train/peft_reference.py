@@ -18,6 +18,7 @@ from pfi.models.attention import pad_rows
 from pfi.models.backbone import Backbone
 from pfi.train.config import TrainConfig
 from pfi.train.job import Job, OnStep, TrainResult, batches, encode, hold_back, rate_at
+from pfi.train.precision import precision_of
 
 #: Marks labels that carry no loss.
 IGNORED = -100
@@ -125,7 +126,7 @@ def _training(model: Any) -> None:
 
 
 def _precision(backbone: Backbone, config: TrainConfig) -> torch.autocast:
-    bfloat16 = config.precision == "bfloat16"
+    bfloat16 = precision_of(config, backbone) == "bfloat16"
     return torch.autocast(backbone.device.type, torch.bfloat16, enabled=bfloat16)
 
 
@@ -175,7 +176,8 @@ def target_loss(model: Any, batch: Batch, *, seq2seq: bool) -> torch.Tensor:
     else:
         first = int((batch.labels != IGNORED).int().argmax(dim=1).min())
         labels = batch.labels[:, first:]
-        logits = model(**arguments, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
+        logits = model(**arguments, logits_to_keep=labels.shape[1] + 1).logits
+        logits = logits[:, -labels.shape[1] - 1 : -1]  # some models make all of them
     losses = torch.nn.functional.cross_entropy(
         logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none"
     )

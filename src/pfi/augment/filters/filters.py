@@ -16,6 +16,7 @@ import numpy as np
 
 from pfi.augment.config import FilterConfig
 from pfi.augment.drafts import Draft, Subject
+from pfi.augment.filters.form import Forms
 from pfi.augment.filters.judge import Judge, Vectors
 from pfi.augment.filters.likeness import Copies, Likeness, input_text, subject_text, whole_text
 from pfi.augment.filters.wellformed import well_formed
@@ -28,6 +29,9 @@ _REAL_LOSSES = 64
 #: With fewer real records than this nothing says how far a user's records range, and nothing
 #: is dropped by distance and perplexity.
 FEW = 3
+#: Why the filters on length and form drop a draft, after the field's name.
+OTHER_LENGTH = "is far shorter or longer than the user's"
+OTHER_FORM = "looks unlike the user's"
 #: How many of the nearest real records a distance is the mean of.
 _NEAREST = 3
 #: Added to the count of each label, so that one that the user has not used yet is possible.
@@ -119,6 +123,14 @@ def apply_filters(
     return Filtered(left, counts)
 
 
+def mostly_unlike(counts: Sequence[FilterCount]) -> str:
+    """`7 of 9` where most drafts were dropped by length and form; "" elsewhere."""
+    alike = [count for count in counts if count.name in ("length", "form")]
+    before = alike[0].before if alike else 0
+    dropped = sum(count.before - count.kept for count in alike)
+    return f"{dropped} of {before}" if dropped > 1 and 2 * dropped >= before else ""
+
+
 class Verdict(NamedTuple):
     """A draft with what was measured, and why it is dropped; "" if it is kept."""
 
@@ -162,6 +174,29 @@ Filter = Callable[[Bench, Sequence[Draft]], list[Verdict]]
 def _well_formed(bench: Bench, drafts: Sequence[Draft]) -> list[Verdict]:
     check = well_formed(bench.task, bench.real())
     return [Verdict(draft, check(draft)) for draft in drafts]
+
+
+def _length(bench: Bench, drafts: Sequence[Draft]) -> list[Verdict]:
+    """Drafts whose texts are about as long as the user's."""
+    return _alike(bench, drafts, "length", OTHER_LENGTH)
+
+
+def _form(bench: Bench, drafts: Sequence[Draft]) -> list[Verdict]:
+    """Drafts whose texts look like the user's: lines, letters, digits, signs."""
+    return _alike(bench, drafts, "form", OTHER_FORM)
+
+
+def _alike(bench: Bench, drafts: Sequence[Draft], name: str, reason: str) -> list[Verdict]:
+    """Drafts within so many spreads of the user's texts by one of ``Forms``'s two measures."""
+    real = bench.real()
+    if len(real) < FEW:
+        return [Verdict(draft) for draft in drafts]
+    forms, most = Forms(bench.task, real), getattr(bench.config, name) or math.inf
+    measured = [(draft, *getattr(forms, name)(draft)) for draft in drafts]
+    return [
+        Verdict(_scored(draft, **{name: far}), f"{field} {reason}" if far > most else "")
+        for draft, far, field in measured
+    ]
 
 
 def _valid_label(bench: Bench, drafts: Sequence[Draft]) -> list[Verdict]:
@@ -351,6 +386,8 @@ def _wanted(bench: Bench, drafts: Sequence[Draft]) -> list[Verdict]:
 #: All filters, in the order they are applied.
 FILTERS: dict[str, Filter] = {
     "well_formed": _well_formed,
+    "length": _length,
+    "form": _form,
     "valid_label": _valid_label,
     "agreement": _agreement,
     "copy": _copy,

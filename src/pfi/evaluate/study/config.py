@@ -77,7 +77,13 @@ class StudyConfig(BaseModel):
     train_data: Path | None = Field(None, description="folder of the train split, if another")
     users: int | None = Field(None, ge=1, description="a random sample of users a task")
     train_users: int | None = Field(None, ge=1, description="a random sample of train users")
-    backbone: str = Field("embedded", description="'embedded', a model's folder, or a hub id")
+    backbone: str = Field(
+        "embedded",
+        description="'embedded', a model of `pfi models list`, a folder, a .gguf file or a hub id",
+    )
+    thinking: bool = Field(
+        False, description="whether a thinking model thinks before an answer in free text"
+    )
     engine: Literal["bank", "peft"] = Field(
         "bank",
         description="what trains the adapters: `bank` many in one pass, `peft` one by one",
@@ -85,6 +91,12 @@ class StudyConfig(BaseModel):
     working_set: int = Field(16, ge=1, description="users trained and answered together")
     workers: int = Field(
         1, ge=1, description="processes; changes no result, but for a budget's end"
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="threads that compute, of all workers together; as many as cores are free if "
+        "none",
     )
     seed: int = Field(0, description="decides samples, orders and initial weights")
     retrieve: int = Field(
@@ -230,7 +242,8 @@ class StudyConfig(BaseModel):
     def same_results(self, other: StudyConfig) -> bool:
         """Whether a run with ``other`` goes on from this one.
 
-        All is equal but the workers, the budget, and how fast and how often a teacher is called.
+        All is equal but the workers, the threads, the budget, and how fast and how often a
+        teacher is called.
         """
         workers = {"workers": other.federation.simulate.workers}
         simulate = self.federation.simulate.model_copy(update=workers)
@@ -240,7 +253,8 @@ class StudyConfig(BaseModel):
         free: dict[str, Any] = {"teacher": mine.teacher.model_copy(update=calling)}
         free |= {name: getattr(theirs, name) for name in ("budget_tokens", "budget_usd")}
         augment = mine.model_copy(update=free)
-        free = {"workers": other.workers, "augment": augment, "federation": federation}
+        free = {"augment": augment, "federation": federation}
+        free |= {"workers": other.workers, "threads": other.threads}
         return self.model_copy(update=free) == other
 
 

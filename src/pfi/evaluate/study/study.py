@@ -21,6 +21,7 @@ import yaml
 
 from pfi._util.events import new_event
 from pfi._util.files import write_atomic, write_json
+from pfi._util.threads import choose
 from pfi._util.version import __version__
 from pfi.datasets.lamp import LampUsers, available_tasks, open_users, write_predictions
 from pfi.errors import DataError, StorageError
@@ -107,6 +108,8 @@ class Study:
             the content of ``metrics.json``.
         """
         config = self.config
+        if config.threads is not None:
+            choose(config.threads)
         resumed = not self.log.empty
         self.log.append(new_event("started", version=__version__, resumed=resumed))
         backbone = load_backbone(config.backbone)

@@ -64,6 +64,7 @@ class TaskSetup:
         backbone: Backbone,
         shared: Adapter | None,
     ) -> None:
+        backbone = replace(backbone, thinking=config.thinking)
         self.config, self.out, self.task, self.backbone = config, out, task, backbone
         self.checkpoints = Checkpoints(out)
         self.trainer = get_trainer(config.engine, config.working_set)

@@ -19,6 +19,7 @@ from pfi.inference.engine import AdapterRef
 from pfi.inference.llama.c import Context
 from pfi.inference.llama.gguf import fill_adapter, finish
 from pfi.models.adapters import Adapter
+from pfi.models.gguf.families import family_of
 
 
 class LlamaAdapters:
@@ -128,7 +129,7 @@ def in_memory(adapter: Adapter, config: Any) -> Iterator[str]:
 def _write(adapter: Adapter, config: Any, path: Path) -> None:
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(path, config.model_type)
+    writer = GGUFWriter(path, family_of(config, "the backbone").architecture)
     try:
         fill_adapter(writer, adapter.factors(), config)
         finish(writer)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import ctypes as c
 import os
 import threading
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pfi._util.threads import ThreadChooser, physical_cores, wait_passively
 from pfi.errors import BackboneError
 
 INSTALL = "install it with `pip install 'pfi[llama]'`"
@@ -27,6 +29,9 @@ _WORDS = 256
 _CONTEXT = (512, 2048, 512, 1, 0, 0, 1, 4, 4, 0, -1, -1, -1, -1, 0, 0)
 _N_CTX, _N_BATCH, _N_UBATCH, _N_SEQ, _OUTPUTS, _OUTPUTS_PER_SEQ = 0, 1, 2, 3, 5, 6
 _THREADS, _THREADS_BATCH, _FLASH, _TYPE_K, _TYPE_V = 7, 8, 13, 26, 27
+# Of ggml_threadpool_params, by 32-bit word behind 512 bytes of a processor mask.
+_POOL_THREADS, _POOL_POLL, _POLL = 128, 130, 50
+_LONG = 16  # tokens of a pass that is bound by products of matrices, not by reading weights
 _VIEWS = 1024
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
@@ -83,6 +88,11 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_adapter_lora_free": (None, [_P]),
     "llama_set_adapters_lora": (_I, [_P, c.POINTER(_P), c.c_size_t, c.POINTER(_F)]),
     "llama_set_abort_callback": (None, [_P, _P, _P]),
+    "llama_set_n_threads": (None, [_P, _I, _I]),
+    "llama_attach_threadpool": (None, [_P, _P, _P]),
+    "ggml_threadpool_params_default": (Words, [_I]),
+    "ggml_threadpool_new": (_P, [c.POINTER(Words)]),
+    "ggml_threadpool_free": (None, [_P]),
     "ggml_quantize_chunk": (c.c_size_t, [_I, _P, _P, c.c_int64, c.c_int64, c.c_int64, _P]),
 }
 
@@ -119,6 +129,7 @@ def library() -> Any:
     Raises:
         BackboneError: it is not installed, or is a version with another interface.
     """
+    wait_passively()  # has no effect where OpenMP is loaded already, as with PyTorch
     try:
         import xllamacpp.xllamacpp as wheel  # type: ignore[import-untyped]
     except ImportError as error:
@@ -226,7 +237,8 @@ class Context:
         model: whose.
         sequences: how many.
         length: most tokens of each.
-        threads: that compute.
+        threads: that compute; ``(decoding, reading)``: chosen before each pass, for a few tokens
+            and for the many of a prompt.
         batch: most tokens of one ``decode``; more are no faster on a CPU, and hold others up.
         exact: attention in 32 bits instead of 16: twice the memory, and results as PyTorch's.
 
@@ -240,7 +252,7 @@ class Context:
         *,
         sequences: int,
         length: int,
-        threads: int,
+        threads: int | tuple[ThreadChooser, ThreadChooser],
         batch: int = 128,
         exact: bool = False,
     ) -> None:
@@ -251,7 +263,9 @@ class Context:
         words[_N_CTX], words[_N_SEQ] = length * sequences, sequences
         words[_N_BATCH] = words[_N_UBATCH] = batch
         words[_OUTPUTS] = words[_OUTPUTS_PER_SEQ] = batch
-        words[_THREADS] = words[_THREADS_BATCH] = threads
+        self._choosers = None if isinstance(threads, int) else threads
+        self.threads = threads if isinstance(threads, int) else threads[0].next()
+        words[_THREADS] = words[_THREADS_BATCH] = self.threads
         if exact:
             words[_TYPE_K] = words[_TYPE_V] = F32
             words[_FLASH] = 0  # its sums are of 16 bits
@@ -265,6 +279,10 @@ class Context:
         self._batch = lib.llama_batch_init(self.batch, 0, 1)
         self._adapter: int | None = None
         self._lib, self._views = lib, dict[int, Any]()
+        most = threads if isinstance(threads, int) else physical_cores()
+        self._pool = _sleeping_pool(lib, most)
+        if self._pool:
+            lib.llama_attach_threadpool(self.handle, self._pool, None)
 
     def use(self, adapter: int | None) -> None:
         """The adapter of what is decoded from now on."""
@@ -303,9 +321,22 @@ class Context:
             if logits:
                 wanted.append(at)
         batch.n_tokens = len(entries)
-        if code := lib.llama_decode(self.handle, batch):
+        chooser = None
+        if self._choosers is not None:
+            chooser = self._choosers[len(entries) > _LONG]
+            self._use_threads(chooser.next())
+        begin = time.perf_counter()
+        code = lib.llama_decode(self.handle, batch)
+        if chooser is not None and entries:
+            chooser.note(self.threads, len(entries), time.perf_counter() - begin)
+        if code:
             raise BackboneError(f"llama.cpp cannot go on (code {code}): {last_error()}")
         return [self._view(lib.llama_get_logits_ith(self.handle, at)) for at in wanted]
+
+    def _use_threads(self, count: int) -> None:
+        if count != self.threads:
+            self._lib.llama_set_n_threads(self.handle, count, count)
+            self.threads = count
 
     def _view(self, address: int) -> Any:
         """The logits at an address, which are the same few ones again and again."""
@@ -323,4 +354,19 @@ class Context:
         if self.handle:
             library().llama_batch_free(self._batch)
             library().llama_free(self.handle)
+            if self._pool:
+                library().ggml_threadpool_free(self._pool)
         self.handle = None
+
+
+def _sleeping_pool(lib: Any, threads: int) -> int | None:
+    """Threads of ggml's own that sleep between passes instead of polling, for ``threads`` or fewer.
+
+    Where llama.cpp is built with OpenMP, its threads compute, and sleep as ``wait_passively`` says.
+    None where the structure is not laid out as we know it.
+    """
+    settings = lib.ggml_threadpool_params_default(threads)
+    if (settings.words[_POOL_THREADS], settings.words[_POOL_POLL]) != (threads, _POLL):
+        return None
+    settings.words[_POOL_POLL] = 0
+    return lib.ggml_threadpool_new(c.byref(settings)) or None

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pfi._util.workers import physical_cores
+from pfi._util.memory import free_memory
+from pfi._util.threads import LoadMeter, ThreadChooser, asked, most_threads
 from pfi.errors import ConfigError
+from pfi.inference.capacity import Footprint, cache_token_bytes, fit_rows
 from pfi.inference.detokenizer import Written
 from pfi.inference.engine import (
     AdapterRef,
@@ -28,6 +30,7 @@ from pfi.inference.engine import (
     Stream,
     check_targets,
     most_tokens,
+    thought_tokens,
 )
 from pfi.inference.llama.adapters import LlamaAdapters
 from pfi.inference.llama.c import Context, Model
@@ -36,7 +39,6 @@ from pfi.inference.llama.sequences import Slot, Slots, score
 from pfi.inference.streams import Channel, QueuedStream
 from pfi.models.prompter import Prompter
 
-_LENGTH = 4096
 # Steps before requests with another adapter have their turn; a change costs as much as some steps.
 _TURN = 16
 
@@ -78,16 +80,18 @@ class LlamaEngine:
         prompter: of the backbone.
         config: its transformers configuration.
         path: its GGUF file.
-        slots: requests that run at once; as many beginnings of prompts are kept.
-        length: longest prompt with its answer, whose memory every slot takes; as long as the
-            backbone accepts when None, but 4096.
-        threads: that compute; as many as the machine has cores when None. They wait for each
-            other actively, so other work on the same cores makes them very slow.
+        slots: requests that run at once; as many beginnings of prompts are kept. When None 4,
+            or fewer where memory is short.
+        length: longest prompt with its answer, whose memory every slot takes; when None as long
+            as the backbone accepts, but 4096, or less where memory is short.
+        threads: that compute; when None as ``PFI_THREADS`` or the profile says, else by trial, at
+            most as many as cores are free, again now and then.
         adapters: held at once; one more than slots at least.
         exact: attention in 32 bits, as PyTorch has it.
 
     Raises:
         BackboneError: llama.cpp is not installed, or cannot load the file.
+        ConfigError: it does not fit the memory that is free.
     """
 
     name = "llama.cpp"
@@ -98,27 +102,34 @@ class LlamaEngine:
         config: Any,
         path: Path,
         *,
-        slots: int = 4,
+        slots: int | None = None,
         length: int | None = None,
         threads: int | None = None,
         adapters: int = 8,
         exact: bool = False,
     ) -> None:
-        length = min(length or _LENGTH, prompter.max_length)
+        meter = LoadMeter()
+        self._token_bytes = cache_token_bytes(config, 4 if exact else 2)
+        slots, length = fit_rows(
+            weights=path.stat().st_size if path.is_file() else 0,  # `Model` says what is wrong
+            token_bytes=self._token_bytes,
+            free=free_memory()[0],
+            longest=prompter.max_length,
+            rows=slots,
+            length=length,
+        )
         self.prompter = replace(prompter, max_length=length)
         self._model = Model(path)
+        threads = threads or asked() or (1 if most_threads() == 1 else None)
         self._context = Context(
             self._model,
             sequences=slots,
             length=length,
-            threads=threads or physical_cores(),
+            threads=threads or (ThreadChooser(meter.free), ThreadChooser(meter.free)),
             exact=exact,
         )
         self._slots = Slots(self._context)
         self._adapters = LlamaAdapters(self._context, config, max(adapters, slots + 1), self._wake)
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        values = 2 * config.num_hidden_layers * config.num_key_value_heads * head
-        self._token_bytes = values * (4 if exact else 2)
         self._counts = Counter[str]()
         self._changed = threading.Condition()
         self._waiting: deque[_Job] = deque()
@@ -142,11 +153,12 @@ class LlamaEngine:
         return [QueuedStream(job.channel) for job in jobs]
 
     def _job(self, request: Request) -> _Job:
-        most = most_tokens(request, self.prompter.max_length)
+        thoughts = thought_tokens(self.prompter)
+        most = most_tokens(request, self.prompter.max_length, thoughts=thoughts)
         self._check([request.prompt])
         sampling, channel = request.sampling, Channel(self._wake)
-        written = Written(self.prompter.text, sampling.stop)
-        draw = Draw(sampling.temperature, sampling.top_p, sampling.seed)
+        written = Written.of(self.prompter, request.prompt, sampling.stop)
+        draw = Draw(sampling.resolved(self.prompter.generation), request.prompt)
         return _Job(request, channel, most, written, draw)
 
     def score(
@@ -182,6 +194,11 @@ class LlamaEngine:
                 adapter_loads=self._adapters.loads,
                 prefix_bytes=self._slots.held * self._token_bytes,
             )
+
+    def footprint(self) -> Footprint:
+        rows, length = len(self._slots.all), self.prompter.max_length
+        cache = rows * length * self._token_bytes
+        return Footprint(self._model.bytes, cache, rows, length, self._context.threads)
 
     def close(self) -> None:
         """End what runs and let go of the model; streams under way end as cancelled."""
@@ -341,7 +358,7 @@ class LlamaEngine:
 
     def _take_token(self, job: _Job, logits: Any) -> None:
         token, logprob = job.draw.take(logits)
-        if token == self.prompter.end_id:
+        if token in self.prompter.end_ids:
             self._finish(job, "stop", job.written.end(), 0)
             return
         job.new += 1
@@ -349,7 +366,7 @@ class LlamaEngine:
         text = job.written.add(token)
         if job.written.stopped:
             self._finish(job, "stop", text, 1, (logprob,))
-        elif job.new == job.most:
+        elif job.new == job.most or job.new - job.written.hidden >= job.request.sampling.max_tokens:
             self._finish(job, "length", text + job.written.end(), 1, (logprob,))
         else:
             job.coming = [token]

@@ -1,12 +1,11 @@
 """A backbone or an adapter as a GGUF file, the format of llama.cpp, with its tokenizer.
 
-Byte-level BPE as GPT-2, Llama 3 and Qwen 2 have it becomes GGUF metadata.
+How families and tokenizers are laid out there is known in ``pfi.models.gguf``.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import secrets
@@ -17,6 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pfi._util.files import sync_folder
 from pfi.errors import BackboneError, ConfigError
+from pfi.models.chat_templates import default_template
+from pfi.models.gguf.export_vocabulary import export_vocabulary
+from pfi.models.gguf.families import Family, family_of
+from pfi.models.gguf.vocabulary import SAMPLING
+from pfi.models.gguf.weights import rope_factors
 from pfi.models.prompter import EMBEDDED, Prompter
 
 if TYPE_CHECKING:
@@ -28,102 +32,70 @@ if TYPE_CHECKING:
     from pfi.models.backbone import Backbone
 
 
-# Token types of GGUF.
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-
-
-def add_vocabulary(writer: GGUFWriter, prompter: Prompter, size: int) -> None:
-    """Write the tokenizer into a GGUF file's head.
+def add_vocabulary(writer: GGUFWriter, prompter: Prompter, size: int) -> bool:
+    """Write the tokenizer, the chat templates and how answers end and are sampled.
 
     Args:
         writer: of the file.
         prompter: whose tokenizer.
         size: rows of the embedding; tokens beyond the tokenizer's are marked as unused.
 
+    Returns:
+        Whether spaces after control tokens are no text, see ``Vocabulary``.
+
     Raises:
-        BackboneError: the tokenizer is no byte-level BPE.
+        BackboneError: llama.cpp knows no such tokenizer, or no template is the default one.
     """
     tokenizer: Any = prompter.tokenizer
-    parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = parts["model"]
-    if model["type"] != "BPE" or not _has_part(parts["decoder"], "ByteLevel"):
-        what = "only byte-level BPE tokenizers can be written as GGUF"
-        raise BackboneError(what, where=prompter.name, fix="use `pfi export merged`")
-    tokens = [f"[PAD{at}]" for at in range(size)]
-    types = [_UNUSED] * size
-    for token, at in model["vocab"].items():
-        tokens[at], types[at] = token, _NORMAL
-    for added in parts["added_tokens"]:
-        if added["id"] >= size:  # the model knows no such token either
-            continue
-        tokens[added["id"]] = added["content"]
-        types[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_splitting(parts["pre_tokenizer"]))
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    if merges:
-        writer.add_token_merges(merges)
-    writer.add_eos_token_id(prompter.end_id)
+    vocabulary = export_vocabulary(
+        json.loads(tokenizer.backend_tokenizer.to_str()),
+        size,
+        prompter.name,
+        default_template(tokenizer.chat_template, prompter.name),
+    )
+    writer.add_tokenizer_model(vocabulary.kind)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
+    if vocabulary.merges:
+        writer.add_token_merges(vocabulary.merges)
+    if vocabulary.unknown is not None:
+        writer.add_unk_token_id(vocabulary.unknown)
+    writer.add_add_space_prefix(vocabulary.space_prefix)
+    _add_ends(writer, prompter)
     writer.add_pad_token_id(int(tokenizer.pad_token_id))
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(int(tokenizer.bos_token_id))
     # A chat template writes the token that a text begins with by itself.
-    framed = tokenizer.chat_template is None and tokenizer.bos_token_id is not None
-    writer.add_add_bos_token(framed)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+    writer.add_add_bos_token(tokenizer.chat_template is None and tokenizer.bos_token_id is not None)
+    if (templates := tokenizer.chat_template) and not isinstance(templates, str):
+        templates = [{"name": name, "template": text} for name, text in templates.items()]
+    if templates:
+        writer.add_chat_template(templates)
+    for name, key in SAMPLING.items():
+        value = getattr(prompter.generation, name)
+        if prompter.generation.sample and value is not None:
+            (writer.add_int32 if name == "top_k" else writer.add_float32)(key, value)
+    return vocabulary.strips
 
 
-def _flat(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if part is None:
-        return []
-    if part["type"] != "Sequence":
-        return [part]
-    inner = part.get("pretokenizers") or part.get("decoders") or []
-    return [leaf for one in inner for leaf in _flat(one)]
-
-
-def _has_part(part: dict[str, Any] | None, kind: str) -> bool:
-    return any(leaf["type"] == kind for leaf in _flat(part))
-
-
-def _splitting(part: dict[str, Any] | None) -> str:
-    """llama.cpp's name of how a text is split before its pairs are merged."""
-    leaves = _flat(part)
-    patterns = [leaf["pattern"].get("Regex", "") for leaf in leaves if leaf["type"] == "Split"]
-    if any(r"\p{N}{1,3}" in pattern for pattern in patterns):
-        return "llama-bpe"
-    if patterns:
-        return "qwen2"
-    digits = any(leaf["type"] == "Digits" and leaf.get("individual_digits") for leaf in leaves)
-    return "smollm" if digits else "gpt-2"
+def _add_ends(writer: GGUFWriter, prompter: Prompter) -> None:
+    """The tokens that end an answer: llama.cpp stops at each of up to three."""
+    eos = int(prompter.tokenizer.eos_token_id)  # type: ignore[arg-type]
+    others = sorted(prompter.end_ids - {eos}, key=lambda at: (at != prompter.end_id, at))
+    writer.add_eos_token_id(eos)
+    for at, add in zip(others, (writer.add_eot_token_id, writer.add_eom_token_id), strict=False):
+        add(at)
 
 
 Bits = Literal["f32", "f16", "q8_0", "q4_k_m"]
 BITS: tuple[Bits, ...] = ("f32", "f16", "q8_0", "q4_k_m")
 
-_FAMILIES = ("llama", "qwen2")
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q4_k_m": 15}
+_LARGEST_GEMMA = 62  # blocks of the one that scales by its states
 _F32, _F16, _Q5_0, _Q8_0, _Q4_K, _Q6_K = 0, 1, 6, 8, 12, 14
-_LAYERS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-_WHOLE = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-}
-_BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
 def write_backbone(
@@ -136,7 +108,7 @@ def write_backbone(
     """Write a backbone and its tokenizer.
 
     Args:
-        backbone: a causal model of Llama's or Qwen 2's family, adapters merged in or not.
+        backbone: a causal model of a family that is known, adapters merged in or not.
         path: the file; one that is there is replaced.
         bits: of the weights. The small ones stay at 32.
         on_progress: told how many tensors are done, and of how many.
@@ -145,25 +117,31 @@ def write_backbone(
         BackboneError: the family or the tokenizer has no place in GGUF, or a package is missing.
     """
     config: Any = backbone.model.config
+    family = family_of(config, backbone.name)
     state = backbone.model.state_dict()
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     with _writing(path, config, backbone.name) as writer:
         name = backbone.name
         # A folder's name is the user's business.
-        writer.add_name(name if name == EMBEDDED or not Path(name).is_dir() else "backbone")
+        plain = name == EMBEDDED or not Path(name).expanduser().exists()
+        shown = name if plain else "backbone"
         writer.add_file_type(_FILE_TYPES[bits])
         writer.add_quantization_version(2)
-        _add_shape(writer, config, backbone.name)
-
-        add_vocabulary(writer, backbone.prompter, state["model.embed_tokens.weight"].shape[0])
+        _add_shape(writer, config, family, backbone.name)
+        size = state["model.embed_tokens.weight"].shape[0]
+        strips = add_vocabulary(writer, backbone.prompter, size)
+        # By this name llama.cpp knows that line feeds after Phi-3's control tokens are no text.
+        writer.add_name("phi-3" if strips else shown)
         if (factors := _rope_factors(config, backbone.name)) is not None:
             writer.add_tensor("rope_freqs.weight", factors)
         for done, (key, weight) in enumerate(state.items(), 1):
             layer, _, kind = key.rpartition(".")
-            values = _rotated(layer, weight.detach().float().cpu(), config).numpy()
-            named = f"{tensor_name(layer)}.{kind}"
-            _add(writer, named, values, _kind(named, values, bits, config))
+            values = _ordered(family, layer, weight.detach().float().cpu(), config)
+            if layer.endswith("norm"):
+                values = values + family.norm_offset
+            named = f"{family.tensor_name(layer)}.{kind}"
+            _add(writer, named, values.numpy(), _kind(named, values, bits, config))
             if on_progress is not None:
                 on_progress(done, len(state))
 
@@ -195,44 +173,24 @@ def fill_adapter(
     """Put an adapter's factors, see ``Adapter.factors``, into a GGUF file."""
     import numpy as np
 
+    family = family_of(config, "the backbone")
     rank = next(iter(factors.values()))[0].shape[0]
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", float(rank))  # the scale is in B
     dtype = np.float16 if half else np.float32
     for layer, (a, b) in factors.items():
-        name = f"{tensor_name(layer)}.weight"
-        b = _rotated(layer, b, config)
+        name = f"{family.tensor_name(layer)}.weight"
+        # llama.cpp multiplies by alpha and divides by each layer's own rank.
+        b = _ordered(family, layer, b, config) * (a.shape[0] / rank)
         writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(a.numpy(), dtype=dtype))
         writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(b.numpy(), dtype=dtype))
-
-
-def tensor_name(layer: str) -> str:
-    """What GGUF calls a layer.
-
-    Raises:
-        BackboneError: it has no place there.
-    """
-    if layer in _WHOLE:
-        return _WHOLE[layer]
-    match = _BLOCK.fullmatch(layer)
-    if match and match[2] in _LAYERS:
-        return f"blk.{match[1]}.{_LAYERS[match[2]]}"
-    raise BackboneError(f"layer {layer} has no place in GGUF", fix="use `pfi export merged`")
-
-
-def check_family(config: Any, name: str) -> None:
-    """Raise a ``BackboneError`` if llama.cpp cannot run this kind of model from our files."""
-    if config.model_type not in _FAMILIES:
-        what = f"a {config.model_type} model cannot be written as GGUF"
-        fix = f"use a backbone of {' or '.join(_FAMILIES)}'s family, or `pfi export merged`"
-        raise BackboneError(what, where=name, fix=fix)
 
 
 @contextmanager
 def _writing(path: Path, config: Any, name: str) -> Iterator[GGUFWriter]:
     """A GGUF file that takes its place when it is whole."""
-    check_family(config, name)
+    family = family_of(config, name)
     try:
         from gguf import GGUFWriter
     except ImportError as error:
@@ -241,7 +199,7 @@ def _writing(path: Path, config: Any, name: str) -> Iterator[GGUFWriter]:
         raise BackboneError("the gguf package is not installed", fix=INSTALL) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name[:80]}.{secrets.token_hex(6)}.tmp"
-    writer = GGUFWriter(temporary, config.model_type)
+    writer = GGUFWriter(temporary, family.architecture)
     try:
         yield writer
         finish(writer)
@@ -277,7 +235,7 @@ def _add(writer: GGUFWriter, name: str, values: np.ndarray, kind: int) -> None:
     writer.add_tensor(name, quantised(values, kind), raw_dtype=GGMLQuantizationType(kind))
 
 
-def _kind(name: str, values: np.ndarray, bits: Bits, config: Any) -> int:
+def _kind(name: str, values: torch.Tensor, bits: Bits, config: Any) -> int:
     """The tensor's type: that of the bits, or a finer one where its rows are no whole blocks."""
     if values.ndim == 1 or bits == "f32":
         return _F32
@@ -296,18 +254,10 @@ def _kind(name: str, values: np.ndarray, bits: Bits, config: Any) -> int:
     return _Q6_K if fine else _Q4_K
 
 
-def _rotated(layer: str, values: torch.Tensor, config: Any) -> torch.Tensor:
-    """Rows of Llama's queries and keys in llama.cpp's order.
-
-    Rotary embedding turns pairs of a head's values: transformers pairs the halves of a head,
-    llama.cpp neighbours (of Llama; of Qwen 2 it pairs halves too).
-    """
-    if config.model_type != "llama" or not layer.endswith((".q_proj", ".k_proj")):
-        return values
-    heads = config.num_attention_heads if layer.endswith(".q_proj") else config.num_key_value_heads
-    rows = values.shape[0]
-    split = values.reshape(heads, 2, rows // heads // 2, *values.shape[1:])
-    return split.transpose(1, 2).reshape(values.shape)
+def _ordered(family: Family, layer: str, rows: torch.Tensor, config: Any) -> torch.Tensor:
+    """Rows of queries and keys in llama.cpp's order; others as they are."""
+    heads = config.num_key_value_heads if layer.endswith(".k_proj") else config.num_attention_heads
+    return family.rotated(layer, rows, heads)
 
 
 def _head_size(config: Any) -> int:
@@ -316,19 +266,27 @@ def _head_size(config: Any) -> int:
     )
 
 
-def _add_shape(writer: GGUFWriter, config: Any, name: str) -> None:
+def _add_shape(writer: GGUFWriter, config: Any, family: Family, name: str) -> None:
     """The model's sizes.
 
     Raises:
         BackboneError: it has parts that llama.cpp does not know.
     """
-    rope = config.rope_parameters
-    if getattr(config, "use_sliding_window", False):
-        raise BackboneError("sliding windows cannot be written as GGUF", where=name)
-    if config.hidden_act != "silu" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise BackboneError("the model has parts that llama.cpp does not know", where=name)
+    gemma = family.model_type == "gemma3_text"
+    activation = config.hidden_activation if gemma else config.hidden_act
+    rope = config.rope_parameters["full_attention"] if gemma else config.rope_parameters
     head = _head_size(config)
-    writer.add_context_length(config.max_position_embeddings)
+    turned = round(head * (rope.get("partial_rotary_factor") or 1.0))
+    if (
+        activation != ("gelu_pytorch_tanh" if gemma else "silu")
+        or (turned != head and family.model_type != "phi3")
+        or getattr(config, "attn_logit_softcapping", None)
+        or getattr(config, "final_logit_softcapping", None)
+        or (gemma and not config.tie_word_embeddings)
+        or getattr(config, "use_bidirectional_attention", False)
+    ):
+        raise BackboneError("the model has parts that llama.cpp does not know", where=name)
+    writer.add_context_length(full_attention_context(config))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -337,7 +295,7 @@ def _add_shape(writer: GGUFWriter, config: Any, name: str) -> None:
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(head)
+    writer.add_rope_dimension_count(turned)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     if rope["rope_type"] == "linear":
@@ -345,6 +303,45 @@ def _add_shape(writer: GGUFWriter, config: Any, name: str) -> None:
 
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    if gemma:
+        _add_windows(writer, config, name)
+
+
+def _add_windows(writer: GGUFWriter, config: Any, name: str) -> None:
+    """What is Gemma 3's own: layers that see a window, and how they rotate.
+
+    Raises:
+        BackboneError: llama.cpp does not know such an order of layers or such a scale.
+    """
+    kinds, local = list(config.layer_types), config.rope_parameters["sliding_attention"]
+    pattern = kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
+    regular = [
+        "full_attention" if (at + 1) % pattern == 0 else "sliding_attention"
+        for at in range(len(kinds))
+    ]
+    scaled = config.query_pre_attn_scalar
+    wanted = _head_size(config)
+    if len(kinds) == _LARGEST_GEMMA:
+        wanted = config.hidden_size // config.num_attention_heads
+    if kinds != regular or scaled != wanted or local["rope_type"] != "default":
+        raise BackboneError("the model has parts that llama.cpp does not know", where=name)
+    prefix = "gemma3"
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_uint32(f"{prefix}.attention.sliding_window_pattern", pattern)
+    writer.add_float32(f"{prefix}.rope.freq_base_swa", local["rope_theta"])
+
+
+def full_attention_context(config: Any) -> int:
+    """The longest sequence that llama.cpp answers as transformers does, in tokens.
+
+    It sees whole texts where transformers' layers see a window, Gemma's apart: within the window
+    that is the same.
+    """
+    longest = int(config.max_position_embeddings)
+    window = getattr(config, "sliding_window", None)
+    if config.model_type == "gemma3_text" or not window:
+        return longest
+    return min(longest, int(window))
 
 
 def _rope_factors(config: Any, name: str) -> np.ndarray | None:
@@ -353,20 +350,21 @@ def _rope_factors(config: Any, name: str) -> np.ndarray | None:
     Raises:
         BackboneError: the rotations are stretched in a way that is not supported.
     """
-    import numpy as np
-
     rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
     if rope["rope_type"] in ("default", "linear"):
         return None
-    if rope["rope_type"] != "llama3":
+    if rope["rope_type"] != "llama3" or config.model_type != "llama":
         what = f"rotary embedding of type {rope['rope_type']} cannot be written as GGUF"
         raise BackboneError(what, where=name, fix="use `pfi export merged`")
-    head = _head_size(config)
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    frequencies = rope["rope_theta"] ** -(np.arange(0, head, 2) / head)
-    turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    return rope_factors(
+        _head_size(config),
+        rope["rope_theta"],
+        rope["factor"],
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+        rope["original_max_position_embeddings"],
+    )
 
 
 def bits_of(text: str) -> Bits:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pfi._util.files import locked, sha256_file
 from pfi.inference.llama.engine import LlamaEngine
-from pfi.inference.llama.gguf import Bits, check_family, write_backbone
-from pfi.models.prompter import load_prompter, reading
+from pfi.inference.llama.gguf import Bits, bits_of, full_attention_context, write_backbone
+from pfi.models.gguf.check import check_bits, check_gguf
+from pfi.models.gguf.families import family_of
+from pfi.models.gguf.header import is_gguf
+from pfi.models.gguf.source import read_config
+from pfi.models.prompter import gguf_path, load_prompter, reading
 
 Progress = Callable[[int, int], None]
 # What a backbone's answers depend on.
@@ -21,17 +26,20 @@ _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_templa
 def open_llama(
     name: str,
     folder: Path,
-    bits: Bits = "q8_0",
+    bits: str = "q8_0",
     *,
+    thinking: bool = False,
     on_progress: Progress | None = None,
     **options: Any,
 ) -> LlamaEngine:
-    """The llama.cpp engine over a backbone.
+    """The llama.cpp engine over a backbone; one that is a GGUF file is used as it is.
 
     Args:
         name: what the backbone is loaded by.
         folder: where GGUF files are kept.
-        bits: of the weights. With f32 it computes as PyTorch does.
+        bits: of the weights, where they are not those of the backbone's own GGUF file. With f32 it
+            computes as PyTorch does.
+        thinking: see ``Prompter``.
         on_progress: told how many tensors are done, and of how many, if the file is to be made.
         options: see ``LlamaEngine``.
 
@@ -41,9 +49,15 @@ def open_llama(
     from pfi.inference.llama.c import library
 
     library()
-    prompter, config = load_prompter(name), load_config(name)
-    check_family(config, name)
-    path = backbone_file(name, folder, bits, on_progress=on_progress)
+    prompter, config = replace(load_prompter(name), thinking=thinking), load_config(name)
+    path = gguf_path(name)
+    if path is not None:
+        bits = check_gguf(path).bits
+    else:
+        family_of(config, name)
+        path = backbone_file(name, folder, bits_of(bits), on_progress=on_progress)
+    longest = min(prompter.max_length, full_attention_context(config))
+    prompter = replace(prompter, max_length=longest)
     return LlamaEngine(prompter, config, path, **{"exact": bits == "f32", **options})
 
 
@@ -53,20 +67,21 @@ def load_config(name: str) -> Any:
     Raises:
         BackboneError: it cannot be loaded.
     """
-    from transformers import AutoConfig
-
     with reading(name) as (source, options):
-        return AutoConfig.from_pretrained(source, **options)
+        return read_config(source, options)
 
 
 def backbone_file(
     name: str, folder: Path, bits: Bits, *, on_progress: Progress | None = None
 ) -> Path:
-    """A backbone's GGUF file, made if it is not there.
+    """A backbone's GGUF file, made if it is not there; its own where it is one.
 
     Raises:
         BackboneError: the backbone cannot be loaded or has no place in GGUF.
     """
+    if (own := gguf_path(name)) is not None:
+        check_bits(own, bits)
+        return own
     short = re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).name).strip("-.")[:40]
     path = folder / f"{short}-{fingerprint(name)[:16]}-{bits}.gguf"
     if path.exists():
@@ -90,6 +105,8 @@ def fingerprint(name: str) -> str:
 
     with reading(name) as (source, _):
         place = Path(source)
+        if is_gguf(source):
+            return sha256_file(place)
         if not place.is_dir():
             place = Path(cached_file(source, "config.json")).parent
         files = sorted(

@@ -6,13 +6,14 @@ As in S-LoRA (arXiv 2311.03285), many more adapters than slots are served; one i
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 from pfi.inference.engine import AdapterRef
 from pfi.models.adapters import Adapter
 from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
+from pfi.models.peft_format import PREFIX
 
 
 @dataclass
@@ -20,15 +21,18 @@ class AdapterSlots:
     """The slots of a bank by adapter key.  One thread uses it; adapters are read in another.
 
     Attributes:
-        bank: the bank; made anew for an adapter of a larger rank, with all slots as they were.
-        make: an empty bank of the same capacity and another rank.
+        bank: the bank; made anew for an adapter of a larger rank or over other layers, with all
+            slots as they were.
+        make: an empty bank of the same capacity, another rank and over the layers named.
+        plain: an adapter of any kind as plain LoRA, or an error that says why not.
         reader: reads adapters, so that nobody's answer waits for a disk.
         wake: called from the reader's thread when one has been read.
         loads: adapters put in a slot so far.
     """
 
     bank: AdapterBank
-    make: Callable[[int], AdapterBank]
+    make: Callable[[int, Collection[str]], AdapterBank]
+    plain: Callable[[Adapter], Adapter]
     reader: Executor
     wake: Callable[[], None]
     loads: int = 0
@@ -97,9 +101,14 @@ class AdapterSlots:
         return next((key for key, slot in self._slots.items() if not self._users[slot]), None)
 
     def _load(self, adapter: Adapter) -> int:
-        rank = int(adapter.settings["r"])
-        if rank > self.bank.rank:
-            self._grow(rank)
+        adapter = self.plain(adapter)
+        rank = max(int(adapter.settings["r"]), self.bank.rank)
+        held = {target.name for target in self.bank.targets}
+        layers = held | {
+            key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in adapter.weights
+        }
+        if rank > self.bank.rank or layers != held:
+            self._grow(rank, layers)
         if not self.bank.free:
             unused = self._unused()
             assert unused is not None
@@ -109,9 +118,9 @@ class AdapterSlots:
         self._stamps[slot] = self.loads
         return slot
 
-    def _grow(self, rank: int) -> None:
-        """A bank of a larger rank, with the same adapters in the same slots."""
-        old, new = self.bank, self.make(rank)
+    def _grow(self, rank: int, layers: Collection[str]) -> None:
+        """A larger bank with the same adapters in the same slots."""
+        old, new = self.bank, self.make(rank, layers)
         last = max(old.slots, default=-1)
         fillers = []
         for slot in range(last + 1):

@@ -14,13 +14,14 @@ from typing import Any, Protocol
 import torch
 
 from pfi.inference.detokenizer import Written
-from pfi.inference.engine import Request
+from pfi.inference.engine import Penalties, Request
 from pfi.inference.streams import Channel
 from pfi.inference.torch.adapter_slots import AdapterSlots
 from pfi.inference.torch.kv_cache import RowStore
 from pfi.models.attention import pad_rows, row_lengths
 from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
 from pfi.models.bank.layers import Route, uniform_runs
+from pfi.models.families import cache_argument
 
 #: Of a pass over several prompts so much may be padding.
 _PADDING = 0.25
@@ -41,6 +42,7 @@ class Row:
         written: the answer's text.
         draws: its own random numbers; None when greedy.
         tokens: the prompt and the answer so far.
+        penalties: of what came before; None where there are none.
         slot: of its adapter.
         place: in the store of keys and values.
         read: tokens that the model has read.
@@ -53,6 +55,7 @@ class Row:
     written: Written
     draws: random.Random | None
     tokens: list[int]
+    penalties: Penalties | None = None
     slot: int = NO_ADAPTER
     place: int = -1
     read: int = 0
@@ -223,8 +226,8 @@ class BatchRows:
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=self.store.cache,
                 use_cache=True,
+                **cache_argument(model.base_model, self.store.cache),
             )[0]
         return states
 

@@ -9,23 +9,29 @@ from __future__ import annotations
 import atexit
 import random
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 import torch
 
+from pfi._util.memory import free_memory
+from pfi._util.threads import AGAIN, LoadMeter, renew
 from pfi.errors import ConfigError
+from pfi.inference.capacity import Footprint
 from pfi.inference.detokenizer import Written
 from pfi.inference.engine import (
     AdapterRef,
     EngineStats,
+    Penalties,
     Request,
     Scoring,
     Stream,
     check_targets,
     most_tokens,
+    thought_tokens,
 )
 from pfi.inference.streams import Channel, QueuedStream
 from pfi.inference.torch.adapter_slots import AdapterSlots
@@ -34,7 +40,7 @@ from pfi.inference.torch.kv_cache import RowStore
 from pfi.inference.torch.prefix_cache import PrefixCache
 from pfi.inference.torch.scheduler import Scheduler, Scores
 from pfi.inference.torch.unbatched import LoneRows
-from pfi.models.adapters import AdapterConfig
+from pfi.models.adapters import Adapter, AdapterConfig
 from pfi.models.attention import takes_masks, use_row_attention
 from pfi.models.backbone import Backbone
 from pfi.models.bank.bank import AdapterBank, Precision, sharing_copy
@@ -42,6 +48,7 @@ from pfi.models.bank.bank import AdapterBank, Precision, sharing_copy
 #: Multiplications of a part of a prompt on a CPU: about a tenth of a second on two cores.
 _CHUNK_WORK = 1e10
 _CHUNK_GPU = 2048
+_MOST_ROW_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,12 @@ class TorchEngine:
     Args:
         backbone: the frozen model; a plain one, not a bank's.
         capacity: adapters that are held, and so that can be in use at once.
-        rank: of the bank at first; it is made anew for an adapter that is larger.
+        rank: of the bank at first; it is made anew for an adapter that is larger, or that
+            changes layers which no other did.
         max_rows: most requests that are answered at once; others wait in their order.
         cache_bytes: most memory for beginnings of prompts, on the model's device.
-        row_bytes: most memory for keys and values of the rows in work; one row always may.
+        row_bytes: most memory for keys and values of the rows in work; one row always may. When
+            None half of what is free, but 4 GiB.
         prefill_chunk: tokens of prompts that are read between two steps of the others; by the
             size of the model when None.
         max_rank: a larger adapter is refused.
@@ -85,7 +94,7 @@ class TorchEngine:
         rank: int = 8,
         max_rows: int = 32,
         cache_bytes: int = 256 << 20,
-        row_bytes: int = 4 << 30,
+        row_bytes: int | None = None,
         prefill_chunk: int | None = None,
         max_rank: int = 256,
         precision: Precision = "float32",
@@ -96,6 +105,7 @@ class TorchEngine:
                 raise ConfigError(f"{size} is no size", where=name, fix="give 1 or more")
         self.prompter = backbone.prompter
         self._length = backbone.max_length
+        self._begin = [getattr(backbone.model.config, "decoder_start_token_id", None) or 0]
         self._vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
         if precision == "bfloat16":  # so that only this copy of the weights is held
             half = sharing_copy(backbone.model, torch.bfloat16)
@@ -103,24 +113,33 @@ class TorchEngine:
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="pfi-adapters")
 
-        def make(rank: int) -> AdapterBank:
+        def make(rank: int, layers: Collection[str]) -> AdapterBank:
             if rank > max_rank:
                 what = f"the adapter has rank {rank}, and the engine takes up to {max_rank}"
                 raise ConfigError(what, fix="train a smaller one")
             with torch.inference_mode(False):
-                bank = AdapterBank(
-                    backbone, AdapterConfig(rank=rank), capacity, precision=precision
-                )
+                config = AdapterConfig(rank=rank)
+                bank = AdapterBank(backbone, config, capacity, precision=precision, layers=layers)
             use_row_attention(bank.backbone.model)
             return bank
 
-        slots = AdapterSlots(make(rank), make, self._reader, self._wake)
+        def plain(adapter: Adapter) -> Adapter:
+            return adapter.plain(backbone.model)
+
+        # Without an adapter no layer is touched: any model that writes can answer.
+        slots = AdapterSlots(make(rank, []), make, plain, self._reader, self._wake)
         held = slots.bank.backbone
         rows: Rows = LoneRows(slots, max_rows)
+        cache = 0
         if not held.seq2seq and takes_masks(held, held.max_length):
             store = RowStore(held.model, max_rows, held.max_length)
-            rows = BatchRows(slots, store, prefill_chunk or _chunk(held), row_bytes)
-        self._scheduler = Scheduler(slots, rows, PrefixCache(cache_bytes), backbone.end_id)
+            most = row_bytes or _row_bytes(held.device)
+            rows = BatchRows(slots, store, prefill_chunk or _chunk(held), most)
+            cache = min(most, max_rows * self._length * store.token_bytes)
+        weights = sum(parameter.nbytes for parameter in backbone.model.parameters())
+        self._footprint = Footprint(weights, cache, max_rows, self._length, 0)
+        self._meter = LoadMeter()
+        self._scheduler = Scheduler(slots, rows, PrefixCache(cache_bytes), backbone.end_ids)
         self._closed, self._asked = False, 0
         self._gate = threading.Lock()  # nothing may be put into the inbox after its end
         self._thread = threading.Thread(target=self._work, name="pfi-engine", daemon=True)
@@ -138,12 +157,19 @@ class TorchEngine:
         return [QueuedStream(row.channel) for row in rows]
 
     def _row(self, request: Request) -> Row:
-        limit = most_tokens(request, self._length, seq2seq=self.prompter.seq2seq)
+        limit = most_tokens(
+            request,
+            self._length,
+            seq2seq=self.prompter.seq2seq,
+            thoughts=thought_tokens(self.prompter),
+        )
         self._check([request.prompt])
         sampling, channel = request.sampling, Channel(self._wake)
-        written = Written(self.prompter.text, sampling.stop)
+        written = Written.of(self.prompter, request.prompt, sampling.stop)
         draws = random.Random(sampling.seed) if sampling.temperature else None
-        row = Row(request, channel, limit, written, draws, list(request.prompt))
+        before = self._begin if self.prompter.seq2seq else request.prompt
+        penalties = Penalties(sampling.resolved(self.prompter.generation), before)
+        row = Row(request, channel, limit, written, draws, list(request.prompt), penalties or None)
         row.cacheable = bool(request.owner)
         return row
 
@@ -177,6 +203,9 @@ class TorchEngine:
         return replace(
             found, requests=self._asked, waiting=found.waiting + self._asked - found.requests
         )
+
+    def footprint(self) -> Footprint:
+        return replace(self._footprint, threads=torch.get_num_threads())
 
     def close(self) -> None:
         """End what runs and let go of the model; streams under way end as cancelled."""
@@ -215,9 +244,13 @@ class TorchEngine:
     def _work(self) -> None:
         scheduler, busy = self._scheduler, False
         error: Exception | None = None
+        looked = time.monotonic()
         try:
             while not self._closed:
                 messages = [] if busy else [self._inbox.get()]
+                if not busy and time.monotonic() - looked > AGAIN:
+                    looked = time.monotonic()
+                    renew(self._meter.free())
                 self._take([*messages, *self._rest()])
                 busy = scheduler.step()
         except Exception as bug:  # nobody may wait for ever
@@ -241,6 +274,13 @@ class TorchEngine:
             elif message is not None:
                 for job in message:
                     self._scheduler.add(job)
+
+
+def _row_bytes(device: torch.device) -> int:
+    """Most memory for keys and values: half of what is free, but ``_MOST_ROW_BYTES``."""
+    if device.type == "cuda":
+        return min(_MOST_ROW_BYTES, torch.cuda.mem_get_info(device)[0] // 2)
+    return min(_MOST_ROW_BYTES, free_memory()[0] // 2)
 
 
 def _chunk(backbone: Backbone) -> int:

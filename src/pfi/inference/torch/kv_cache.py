@@ -15,6 +15,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pfi.models.attention import MATMUL, ROWS
+from pfi.models.families import cache_of
 
 #: The buffer grows by at least so many tokens.
 _ROOM = 64
@@ -56,7 +57,8 @@ class RowStore:
         self.max_rows, self.max_length = max_rows, max_length
         probe = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         with torch.inference_mode():
-            held = model.base_model(input_ids=probe, use_cache=True).past_key_values
+            output = model.base_model(input_ids=probe, use_cache=True)
+        held = cache_of(model.base_model, output)
         key = held.layers[0].keys
         own = model.config._attn_implementation in (MATMUL, ROWS)
         self.dtype = torch.float32 if own else key.dtype  # see attention.attend

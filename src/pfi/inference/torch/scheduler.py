@@ -19,7 +19,7 @@ from pfi.inference.engine import AdapterRef, EngineStats, Finish, Piece
 from pfi.inference.torch.adapter_slots import AdapterSlots
 from pfi.inference.torch.batch import Row, Rows
 from pfi.inference.torch.prefix_cache import Group, PrefixCache
-from pfi.inference.torch.sampling import nucleus
+from pfi.inference.torch.sampling import nucleus, penalised
 from pfi.models.bank.bank import NO_ADAPTER
 from pfi.models.scoring import pass_tokens, score_ids
 
@@ -59,11 +59,13 @@ class Scheduler:
         slots: the adapters.
         rows: the rows, by the kind of model.
         prefixes: beginnings of prompts that are kept.
-        end_id: the token that ends an answer.
+        end_ids: the tokens that end an answer.
     """
 
-    def __init__(self, slots: AdapterSlots, rows: Rows, prefixes: PrefixCache, end_id: int) -> None:
-        self.slots, self.rows, self.prefixes, self.end_id = slots, rows, prefixes, end_id
+    def __init__(
+        self, slots: AdapterSlots, rows: Rows, prefixes: PrefixCache, end_ids: frozenset[int]
+    ) -> None:
+        self.slots, self.rows, self.prefixes, self.end_ids = slots, rows, prefixes, end_ids
         self.waiting: deque[Row | Scores] = deque()
         self.scoring: list[Scores] = []
         self._counts = _Counts()
@@ -229,15 +231,20 @@ class Scheduler:
         first = not row.new
         text, count = "", 0
         finish: Finish | None = None
-        if token == self.end_id:
+        if token in self.end_ids:
             finish = "stop"
         else:
             self._counts.new_tokens += 1
             row.tokens.append(token)
+            if row.penalties:
+                row.penalties.add(token)
             text, count = row.written.add(token), 1
             if row.written.stopped:
                 finish = "stop"
-            elif row.new == row.limit:
+            elif (
+                row.new == row.limit
+                or row.new - row.written.hidden >= row.request.sampling.max_tokens
+            ):
                 finish = "length"
         if finish:
             text += row.written.end()
@@ -259,17 +266,19 @@ class Scheduler:
 
 def choose(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """Tokens ``(rows,)``: each row by its own settings and its own random numbers."""
+    logits = penalised(logits, [row.penalties for row in rows])
     tokens = logits.argmax(-1)
-    by_top_p: dict[float, list[int]] = {}
+    alike: dict[tuple[float, int, float], list[int]] = {}
     for at, row in enumerate(rows):
         if row.draws is not None:
-            by_top_p.setdefault(row.request.sampling.top_p, []).append(at)
-    for top_p, picked in by_top_p.items():
+            own = row.request.sampling
+            alike.setdefault((own.top_p, own.top_k, own.min_p), []).append(at)
+    for (top_p, top_k, min_p), picked in alike.items():
         index = torch.tensor(picked, device=logits.device)
         heat = [[rows[at].request.sampling.temperature] for at in picked]
         scaled = logits[index] / torch.tensor(heat, device=logits.device)
         drawn = [draws.random() for at in picked if (draws := rows[at].draws) is not None]
-        tokens[index] = nucleus(scaled, top_p, drawn)
+        tokens[index] = nucleus(scaled, top_p, drawn, top_k, min_p)
     return tokens
 
 

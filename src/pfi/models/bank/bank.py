@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,11 +20,15 @@ import torch
 from torch import nn
 
 from pfi.errors import BackboneError, ConfigError
-from pfi.models.adapters import NOT_PLAIN, Adapter, AdapterConfig, lora_config
-from pfi.models.attention import use_matmul_attention
+from pfi.models.adapters import Adapter, AdapterConfig, lora_config
+from pfi.models.attention import own_attention, use_matmul_attention
 from pfi.models.backbone import Backbone
 from pfi.models.bank.last_block import install
 from pfi.models.bank.layers import BankLayer, Route, Router, Target, uniform_runs
+from pfi.models.bank.probe import check_adapting
+from pfi.models.families import not_adaptable
+from pfi.models.peft_format import PREFIX, check_settings
+from pfi.models.probe import TESTED, check_bfloat16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
 #: The slot of a row that uses no adapter.
 NO_ADAPTER = -1
 Precision = Literal["float32", "bfloat16"]
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class AdapterBank:
         capacity: the number of slots.
         shared: an adapter beneath all slots, merged into the bank's own copy of the weights.
         precision: of the forward and backward pass; factors and gradients are float32.
+        layers: names of the target layers, in place of the configuration's; none for a bank
+            that holds no adapter.
 
     Attributes:
         backbone: what to answer with; its ``rows`` chooses slots.
@@ -103,11 +108,15 @@ class AdapterBank:
         *,
         shared: Adapter | None = None,
         precision: Precision = "float32",
+        layers: Collection[str] | None = None,
     ) -> None:
         self.config, self.capacity, self.rank = config, capacity, config.rank
         self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         source = backbone.with_adapters([shared] if shared else [])
-        self.settings, names = _template(source.model, config)
+        if layers is None:
+            self.settings, names = _template(source.model, config)
+        else:
+            self.settings, names = _named(source.model, config, layers)
         model = sharing_copy(source.model, self.dtype)
         use_matmul_attention(model)
         self._router = Router()
@@ -122,9 +131,12 @@ class AdapterBank:
         self._frozen: set[int] = set()
         if not source.seq2seq:
             install(model)
-        self.backbone = BankBackbone(
-            source.name, model, source.tokenizer, source.seq2seq, source.max_length, self
-        )
+        own = {each.name: getattr(source, each.name) for each in fields(Backbone)}
+        self.backbone = BankBackbone(**{**own, "model": model}, bank=self)
+        if self.dtype == torch.bfloat16 and not own_attention(model):
+            check_bfloat16(model, source.name)
+        if self.targets and model.config.model_type not in TESTED and model.device.type != "meta":
+            check_adapting(model, self.targets, self.on, self.dtype, source.name)
 
     def _install(self, model: PreTrainedModel, names: Sequence[str]) -> list[Target]:
         """Replace the target layers; their factors' places in a slot's row."""
@@ -133,8 +145,11 @@ class AdapterBank:
         at_a, at_b = 0, self.rank * sum(inputs for inputs, _ in sizes)
         targets = []
         for name, layer, (inputs, outputs) in zip(names, layers, sizes, strict=True):
+            why = not_adaptable(model, name)
             if layer is model.get_output_embeddings():
-                what = f"the output layer {name} cannot be adapted"
+                why = "it is the output layer"
+            if why:
+                what = f"the layer {name} cannot be adapted: {why}"
                 raise ConfigError(what, where="targets", fix="use 'all-linear'")
             targets.append(Target(name, inputs, outputs, self.rank, at_a, at_b))
             parent, _, child = name.rpartition(".")
@@ -197,8 +212,7 @@ class AdapterBank:
         if adapter is None:
             return NO_ADAPTER
         settings = adapter.settings
-        if odd := [name for name in NOT_PLAIN if settings.get(name)]:
-            raise BackboneError(f"a bank holds plain LoRA only; this adapter has {odd[0]}")
+        check_settings(settings)
         rslora = bool(settings.get("use_rslora"))
         held = Slot(int(settings["r"]), float(settings["lora_alpha"]), rslora)
         self._check_room(held)
@@ -271,7 +285,7 @@ class AdapterBank:
         weights = {}
         for target in self.targets:
             a, b = self._a(slot, target)[: held.rank], self._b(slot, target)[: held.rank]
-            name = f"{_PREFIX}{target.name}"
+            name = f"{PREFIX}{target.name}"
             weights[f"{name}.lora_A.weight"] = a.cpu().clone()
             weights[f"{name}.lora_B.weight"] = (
                 b.t().cpu().clone(memory_format=torch.contiguous_format)
@@ -292,7 +306,7 @@ class AdapterBank:
         known = {target.name: target for target in self.targets}
         row = torch.zeros(1, self.width)
         for key, factor in adapter.weights.items():
-            name, _, kind = key.removeprefix(_PREFIX).rpartition(".lora_")
+            name, _, kind = key.removeprefix(PREFIX).rpartition(".lora_")
             target = known.get(name)
             kind = kind.partition(".")[0]
             if target is None or kind not in ("A", "B"):
@@ -385,10 +399,36 @@ def _template(model: PreTrainedModel, config: AdapterConfig) -> tuple[dict[str, 
             raise ConfigError(str(error), where="targets", fix="use 'all-linear'") from error
     settings = Adapter.of(wrapped).settings
     names = [
-        name.removeprefix(_PREFIX)
+        name.removeprefix(PREFIX)
         for name, module in wrapped.named_modules()
         if isinstance(module, LoraLayer)
     ]
+    return settings, names
+
+
+def _named(
+    model: PreTrainedModel, config: AdapterConfig, layers: Collection[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Settings of adapters over layers that are named, and those names in the model's order.
+
+    Raises:
+        BackboneError: the model has no such layer.
+    """
+    names = [name for name, _ in model.named_modules() if name in set(layers)]
+    if lacking := sorted(set(layers) - set(names)):
+        what = f"the adapter has layers that this backbone lacks: {lacking[0]:.200}"
+        raise BackboneError(what, fix="use the backbone that it was trained on")
+    settings = {
+        "peft_type": "LORA",
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "use_rslora": False,
+        "target_modules": names,
+        "bias": "none",
+        "fan_in_fan_out": bool(names) and not isinstance(model.get_submodule(names[0]), nn.Linear),
+        "task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+        "inference_mode": True,
+    }
     return settings, names
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pfi.errors import BackboneError
+
 
 @dataclass(frozen=True)
 class Target:
@@ -141,14 +143,23 @@ class BankLayer(nn.Module):
         self.router = router
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``(rows, tokens, inputs)`` to ``(rows, tokens, outputs)``."""
+        """Map ``(rows, tokens, inputs)``, or ``(rows * tokens, inputs)``, to ``outputs``."""
         weight = self.weight.t() if self.transposed else self.weight
         route = self.router.route
         if route is None:
             return F.linear(x, weight, self.bias)
         slots = route.factors.shape[0]
-        if x.shape[0] != slots * route.per_slot:
-            raise ValueError(f"{x.shape[0]} rows, but slots for {slots * route.per_slot}")
+        rows = slots * route.per_slot
+        if x.dim() != 3 or x.shape[0] != rows:
+            # Some models flatten rows and tokens, rows first.
+            if (x.dim() > 2 and x.shape[0] != rows) or x.shape[:-1].numel() % rows:
+                what = f"its layer {self.target.name} mixes the rows of a batch"
+                raise BackboneError(
+                    f"this kind of model cannot be adapted: {what}",
+                    fix="leave the layer out of the targets, or use another backbone",
+                )
+            y = self.forward(x.reshape(rows, -1, x.shape[-1]))
+            return y.reshape(*x.shape[:-1], -1)
         if route.gradients is None:
             return self._answer(x, weight, route)
         a, b = route.views(self.target, route.dtype)

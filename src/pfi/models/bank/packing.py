@@ -19,10 +19,11 @@ import torch.nn.functional as F
 
 from pfi.models.attention import pad_rows, takes_masks
 from pfi.models.backbone import Backbone
+from pfi.models.bank.head_losses import head_losses
 from pfi.models.bank.last_block import LastBlock
+from pfi.models.families import rope_border
 
-#: Logits made at once, in numbers; a large vocabulary is scored in parts.
-_LOGITS = 1 << 25
+_ROUND, _FEWER = 32, 16  # tokens, and those of them that predict a target
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,31 @@ def passes(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         yield picked
 
 
-def batch(rows: Sequence[Row], device: torch.device) -> Packed:
+def padded_length(backbone: Backbone, rows: Sequence[Row]) -> int:
+    """The length that rows are padded to: in bfloat16 on a CPU the next multiple of ``_ROUND``.
+
+    For every shape of a product in bfloat16 its library makes and keeps code, most of a megabyte:
+    the lengths of 180 records took 700 MB.
+    """
+    length = max(len(row) for row in rows)
+    if backbone.model.dtype != torch.bfloat16 or backbone.device.type != "cpu":
+        return length
+    rounded = -(-length // _ROUND) * _ROUND
+    fits = rounded <= backbone.max_length and takes_masks(backbone, rounded)
+    return rounded if fits else length
+
+
+def batch(rows: Sequence[Row], device: torch.device, length: int | None = None) -> Packed:
     """Rows as tensors; padding follows each row.
 
     Pieces carry hidden states either all or none.
+
+    Args:
+        rows: what is read.
+        device: where.
+        length: of the tensors; that of the longest row when None.
     """
-    length = max(len(row) for row in rows)
+    length = length or max(len(row) for row in rows)
     # Any token does as padding, since none sees it; transformers warns of the real one.
     ids = torch.full((len(rows), length), rows[0].pieces[0].ids[0])
     positions = torch.zeros(len(rows), length, dtype=torch.long)
@@ -175,6 +195,8 @@ def batch(rows: Sequence[Row], device: torch.device) -> Packed:
             wanted[r] += [i if i < stem else begin + i - stem for i in places]
             targets += piece.ids[-piece.targets :]
     most = max(len(places) for places in wanted)
+    if length % _ROUND == 0:  # padded: then of few lengths too
+        most = min(length, -(-most // _FEWER) * _FEWER)
     filled = torch.zeros(len(rows), most, dtype=torch.long)
     for r, found in enumerate(wanted):
         filled[r, : len(found)] = torch.tensor(found)
@@ -212,26 +234,58 @@ def predicting_states(model: Any, packed: Packed) -> torch.Tensor:
 def target_losses(backbone: Backbone, rows: Sequence[Row]) -> torch.Tensor:
     """Negative log-likelihood ``(targets,)`` of every target, piece by piece, in float32.
 
-    An encoder-decoder model reads prompts and predicts targets; its rows have no stems.
+    An encoder-decoder model reads prompts and predicts targets; its rows have no stems.  Rows
+    that a model must read in different ways are read in passes of their own, in which the
+    others are two tokens long: a row's losses do not depend on the rows beside it.
     """
     if backbone.seq2seq:
         return _seq2seq_losses(backbone, [row.pieces[0] for row in rows])
-    packed = batch(rows, backbone.device)
-    if not takes_masks(backbone, packed.ids.shape[1]):
+    kinds = [_reading(backbone, len(row)) for row in rows]
+    if len(set(kinds)) == 1:
+        return _losses_of_kind(backbone, rows, own_masks=kinds[0] == 0)
+    counts = [sum(piece.targets for piece in row.pieces) for row in rows]
+    by_row: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    for kind in sorted(set(kinds)):
+        mine = [k == kind for k in kinds]
+        read = [row if m else _stand_in(row) for row, m in zip(rows, mine, strict=True)]
+        losses = _losses_of_kind(backbone, read, own_masks=kind == 0)
+        split = losses.split([n if m else 1 for n, m in zip(counts, mine, strict=True)])
+        by_row = [new if m else old for new, old, m in zip(split, by_row, mine, strict=True)]
+    return torch.cat(by_row)
+
+
+def _reading(backbone: Backbone, length: int) -> int:
+    """How a row is read: 0 with our own masks, 1 and 2 without, on either side of a border."""
+    if takes_masks(backbone, length):
+        return 0
+    border = rope_border(backbone.model.config)
+    return 1 if border is None or length <= border else 2
+
+
+def _stand_in(row: Row) -> Row:
+    """The shortest row that can take another's place."""
+    piece = row.pieces[0]
+    hidden = None if piece.hidden is None else piece.hidden[:1]
+    return Row([Piece(piece.ids[:2], 1, hidden=hidden)])
+
+
+def _losses_of_kind(backbone: Backbone, rows: Sequence[Row], *, own_masks: bool) -> torch.Tensor:
+    packed = batch(rows, backbone.device, padded_length(backbone, rows) if own_masks else None)
+    if not own_masks:
         return _losses_of_any(backbone.model, packed)
     states = predicting_states(backbone.model, packed).flatten(0, 1)[packed.at]
     head = backbone.model.get_output_embeddings()
-    step = max(1, _LOGITS // head.weight.shape[0])  # type: ignore[union-attr, operator]
-    losses = [
-        F.cross_entropy(head(part).float(), wanted, reduction="none")  # type: ignore[misc]
-        for part, wanted in zip(states.split(step), packed.targets.split(step), strict=True)
-    ]
-    return torch.cat(losses)
+    return head_losses(head, states, packed.targets)
 
 
 def _losses_of_any(model: Any, packed: Packed) -> torch.Tensor:
     """As ``target_losses`` for rows of single pieces and a model of any decoder-only kind."""
-    logits = model(input_ids=packed.ids, use_cache=False).logits
+    if packed.branches is not None:
+        raise ValueError("rows of several pieces need a model that takes masks")
+    given = {"input_ids": packed.ids}
+    if packed.hidden is not None:
+        given = {"inputs_embeds": packed.hidden}
+    logits = model(**given, use_cache=False).logits
     wanted = packed.wanted[:, :, None].expand(-1, -1, logits.shape[2])
     chosen = logits.gather(1, wanted).flatten(0, 1)[packed.at]
     return F.cross_entropy(chosen.float(), packed.targets, reduction="none")

@@ -30,6 +30,7 @@ class AdapterInfo(BaseModel):
     Attributes:
         task: the task it was trained for.
         backbone: the name of the backbone that it fits.
+        backbone_files: fingerprint of that backbone's files where it is an installed model.
         records: how many records it was trained on, with those of the versions that it goes on
             from since the user last changed.
         parent: the version that was active before it.
@@ -40,12 +41,14 @@ class AdapterInfo(BaseModel):
         read: when the records that it learnt from were read; None in old manifests.
         held_back: fingerprints of the real records that were there and it did not learn from.
         held_back_losses: its loss on the examples that it was measured on, nats a target token.
+        verdict: why a training took it into use, or did not; empty where nothing was measured.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     task: str
     backbone: str
+    backbone_files: str | None = None
     records: int = 0
     config: dict[str, Any] = {}
     parent: str | None = None
@@ -57,6 +60,7 @@ class AdapterInfo(BaseModel):
     read: datetime | None = None
     held_back: list[str] = []
     held_back_losses: list[float] = []
+    verdict: str = ""
 
 
 class Manifest(AdapterInfo):

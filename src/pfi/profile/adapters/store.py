@@ -19,8 +19,9 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pfi._util.files import locked, sha256_file, sync_folder
-from pfi.errors import StorageError
+from pfi.errors import BackboneError, StorageError
 from pfi.models.adapters import Adapter
+from pfi.models.peft_format import check_settings
 from pfi.profile.adapters.files import (
     ENDING,
     RESTORE,
@@ -232,8 +233,17 @@ class AdapterStore:
 
         Raises:
             StorageError: see `verify`.
+            BackboneError: the adapter is damaged, or of a kind that is refused.
         """
-        return Adapter.from_bytes(self.files(version), str(self.folder / version))
+        files = self.files(version)
+        try:
+            adapter = Adapter.from_bytes(files, str(self.folder / version))
+            check_settings(adapter.settings)
+        except BackboneError as error:  # stored before such adapters were refused
+            option = " --shared" if self.seals and self.seals.kind == "shared" else ""
+            fix = f"install or train another one, or run `pfi adapters reset{option}`"
+            raise BackboneError(error.what, where=str(self.folder / version), fix=fix) from error
+        return adapter
 
     def forget_held_back(self, fingerprints: Collection[str]) -> int:
         """Take fingerprints of erased records out of the manifests; how many manifests had some.

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from pfi._util.files import locked
-from pfi.errors import ConfigError
+from pfi.errors import ConfigError, StorageError
 from pfi.memory import embedders
 from pfi.memory.embedders import MINILM, Embedder
 from pfi.memory.index import Memory
@@ -21,7 +22,7 @@ from pfi.memory.store import MemoryStore
 from pfi.profile.config import search_config
 from pfi.profile.home import Home
 from pfi.records import Record
-from pfi.tasks import Task, tasks
+from pfi.tasks import Task, source_tasks, tasks
 
 #: Told how many records are indexed, and how many there are to index.
 Progress = Callable[[int, int], None]
@@ -57,16 +58,17 @@ def sync_memory(home: Home, store: MemoryStore, *, on_progress: Progress | None 
         StorageError: the vault or the memory cannot be used.
     """
     with home.open_vault() as vault:
-        mark = _state(vault.mark, store)
+        joined = _joined_tasks(home)
+        mark = _state(vault.mark, store, joined)
         if store.mark == mark:
             return mark
         # One at a time: of two that write different states neither would be whole.
         with locked(home.memory_folder / "lock"):
-            mark = _state(vault.mark, store)
+            mark = _state(vault.mark, store, joined)
             store.mark = ""  # until all of it is there
             # A task from a file is known by its name to nobody; its memory is made when asked.
-            names = tasks().keys() & vault.tasks().keys()
-            histories = {name: vault.history(name, origin="real") for name in names}
+            names = tasks().keys() & {*vault.tasks(), *joined}
+            histories = {name: vault.history(name, origin="real") for name in sorted(names)}
             store.sync(histories, on_progress)
             store.mark = mark
     return mark
@@ -90,17 +92,26 @@ def task_memory(home: Home, store: MemoryStore, task: Task) -> Memory:
                 with home.open_vault_as_it_is() as opened:
                     return opened.outlined(outlines, ids)
 
-            mark = _state(outlines.mark, store)
+            mark = _state(outlines.mark, store, _joined_tasks(home))
             found = store.listed_memory(task, outlines.records, fetch, config, mark=mark)
             if found is not None:
                 return found
-        # A task from a file, or somebody changes the vault just now.
+        # A task from a file, one of all records that is not in use, or somebody changes the vault.
         return store.memory(task, vault.history(task.name, origin="real"), config)
 
 
-def _state(mark: str, store: MemoryStore) -> str:
+def _joined_tasks(home: Home) -> list[str]:
+    """The tasks over the records of others that are in use: their records are indexed once more."""
+    used = {home.config.task or ""}
+    with suppress(StorageError):  # somebody changed the list: whoever loads an adapter says so
+        used |= home.personal_adapters.all_active().keys()
+    return sorted(name for name in used & tasks().keys() if len(source_tasks(name)) > 1)
+
+
+def _state(mark: str, store: MemoryStore, joined: Sequence[str]) -> str:
     """What a store notes: the vault's mark, and what its texts and vectors were made with."""
-    return f"{mark} {store.embedder.name if store.embedder else 'words only'} {_all_texts()}"
+    how = store.embedder.name if store.embedder else "words only"
+    return " ".join([mark, how, _all_texts(), *joined])
 
 
 def _texts_of(task: Task | None) -> tuple[object, ...] | None:
@@ -145,7 +156,7 @@ def memory_status(home: Home) -> dict[str, Any]:
         "how": search_config(home.config).how,
         "embedder": embedder.name if embedder else None,
         "records": records,
-        "indexed": sum(sizes.values()),
+        "indexed": sum(n for task, n in sizes.items() if len(source_tasks(task)) == 1),
         "vectors": vectors,
         "tasks": sizes,
         "bytes": home.sizes()["memory"],

@@ -9,26 +9,34 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from pfi.errors import BackboneError, ConfigError
 from pfi.gate.trials import confidences
 from pfi.inference.answering import Part, answers, combined, sampling_of
 from pfi.inference.engine import AdapterRef, Engine, OnePiece, Request, Sampling, Stream
 from pfi.memory.index import Memory
+from pfi.memory.off_topic import Likeness, likeness
 from pfi.memory.prompts import Retrieval, answer_room
 from pfi.memory.store import MemoryStore
 from pfi.memory.summary import summarise
+from pfi.models.catalogue import backbone_fingerprint
 from pfi.models.prompter import Turn
+from pfi.profile.answer.floors import task_floor
 from pfi.profile.answer.memory import open_memory, sync_memory, task_memory
 from pfi.profile.answer.retrieval import retrieval_of
+from pfi.profile.answer.sampling import conversation_sampling
 from pfi.profile.home import Home
 from pfi.records import Record
 from pfi.tasks import Task, get_task
 
 FALLBACK_TASK = "instruction"
+#: The task of what is written as the user would write it.
+WRITE_TASK = "write"
+_NO_LIMIT = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class Prepared:
         weight: of the personal adapter, in [0, 1]; 0 without one.
         gate: what the gate said, in a few words.
         owner: whose device it is asked on.
+        asked: the prompt without records, as the turns of a conversation keep it.
+        dropped_turns: how many earlier turns there was no room for.
+        likeness: how like the user's records it is; None where that does not count.
     """
 
     task: Task
@@ -60,6 +71,9 @@ class Prepared:
     weight: float = 0.0
     gate: str = ""
     owner: str = ""
+    asked: str = ""
+    dropped_turns: int = 0
+    likeness: Likeness | None = None
 
     def request(self, sampling: Sampling | None = None) -> Request:
         """What an engine is asked; greedy, at the task's length, unless told otherwise."""
@@ -68,10 +82,17 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and what it rests on."""
+    """An answer and what it rests on.
+
+    Attributes:
+        text: as it is scored.
+        why: what it rests on.
+        cut: after how many tokens it was cut; 0 where it ended by itself.
+    """
 
     text: str
     why: Prepared
+    cut: int = 0
 
 
 @dataclass
@@ -133,6 +154,13 @@ class Runtime:
                 where=f"task {task.name}",
                 fix=f"run `pfi train --task {task.name}`, or `pfi adapters use none "
                 f"--task {task.name}`",
+            )
+        files = manifest.backbone_files and backbone_fingerprint(manifest.backbone)
+        if files and files != manifest.backbone_files:
+            raise BackboneError(
+                f"adapter {personal} was trained on other files of model {manifest.backbone}",
+                where=f"task {task.name}",
+                fix=f"run `pfi train --task {task.name}`, or install the files it was trained on",
             )
         return personal, manifest.shared
 
@@ -215,11 +243,17 @@ class Runtime:
         before: datetime | None = None,
         history: Sequence[Turn] = (),
         room: int | None = None,
+        named: bool = True,
+        alone: bool = False,
     ) -> Prepared:
         """Make a question ready.
 
         What does not fit the backbone's context is left out: the least useful of the retrieved
         records first, then the oldest turns, then the end of the question.
+
+        A free question that is not like the user's records (``pfi.memory.off_topic``) goes to
+        the backbone as it is, without records; so does one of a ``text`` task that the user did
+        not name, which is then asked as a plain instruction.
 
         Args:
             text: the task's main input field.
@@ -228,7 +262,10 @@ class Runtime:
             fields: the other input fields, of a task whose question has several.
             before: retrieve only records older than this.
             history: the turns of the conversation before the question, oldest first.
-            room: tokens that are kept free for the answer; as the task says when None.
+            room: tokens that are kept free for the answer; as the task says when None, and up to
+                a quarter of the context for a free question.
+            named: whether the user named the task; else it is a guess.
+            alone: a question of a task with a prompt of its own is asked without the turns.
 
         Raises:
             ConfigError: an input field is missing, or there is no text.
@@ -239,16 +276,32 @@ class Runtime:
         query = task.query_text(values)
         with self.home.vault_session():
             personal, shared = self.versions(task)
-            weight, wanted, said = self._gated(task, prompt, query, before)
+            like = None
+            if task.kind == "text" and (task.free_form or not (named or fields)):
+                like = self._likeness(task, query, personal, shared, k)
+            if like is not None and like.off_topic:
+                if not (task.free_form or k):  # records that are asked for need their task
+                    task, prompt = get_task(FALLBACK_TASK), text
+                shared, summary = None, ""
+                weight, wanted, said = 0.0, 0, _off_topic(like)
+            else:
+                weight, wanted, said = self._gated(task, prompt, query, before)
+                summary = "" if before else self.summary(task)
+                if like is not None:
+                    said = f"{said}; like your records ({like.value:.2f}, floor {like.floor:.2f})"
             k = wanted if k is None else k
             records = self.memory(task).search(query, k, before=before) if k else []
-            summary = "" if before else self.summary(task)
+        if alone and not task.free_form:
+            history = ()
+        if room is None and task.free_form:
+            room = self.room()
+        turns = self._fitting(history, prompt, self._retrieval.limit(task, room))
         filled = self._retrieval.fill(
             task,
             prompt,
             records,
             summary=summary,
-            history=history,
+            history=turns,
             room=room,
         )
         return Prepared(
@@ -263,7 +316,47 @@ class Runtime:
             weight,
             said,
             self._owner,
+            prompt,
+            len(history) - len(turns),
+            like,
         )
+
+    def room(self, tokens: int | None = None) -> int:
+        """Tokens of the context that are kept free for a free answer of at most so many.
+
+        Args:
+            tokens: the longest answer; as the profile says when None.
+        """
+        most = self.home.config.max_tokens if tokens is None else tokens
+        return max(1, min(most, self.engine.prompter.max_length // 4))
+
+    def _fitting(self, history: Sequence[Turn], prompt: str, limit: int) -> list[Turn]:
+        """The turns that there is room for before a prompt; the oldest go first.
+
+        What the system says stays, and no answer stays without its question.
+        """
+        turns = list(history)
+        while any(role != "system" for role, _ in turns):
+            asked = [*turns, ("user", prompt)]
+            if len(self.engine.prompter.chat_ids(asked, _NO_LIMIT)) <= limit:
+                break
+            first = next(at for at, (role, _) in enumerate(turns) if role != "system")
+            rest = turns[first + 1 :]
+            while rest and rest[0][0] == "assistant":
+                rest = rest[1:]
+            turns = [*turns[:first], *rest]
+        return turns
+
+    def _likeness(
+        self, task: Task, query: str, personal: str | None, shared: str | None, k: int | None
+    ) -> Likeness | None:
+        """How like the records a question is; None where nothing depends on it."""
+        wanted = self.home.config.retrieve if k is None else k
+        if personal is None and shared is None and not wanted:
+            return None
+        memory = self.memory(task)
+        floor = task_floor(self.home, task, memory)
+        return None if floor is None else likeness(memory, floor, query)
 
     @property
     def _retrieval(self) -> Retrieval:
@@ -301,9 +394,62 @@ class Runtime:
         plain = Prepared(task, prompt, ids, adapter, owner=self._owner)
         return float(confidences(self.engine, task, [plain.request()])[0])
 
-    def answer(self, prepared: Prepared) -> Answer:
-        """Answer in one piece."""
-        return Answer(answers(self.engine, prepared.task, [prepared.request()])[0], prepared)
+    def answer(self, prepared: Prepared, max_tokens: int | None = None) -> Answer:
+        """Answer in one piece, greedily.
+
+        Args:
+            prepared: the question.
+            max_tokens: longest answer; as the task says when None, and as the profile does for a
+                free question.
+        """
+        if prepared.task.kind != "text":
+            return Answer(answers(self.engine, prepared.task, [prepared.request()])[0], prepared)
+        most = max_tokens or self.longest(prepared.task)
+        sampling = replace(sampling_of(prepared.task), max_tokens=most)
+        text, count, finish = "", 0, ""
+        for piece in self.engine.generate(prepared.request(sampling)):
+            text, count, finish = text + piece.text, count + piece.tokens, piece.finish or finish
+        return Answer(prepared.task.parse(text), prepared, count if finish == "length" else 0)
+
+    def longest(self, task: Task) -> int:
+        """The longest answer in tokens: as the profile says to a free question, else the task."""
+        return self.home.config.max_tokens if task.free_form else task.max_new_tokens
+
+    def sampling(self, task: Task, given: Mapping[str, Any] | None = None) -> Sampling:
+        """How an answer of a conversation is decoded, see `conversation_sampling`.
+
+        Tasks with a prompt of their own are decoded as they are scored, at most so long.
+
+        Args:
+            task: what the question is asked as.
+            given: values of ``Sampling`` that go before the settings; None counts as not given.
+
+        Raises:
+            ConfigError: the profile's sampling settings make no sense.
+        """
+        if task.free_form:
+            return conversation_sampling(self.home.config, self.engine.prompter, given)
+        known = {name: value for name, value in (given or {}).items() if value is not None}
+        return replace(sampling_of(task), **known)
+
+    def more(self, prepared: Prepared, answer: str) -> Prepared:
+        """A question whose answer was cut, made ready to go on with it.
+
+        Args:
+            prepared: the question, as it was first made ready.
+            answer: what was answered so far, unstripped.
+
+        Raises:
+            ConfigError: there is nothing to go on with, or no room for more.
+        """
+        prompter = self.engine.prompter
+        if prepared.task.kind != "text" or prompter.seq2seq or not answer:
+            raise ConfigError("there is no answer to go on with", fix="ask a question")
+        ids = (*prepared.ids, *prompter.token_ids(answer))
+        if len(ids) >= prompter.max_length:
+            what = f"question and answer fill the context of {prompter.max_length} tokens"
+            raise ConfigError(what, fix="begin a new conversation")
+        return replace(prepared, ids=ids)
 
     def stream(self, prepared: Prepared, sampling: Sampling | None = None) -> Stream:
         """The answer piece by piece; a label comes in one, the best whatever the sampling."""
@@ -331,7 +477,8 @@ def generic(engine: Engine, history: Sequence[Turn], *, room: int | None = None)
     if not history or not history[-1][1].strip():
         raise ConfigError("the question is empty", fix="give some text")
     limit = prompter.max_length - (answer_room(task, prompter) if room is None else room)
-    return Prepared(task, history[-1][1], tuple(prompter.chat_ids(history, limit)))
+    text = history[-1][1]
+    return Prepared(task, text, tuple(prompter.chat_ids(history, limit)), asked=text)
 
 
 def ask(home: Home, text: str, task: Task | None = None, k: int | None = None) -> Answer:
@@ -344,7 +491,8 @@ def ask(home: Home, text: str, task: Task | None = None, k: int | None = None) -
         k: how many records to retrieve; as the gate says, or the profile, when None.
     """
     with home.vault_session(), closing(Runtime(home)) as runtime:
-        return runtime.answer(runtime.prepare(text, task or pick_task(home), k=k))
+        chosen = task or pick_task(home)
+        return runtime.answer(runtime.prepare(text, chosen, k=k, named=task is not None))
 
 
 def pick_task(home: Home, name: str | None = None) -> Task:
@@ -357,6 +505,22 @@ def pick_task(home: Home, name: str | None = None) -> Task:
         return get_task(name or home.config.task or "")
     with home.open_vault() as vault:
         return get_task(next(iter(vault.tasks()), FALLBACK_TASK))
+
+
+def pick_conversation(home: Home, name: str | None = None) -> Task:
+    """What lines of a conversation are asked as: `write` where it was learnt, else `pick_task`.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    if not (name or home.config.task) and home.personal_adapters.active(WRITE_TASK):
+        return get_task(WRITE_TASK)
+    return pick_task(home, name)
+
+
+def _off_topic(like: Likeness) -> str:
+    level = f"likeness {like.value:.2f}, floor {like.floor:.2f}"
+    return f"not like your records ({level}), so the backbone answers it as it is"
 
 
 def question_fields(task: Task, text: str, others: Mapping[str, str]) -> dict[str, str]:

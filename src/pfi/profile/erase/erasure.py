@@ -28,6 +28,7 @@ from pfi.profile.home import ERASING, NAMES, Home
 from pfi.profile.keys.keys import KEYS, drop_keys
 from pfi.profile.vault.vault import Vault
 from pfi.records import Record
+from pfi.tasks import tasks_served
 
 Adapters = Literal["drop", "retrain", "keep"]
 _REMOVING = "removing"  # there once a profile is to go, whatever is left of it
@@ -199,7 +200,7 @@ def _plan(
     dropped = learnt if adapters != "keep" else []
     active = _active(home)
     lost = [task for task, version in active.items() if version in dropped]
-    tasks = sorted({record.task for record in (*found, *made)})
+    tasks = sorted({name for record in (*found, *made) for name in tasks_served(record.task)})
     intent = _Intent(
         ids=[*wanted, *(record.id for record in made)],
         made=[[*r.made.seeds, r.made.source] for r in found if r.made],
@@ -333,7 +334,8 @@ def _learnt(home: Home, records: Collection[Record], added: dict[str, datetime])
     for version in store.versions():
         if manifest := sound.get(version):
             since = manifest.read or manifest.created
-            ids = {r.id for r in records if r.task == manifest.task and added[r.id] <= since}
+            served = [r for r in records if manifest.task in tasks_served(r.task)]
+            ids = {r.id for r in served if added[r.id] <= since}
             if all(fingerprint(id_) in manifest.held_back for id_ in ids):
                 continue
         if records:
@@ -361,7 +363,7 @@ def _gates(
         task
         for task, fitted in known.items()
         if fitted.personal in dropped
-        or any(r.task == task and added[r.id] <= fitted.date for r in records)
+        or any(task in tasks_served(r.task) and added[r.id] <= fitted.date for r in records)
     ]
 
 

@@ -32,7 +32,7 @@ Placement = Literal["separate", "merged"]
 #: The rise of the loss, in nats a token, up to which a quantised model is taken.
 MOST_LOSS = 0.05
 MANIFEST = "pfi.json"
-_QUANTISED = ("q8_0", "q4_k_m")
+_EXACT = ("f32", "f16", "bf16")  # bits that cost nothing that is worth measuring
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def export_gguf(
     task: Task,
     out: Path,
     *,
-    bits: Bits = "q8_0",
+    bits: Bits | Literal["auto"] = "auto",
     placement: Placement = "merged",
     most_loss: float = MOST_LOSS,
     force: bool = False,
@@ -137,7 +137,8 @@ def export_gguf(
         home: the device.
         task: whose adapters.
         out: the file, ``*.gguf``; beside it come ``*.json`` and, separately, ``*.adapter.gguf``.
-        bits: of the weights.
+        bits: of the weights; auto is q8_0, but those of the backbone's own GGUF file where it is
+            one and the adapters are beside it.
         placement: whether adapters are merged into the weights.
         most_loss: the rise of the loss, in nats a token, up to which it is written.
         force: write it whatever the loss, and where there is nothing to measure it on.
@@ -149,17 +150,25 @@ def export_gguf(
         DataError: there are no records to measure on.
         StorageError: a file cannot be read or written.
     """
-    from pfi.inference.llama.gguf import check_family, write_adapter, write_backbone
+    from pfi.inference.llama.gguf import bits_of, write_adapter, write_backbone
     from pfi.inference.llama.gguf_cache import backbone_file, load_config
+    from pfi.models.gguf.check import check_bits, check_gguf
+    from pfi.models.gguf.families import family_of
+    from pfi.models.prompter import gguf_path
 
     if out.suffix != ".gguf":
         raise ConfigError(f"{out.name} is no name of a GGUF file", fix=f"call it {out.name}.gguf")
     if not most_loss >= 0:
         raise ConfigError(f"most_loss is {most_loss}", fix="give 0 or more")
     config = load_config(home.config.backbone)
-    check_family(config, home.config.backbone)
+    family_of(config, home.config.backbone)
+    own = gguf_path(home.config.backbone) if placement == "separate" else None
+    written = "q8_0" if bits == "auto" else str(bits)
+    if own is not None:
+        check_bits(own, bits)
+        written = check_gguf(own).bits
     held = learnt(home, task)
-    measured = bits in _QUANTISED and not (force and _nothing_to_measure(home, task, held))
+    measured = written not in _EXACT and not (force and _nothing_to_measure(home, task, held))
     chosen = choose_examples(home, task, held.personal) if measured else None
     lora, manifest = out.with_suffix(".adapter.gguf"), out.with_suffix(".json")
     names = [out, manifest, *([lora] if placement == "separate" and held.adapters else [])]
@@ -169,10 +178,15 @@ def export_gguf(
         report.stage("writing the weights")
         if placement == "merged":
             assert merged is not None
-            write_backbone(_nameless(merged), room / out.name, bits, on_progress=report.step)
+            write_backbone(
+                _nameless(merged), room / out.name, bits_of(written), on_progress=report.step
+            )
         else:
-            plain = backbone_file(
-                home.config.backbone, home.models_folder, bits, on_progress=report.step
+            plain = own or backbone_file(
+                home.config.backbone,
+                home.models_folder,
+                bits_of(written),
+                on_progress=report.step,
             )
             shutil.copyfile(plain, room / out.name)
         if adapter is not None:
@@ -184,13 +198,13 @@ def export_gguf(
             quality = measure(task, chosen, merged, room / out.name, adapter)
             if quality.rise > most_loss and not force:
                 raise ConfigError(
-                    f"with {bits} the loss rises by {quality.rise:.3f} nats a token, more than "
+                    f"with {written} the loss rises by {quality.rise:.3f} nats a token, more than "
                     f"{most_loss:g}: {quality}",
                     where=str(out),
                     fix="choose more --bits, raise --most-loss, or write it with --force",
                 )
         files = [name for name in names if name != manifest]
-        about = {"kind": "gguf", "bits": bits, "adapter": placement if held.adapters else "none"}
+        about = {"kind": "gguf", "bits": written, "adapter": placement if held.adapters else "none"}
         _write_manifest(room / manifest.name, held, files, about, quality)
     return Exported(tuple(files), manifest, held, quality)
 
@@ -209,7 +223,7 @@ def export_peft(home: Home, task: Task, out: Path) -> Exported:
         raise ConfigError(what, fix="train one with `pfi train`, or choose one with `pfi adapters`")
     with _room([out]) as room:
         folder = room / out.name
-        base = None if _is_folder(held.backbone) else held.backbone
+        base = None if _is_local(held.backbone) else held.backbone
         settings = {**adapter.settings, "base_model_name_or_path": base}
         replace(adapter, settings=settings).save(folder)
         _write_manifest(folder / MANIFEST, held, sorted(folder.iterdir()), {"kind": "peft"})
@@ -244,8 +258,8 @@ def _nothing_to_measure(home: Home, task: Task, held: Learnt) -> bool:
     return False
 
 
-def _is_folder(backbone: str) -> bool:
-    return Path(backbone).expanduser().is_dir()
+def _is_local(backbone: str) -> bool:
+    return Path(backbone).expanduser().exists()
 
 
 def _nameless(backbone: Backbone) -> Backbone:
@@ -291,7 +305,7 @@ def _write_manifest(
     quality: Quality | None = None,
 ) -> None:
     """What is known of the files, which lie beside it; no folder is named."""
-    name = Path(held.backbone).name if _is_folder(held.backbone) else held.backbone
+    name = Path(held.backbone).name if _is_local(held.backbone) else held.backbone
     write_json(
         path,
         {

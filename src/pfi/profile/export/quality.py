@@ -18,7 +18,7 @@ from pfi.inference.engine import AdapterRef, Engine, Request, Sampling, text_of
 from pfi.models.adapters import Adapter
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.profile.home import Home
-from pfi.profile.learn.training import answer_scores, example_losses
+from pfi.profile.learn.measuring import answer_scores, example_losses, measured_piece
 from pfi.tasks import Example, Task
 
 if TYPE_CHECKING:
@@ -130,9 +130,7 @@ def measure(
 
 def _loss(engine: Engine, exact: Backbone, example: Example, ref: AdapterRef | None) -> float:
     """Nats a target token, of the same tokens as in training."""
-    from pfi.train.job import as_piece
-
-    piece = as_piece(exact, example, exact.max_length)
+    piece = measured_piece(exact, example)
     ids, count = list(piece.ids), piece.targets
     return -engine.score(ids[:-count], [ids[-count:]], ref, "export")[0] / count
 

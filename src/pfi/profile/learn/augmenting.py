@@ -27,6 +27,7 @@ from pfi.memory.prompts import Retrieval
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.profile.answer.retrieval import retrieval_of
 from pfi.profile.home import NAMES, Home
+from pfi.profile.learn.training import usual_holdout
 from pfi.records import Record
 from pfi.tasks import Task
 
@@ -94,12 +95,12 @@ class Augmentation:
         config: AugmentConfig,
         *,
         pool: Sequence[Record] = (),
-        holdout: float = 0.0,
+        holdout: float | None = None,
         backbone: Backbone | None = None,
         on_progress: Callable[[ClientReport], None] | None = None,
         on_stage: Callable[[str], None] = lambda text: None,
     ) -> None:
-        if not 0 <= holdout < 1:
+        if holdout is not None and not 0 <= holdout < 1:
             raise ConfigError(f"holdout is {holdout}", fix="give a share from 0 up to but not 1")
         Budget.of(config)  # fails before a model is loaded or the user asked
         self.home, self.task, self.config, self.pool = home, task, config, pool
@@ -108,7 +109,8 @@ class Augmentation:
             whole = vault.history(task.name, origin="real", user_id=home.profile)
             self._names: list[str] = vault.setting(NAMES) or []
         #: What a teacher may learn from: the part that `pfi train` trains on.
-        self.history, self._held_back = whole.split(float(holdout))
+        held = usual_holdout(len(whole)) if holdout is None else float(holdout)
+        self.history, self._held_back = whole.split(held)
         if not self.history:
             raise DataError(
                 f"there are no records of task {task.name} to make more like",
@@ -283,7 +285,7 @@ def augment(
     config: AugmentConfig | None = None,
     *,
     pool: Sequence[Record] = (),
-    holdout: float = 0.0,
+    holdout: float | None = None,
     keep: bool = False,
     backbone: Backbone | None = None,
     on_progress: Callable[[ClientReport], None] | None = None,

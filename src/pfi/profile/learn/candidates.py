@@ -19,8 +19,9 @@ from pfi._util.settings import checked
 from pfi.models.adapters import Adapter
 from pfi.profile.home import Home
 from pfi.profile.learn.drift import Check, gains, unharmed
+from pfi.profile.learn.measuring import example_losses
 from pfi.profile.learn.pairs import Pair
-from pfi.profile.learn.training import Candidate, Division, example_losses, train_candidate
+from pfi.profile.learn.training import Candidate, Division, train_candidate
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
 from pfi.train.config import TrainConfig
@@ -332,10 +333,9 @@ class Trials:
 
     def _measure(self, adapter: Adapter) -> dict[str, float]:
         self.on_stage("measuring")
-        model = self.base.with_adapters([adapter])
         ids = [record.id for record in self.material.records if record.id in self.held.all]
         examples = [self.material.examples[i] for i in ids]
-        return dict(zip(ids, example_losses(model, examples), strict=True))
+        return dict(zip(ids, example_losses(self.base, examples, adapter), strict=True))
 
     # Checks -------------------------------------------------------------------------
 

@@ -31,7 +31,13 @@ from pfi.profile.answer.retrieval import retrieval_of
 from pfi.profile.answer.runtime import Runtime
 from pfi.profile.config import search_config
 from pfi.profile.home import Home
-from pfi.profile.learn.training import Division, mix_config, train_candidate, train_config
+from pfi.profile.learn.training import (
+    Division,
+    mix_config,
+    train_candidate,
+    train_config,
+    training_base,
+)
 from pfi.records import History
 from pfi.tasks import Task
 from pfi.train.examples import without_held_back
@@ -157,8 +163,7 @@ class _Fit:
             beneath.append((f"shared {shared}", partial(store.load, shared), 1.0))
         adapter: Adapter | None = None
         if self.personal is not None:
-            base = plain.with_adapters([store.load(shared)] if shared else [])
-            adapter = self._train(base, self.personal)
+            adapter = self._train(plain, self.personal)
 
         def weighted(user: str, weight: float) -> AdapterRef | None:
             own: list[Part] = [] if adapter is None else [("older", lambda: adapter, weight)]
@@ -170,13 +175,14 @@ class _Fit:
             asker = Asker(engine, self.task, retrieval, weighted)
             return asker.try_choices(self.trials, self.config)[self.user]
 
-    def _train(self, base: Backbone, personal: str) -> Adapter:
+    def _train(self, plain: Backbone, personal: str) -> Adapter:
         """An adapter that has learnt from the older records as the one in use has from all."""
         home = self.home
         told = home.personal_adapters.manifest(personal).config
         config = train_config(home, {})
         config = train_config(home, {k: told[k] for k in type(config).model_fields if k in told})
         data = self.data if told.get("synthetic") else replace(self.data, synthetic=())
+        base = training_base(home, config, self.shared, plain)
         made = train_candidate(
             home,
             self.task,

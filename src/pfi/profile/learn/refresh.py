@@ -22,13 +22,13 @@ from pfi.profile.erase.erased import refuse_erased
 from pfi.profile.home import Home
 from pfi.profile.learn.candidates import HeldBack, Material, RefreshConfig, Trial, Trials, hold_back
 from pfi.profile.learn.drift import UNSEEN, WINDOWS, Check, Drift, drifted, unseen
+from pfi.profile.learn.measuring import answer_scores, example_losses
 from pfi.profile.learn.pairs import preferences
 from pfi.profile.learn.training import (
     adapter_info,
-    answer_scores,
-    example_losses,
     mix_config,
     train_config,
+    training_base,
 )
 from pfi.records import History, Record
 from pfi.tasks import Task
@@ -125,15 +125,12 @@ def refresh(
         StorageError: an adapter or the vault cannot be read or written, or another version came
             into use meanwhile.
     """
-    from pfi.models.backbone import load_backbone
-
     config = refresh_config(home, settings)
     indexed = False if dry_run else _index(home, on_stage)
     run = _Run(home, task, config, seed)
     too_few = run.too_few()
     if too_few is None:
-        on_stage("loading the backbone")
-        run.load(backbone or load_backbone(home.config.backbone))
+        run.load(backbone, engine, on_stage)
         on_stage("looking for drift")
     drift = too_few or run.drift()
     if too_few or not (drift.found or force) or dry_run:
@@ -195,6 +192,7 @@ class _Run:
         )
         self.added, self.material = self._read()
         self.held = HeldBack((), ())
+        self.present: Adapter | None = None
         self.start: Adapter | None = None
         self.current: dict[str, float] = {}
 
@@ -227,26 +225,25 @@ class _Run:
             return None
         return Drift(False, f"{new} new records are too few to learn from and to check on", new)
 
-    def load(self, plain: Backbone) -> None:
-        """Put the models together."""
-        home = self.home
+    def load(self, backbone: Backbone | None, engine: str, on_stage: Callable[[str], None]) -> None:
+        """Put the models together: over one copy of the weights, unless shared adapters differ."""
+        home, config = self.home, train_config(self.home, self.config.train)
         shared = home.shared_adapters.active(self.task.name)
-        self.base = plain.with_adapters([home.shared_adapters.load(shared)] if shared else [])
-        beneath = self.base
-        if self.shared != shared:
-            old = [home.shared_adapters.load(self.shared)] if self.shared else []
-            beneath = plain.with_adapters(old)
-        self.model = beneath
+
+        def base(version: str | None) -> Backbone:
+            return training_base(home, config, version, backbone, engine=engine, on_stage=on_stage)
+
+        self.base = base(shared)
+        self.beneath = self.base if self.shared == shared else base(self.shared)
         if self.active is not None:
-            adapter = home.personal_adapters.load(self.active)
-            self.model = beneath.with_adapters([adapter])
-            self.start = adapter if self.goes_on else None
+            self.present = home.personal_adapters.load(self.active)
+            self.start = self.present if self.goes_on else None
 
     def _measure(self, wanted: Collection[str]) -> None:
         """Know the losses of the model in use on these records, by id."""
         ids = [r.id for r in self.material.records if r.id in wanted and r.id not in self.current]
         examples = [self.material.examples[i] for i in ids]
-        self.current |= zip(ids, example_losses(self.model, examples), strict=True)
+        self.current |= zip(ids, example_losses(self.beneath, examples, self.present), strict=True)
 
     def _recent(self) -> list[Record]:
         return [r for r in self.material.records if r.id in self.added][-max(WINDOWS) :]
@@ -342,9 +339,10 @@ class _Run:
         examples = [self.material.examples[i] for i in recent]
         after = [trial.losses[i] for i in recent]
         before = [self.current[i] for i in recent]
-        model = self.base.with_adapters([trial.candidate.adapter])
-        metrics = {"loss": sum(after) / len(after), **answer_scores(model, self.task, examples)}
-        old = {"loss": sum(before) / len(before), **answer_scores(self.model, self.task, examples)}
+        new = answer_scores(self.base, self.task, examples, trial.candidate.adapter)
+        metrics = {"loss": sum(after) / len(after), **new}
+        present = answer_scores(self.beneath, self.task, examples, self.present)
+        old = {"loss": sum(before) / len(before), **present}
         metrics |= {f"{name}_before": value for name, value in old.items()}
         info = adapter_info(
             home,
@@ -373,6 +371,7 @@ class _Run:
                 "read": self.read,
                 "held_back": sorted(fingerprint(i) for i in fresh - learnt),
                 "held_back_losses": after,
+                "verdict": "it beats the one before on recent records",
             }
         )
         refuse_erased(home, self.task.name, self.read)

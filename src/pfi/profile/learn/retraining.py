@@ -26,7 +26,9 @@ def retrain(
     on_step: Callable[[int, int, float], None] | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
 ) -> dict[str, str | None]:
-    """Train all that erasures noted; the new version by task, None where nothing is left to learn.
+    """Train all that erasures noted; the new version in use by task.
+
+    None where nothing is left to learn, or where what was learnt is no better than what is in use.
 
     Args:
         home: the device.
@@ -51,7 +53,7 @@ def retrain(
                     home, get_task(task), **how,
                     backbone=backbone, on_step=on_step, on_stage=on_stage,
                 )  # fmt: skip
-                found[task] = made.version.version
+                found[task] = made.version.version if made.used else None
             except DataError:  # too few records are left
                 found[task] = None
             _tell(home, name, task, found[task])

@@ -1,11 +1,13 @@
 """Training the personal adapter of one task from the vault's real and synthetic records.
 
-The new version is stored and made active at the very end: a run that is stopped changes nothing.
+The newest records are held back, and the new version is taken into use only if it is better on
+them.  It is stored at the very end: a run that is stopped changes nothing.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from pfi._util.settings import checked
 from pfi.errors import ConfigError, DataError
-from pfi.memory.prompts import Retrieval
 from pfi.models.adapters import Adapter
+from pfi.models.catalogue import backbone_fingerprint
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.profile.adapters.store import AdapterInfo, Manifest
 from pfi.profile.answer.retrieval import retrieval_of
 from pfi.profile.erase.erased import refuse_erased
 from pfi.profile.home import Home
+from pfi.profile.learn.measuring import ANSWERED, LEAST, Verdict, judge, measure, measured_piece
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
 from pfi.train.config import TrainConfig
@@ -27,9 +30,15 @@ from pfi.train.examples import MixConfig, without_held_back
 
 if TYPE_CHECKING:
     from pfi.models.backbone import Backbone
+    from pfi.profile.plan.expect import Expected
 
 #: The latest held-back examples that are measured; more would take longer than training.
 MAX_MEASURED = 64
+#: What is held back unless told otherwise: a share of the real records, at most so many; none
+#: where the fewest that can be judged by would be more than a third.
+HOLDOUT, MAX_HOLDOUT = 0.15, 64
+#: Records below which a training is told what would help more.
+FEW = 20
 
 
 @dataclass(frozen=True)
@@ -37,13 +46,19 @@ class Trained:
     """A finished training run.
 
     Attributes:
-        version: the manifest of the new version, which is active.
-        before, after: loss (nats a token) and metrics on the held-back records, without and
-            with the new adapter; empty when none were held back.
+        version: the manifest of the new version.
+        before, after: loss (nats a token) and metrics on the held-back records, of what was in
+            use and of the new adapter; empty when none were held back.
         measured: how many held-back examples that is over.
         synthetic: how many synthetic records it learnt from beside the version's real ones.
         left_out: synthetic records that it did not learn from, since they may know something of
             the held-back ones.
+        used: whether the new version is in use now.
+        verdict: what decided; None when nothing was held back.
+        against: the version that `before` is of; None for the model without a personal adapter.
+        passed_over: the version in use, where it is not `against` as it has learnt from records
+            that are held back now.
+        seconds: of everything.
     """
 
     version: Manifest
@@ -52,6 +67,11 @@ class Trained:
     measured: int = 0
     synthetic: int = 0
     left_out: int = 0
+    used: bool = True
+    verdict: Verdict | None = None
+    against: str | None = None
+    passed_over: str | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,10 @@ class Candidate:
     synthetic: int = 0
 
 
+#: The examples that synthetic and real records give, see `mixed_examples`.
+Examples = tuple[list[Example], list[Example]]
+
+
 def train(
     home: Home,
     task: Task,
@@ -95,14 +119,21 @@ def train(
     *,
     mix: Mapping[str, Any] | None = None,
     real_only: bool = False,
-    holdout: float = 0.0,
+    holdout: float | None = None,
     seed: int = 0,
     backbone: Backbone | None = None,
     engine: str = "bank",
     on_step: Callable[[int, int, float], None] | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
+    on_expected: Callable[[Expected], None] = lambda expected: None,
 ) -> Trained:
-    """Train a personal adapter and make it active.
+    """Train a personal adapter, and take it into use if it is better on the held-back records.
+
+    What it must beat is the version in use, if that has learnt from none of these records, else
+    the model without a personal adapter; `judge` says what better is.  One that is not better is
+    stored all the same, with the reason in its manifest.  The adapter that was measured is the
+    one that is used: it has not learnt from the held-back records.  Where nothing is held back,
+    the new version is in use unchecked.
 
     Args:
         home: the device.
@@ -111,22 +142,22 @@ def train(
         mix: values of `MixConfig` that go before the profile's and the defaults.
         real_only: leave out synthetic records.
         holdout: the newest share of the real records, in [0, 1), that is measured on and not
-            trained on.
+            trained on; see `usual_holdout` when None.
         seed: of the examples' choices and of the training.
         backbone: the profile's one, where it is loaded already.
         engine: what trains, `bank` or `peft`.
         on_step: told the step, the number of steps and the loss, of each training.
         on_stage: told what begins, in a few words.
+        on_expected: told before the training what it will take, where that can be predicted.
 
     Raises:
         ConfigError: a setting makes no sense.
         DataError: there are too few records.
         StorageError: an adapter or the vault cannot be read or written.
     """
-    from pfi.models.backbone import load_backbone
-
+    begun = time.monotonic()
     config, mixed = train_config(home, settings or {}), mix_config(home, mix or {})
-    if not 0 <= holdout < 1:
+    if holdout is not None and not 0 <= holdout < 1:
         raise ConfigError(f"holdout is {holdout}", fix="give a share from 0 up to but not 1")
     read = datetime.now(UTC)
     data = divide(home, task, holdout, real_only=real_only)
@@ -136,39 +167,171 @@ def train(
         fix = "add --set mix.order=synthetic-first, or --real-only"
         raise ConfigError(what, where=f"task {task.name}", fix=fix)
 
-    on_stage("loading the backbone")
-    plain = backbone or load_backbone(home.config.backbone)
-    measured = task.examples(data.held_back, random.Random(seed))[-MAX_MEASURED:]
     shared = home.shared_adapters.active(task.name)
-    base = plain.with_adapters([home.shared_adapters.load(shared)] if shared else [])
+    base = training_base(home, config, shared, backbone, engine=engine, on_stage=on_stage)
+    examples = training_examples(home, task, base, data, mixed, seed)
+    measured = task.examples(data.held_back, random.Random(seed))[-MAX_MEASURED:]
+    free = not {"layers", "targets"} & {*home.config.train, *(settings or {})}
+    expected = _expect(base, task, examples, measured, config, free=free)
+    config = config.model_copy(update={"precision": precision_name(base)})
+    if expected is not None:
+        config = config.model_copy(update={"layers": expected.layers} if free else {})
+        on_expected(expected)
+    before = after = verdict = None
+    against = passed_over = None
     if measured:
         on_stage("measuring before training")
-    before = measure(base, task, measured)
+        against, passed_over = _in_use(home, task, measured)
+        present = home.personal_adapters.load(against) if against else None
+        before = measure(base, task, measured, present)
     made = train_candidate(
         home, task, base, data, config, mixed,
-        seed=seed, engine=engine, on_step=on_step, on_stage=on_stage,
+        seed=seed, engine=engine, examples=examples, on_step=on_step, on_stage=on_stage,
     )  # fmt: skip
-    after: dict[str, float] = {}
-    losses: list[float] = []
-    if measured:
+    if before is not None:
         on_stage("measuring after training")
-        with_it = base.with_adapters([made.adapter])
-        losses = example_losses(with_it, measured)
-        after = {"loss": _mean(losses), **answer_scores(with_it, task, measured)}
+        after = measure(base, task, measured, made.adapter)
+        verdict = judge(task, measured, before, after)
 
     info = adapter_info(home, task, made, data, config, seed=seed, mixed=mixed)
     info = info.model_copy(
         update={
-            "metrics": after,
+            "metrics": after.metrics if after else {},
             "read": read,
             "held_back": [fingerprint(record.id) for record in data.held_back],
-            "held_back_losses": losses,
+            "held_back_losses": [*after.losses] if after else [],
+            "verdict": verdict.reason if verdict else "",
         }
     )
     refuse_erased(home, task.name, read)
     version = home.personal_adapters.add(made.adapter, info)
-    home.personal_adapters.use(version.version)
-    return Trained(version, before, after, len(measured), made.synthetic, data.left_out)
+    used = verdict is None or verdict.better
+    if used:
+        home.personal_adapters.use(version.version)
+    return Trained(
+        version,
+        before.metrics if before else {},
+        after.metrics if after else {},
+        len(measured),
+        made.synthetic,
+        data.left_out,
+        used,
+        verdict,
+        against,
+        passed_over,
+        time.monotonic() - begun,
+    )
+
+
+def training_base(
+    home: Home,
+    config: TrainConfig,
+    shared: str | None,
+    backbone: Backbone | None = None,
+    *,
+    engine: str = "bank",
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> Backbone:
+    """The backbone with a shared adapter merged in, in the precision that is trained in.
+
+    Only these weights are held, unless the caller holds the backbone that it gave.
+
+    Args:
+        home: the device.
+        config: how it is trained.
+        shared: the version of the shared adapter, or None.
+        backbone: the profile's one, where it is loaded already.
+        engine: what trains; `peft` needs float32 weights, and casts by itself.
+        on_stage: told what begins, in a few words.
+    """
+    from pfi._util.heap import keep_few_kernels, release_freed
+    from pfi.models.backbone import load_backbone
+    from pfi.train.precision import in_precision, precision_of
+
+    keep_few_kernels()
+    if backbone is None:
+        on_stage("loading the backbone")
+        backbone = load_backbone(home.config.backbone)
+    backbone = backbone.with_adapters([home.shared_adapters.load(shared)] if shared else [])
+    if engine != "peft":
+        backbone = in_precision(backbone, precision_of(config, backbone))
+    release_freed()
+    return backbone
+
+
+def precision_name(base: Backbone) -> str:
+    """The precision of a backbone's weights, as the training settings name it."""
+    return str(base.model.dtype).removeprefix("torch.")
+
+
+def _in_use(home: Home, task: Task, measured: Sequence[Example]) -> tuple[str | None, str | None]:
+    """The version in use, if it can be measured on some records, and if it cannot.
+
+    It can be where it sits on the same shared adapter and backbone and has not learnt from them.
+    """
+    store = home.personal_adapters
+    active = store.active(task.name)
+    if active is None:
+        return None, None
+    manifest = store.manifest(active)
+    with home.open_vault() as vault:
+        new = vault.added_since(task.name, manifest.read or manifest.created)
+    unseen = {*manifest.held_back}
+    fits = (
+        manifest.backbone == home.config.backbone
+        and manifest.shared == home.shared_adapters.active(task.name)
+        and all(e.record_id in new or fingerprint(e.record_id) in unseen for e in measured)
+    )
+    return (active, None) if fits else (None, active)
+
+
+def _expect(
+    base: Backbone,
+    task: Task,
+    examples: Examples,
+    measured: Sequence[Example],
+    config: TrainConfig,
+    *,
+    free: bool,
+) -> Expected | None:
+    """What the training will take; with fewer blocks where that is ``free`` to choose."""
+    from pfi.profile.plan.expect import expect
+    from pfi.train.job import as_piece
+    from pfi.train.precision import SMALL
+
+    pieces = [as_piece(base, e, config.max_length) for part in examples for e in part]
+    return expect(
+        base,
+        pieces,
+        config,
+        choose=free and base.model.num_parameters() >= SMALL,
+        measured=[measured_piece(base, example) for example in measured],
+        answered=min(len(measured), ANSWERED) if task.kind == "text" else 0,
+        new_tokens=task.max_new_tokens,
+    )
+
+
+def training_examples(
+    home: Home, task: Task, base: Backbone, data: Division, mixed: MixConfig, seed: int
+) -> Examples:
+    """The examples of the records that are trained on.
+
+    Raises:
+        DataError: there are none.
+    """
+    from pfi.train.examples import mixed_examples
+
+    retrieval = retrieval_of(home.config, base.prompter)
+    made, own = mixed_examples(
+        retrieval, task, data.real, data.synthetic, mixed, random.Random(seed)
+    )
+    if not made and not own:
+        count = len(data.real) + len(data.synthetic)
+        raise DataError(
+            f"none of the {count} records of task {task.name} gives a training example",
+            fix="choose another task with --task",
+        )
+    return made, own
 
 
 def train_candidate(
@@ -182,6 +345,7 @@ def train_candidate(
     seed: int = 0,
     engine: str = "bank",
     start: Adapter | None = None,
+    examples: Examples | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
 ) -> Candidate:
@@ -197,32 +361,23 @@ def train_candidate(
         seed: of the examples' choices and of the training.
         engine: what trains, `bank` or `peft`.
         start: the adapter to go on from; a new one when None.
+        examples: see `training_examples`, where they are made already.
         on_step, on_stage: see `train`.
 
     Raises:
         DataError: no record gives a training example.
     """
-    from pfi.train.examples import mixed_examples
     from pfi.train.job import train_one
     from pfi.train.trainers import get_trainer
 
-    retrieval = retrieval_of(home.config, base.prompter)
-    made, own = mixed_examples(
-        retrieval, task, data.real, data.synthetic, mixed, random.Random(seed)
-    )
-    if not made and not own:
-        count = len(data.real) + len(data.synthetic)
-        raise DataError(
-            f"none of the {count} records of task {task.name} gives a training example",
-            fix="choose another task with --task",
-        )
-    trainer, examples, seconds = get_trainer(engine), [*made, *own], 0.0
+    made, own = examples or training_examples(home, task, base, data, mixed, seed)
+    trainer, learnt, seconds = get_trainer(engine), [*made, *own], 0.0
     if mixed.order == "synthetic-first" and made and own:
         on_stage("training on synthetic records")
         first = train_one(trainer, base, made, config, seed=seed, start=start, on_step=on_step)
-        start, examples, seconds = first.adapter, own, first.seconds
+        start, learnt, seconds = first.adapter, own, first.seconds
     on_stage("training")
-    result = train_one(trainer, base, examples, config, seed=seed, start=start, on_step=on_step)
+    result = train_one(trainer, base, learnt, config, seed=seed, start=start, on_step=on_step)
     used = len({example.record_id for example in made})
     return Candidate(result.adapter, result.losses, seconds + result.seconds, used)
 
@@ -242,6 +397,7 @@ def adapter_info(
     return AdapterInfo(
         task=task.name,
         backbone=home.config.backbone,
+        backbone_files=backbone_fingerprint(home.config.backbone),
         records=len(data.real),
         config={**config.model_dump(), "seed": seed, **_told(mixed, made.synthetic)},
         parent=home.personal_adapters.active(task.name),
@@ -255,12 +411,15 @@ def adapter_info(
 def train_config(home: Home, settings: Mapping[str, Any]) -> TrainConfig:
     """The training settings: the given ones, then the profile's, then the defaults.
 
+    A device chooses the precision by its model and machine unless told otherwise.
+
     Raises:
         ConfigError: one of them makes no sense.
     """
     from pfi.train.config import TrainConfig
 
-    return checked(TrainConfig, {**home.config.train, **settings}, "training settings")
+    values = {"precision": "auto", **home.config.train, **settings}
+    return checked(TrainConfig, values, "training settings")
 
 
 def mix_config(home: Home, settings: Mapping[str, Any]) -> MixConfig:
@@ -274,8 +433,18 @@ def mix_config(home: Home, settings: Mapping[str, Any]) -> MixConfig:
     return checked(MixConfig, {**home.config.mix, **settings}, "mix settings")
 
 
-def divide(home: Home, task: Task, holdout: float, *, real_only: bool = False) -> Division:
-    """What to train on and what to hold back.
+def usual_holdout(records: int) -> int:
+    """How many of the newest real records are held back unless told otherwise.
+
+    15 %, at least 4 and at most 64; none of fewer than 12, which would be left with too few.
+    """
+    if records < 3 * LEAST:
+        return 0
+    return min(max(LEAST, round(HOLDOUT * records)), MAX_HOLDOUT)
+
+
+def divide(home: Home, task: Task, holdout: float | None, *, real_only: bool = False) -> Division:
+    """What to train on and what to hold back: a share, or `usual_holdout` when None.
 
     Only real records are held back.  Beside them a synthetic record is trained on only if it
     was made from nothing but records that are trained on; one of unknown making, only if it is
@@ -294,9 +463,10 @@ def divide(home: Home, task: Task, holdout: float, *, real_only: bool = False) -
             f"there are no records of task {task.name}",
             fix="import some with `pfi import`, or choose another task with --task",
         )
-    if not holdout:
+    wanted = usual_holdout(len(real)) if holdout is None else float(holdout)
+    older, newer = real.split(wanted)
+    if not newer and (holdout is None or not holdout):
         return Division(real, synthetic, History(real.user_id))
-    older, newer = real.split(float(holdout))
     if not newer:
         raise DataError(
             f"a holdout of {holdout} leaves none of {len(real)} records to measure on",
@@ -309,35 +479,6 @@ def divide(home: Home, task: Task, holdout: float, *, real_only: bool = False) -
 def _told(mix: MixConfig, used: int) -> dict[str, Any]:
     """What a manifest says of synthetic records."""
     return {"synthetic": used, "mix": mix.model_dump()} if used else {}
-
-
-def measure(backbone: Backbone, task: Task, examples: Sequence[Example]) -> dict[str, float]:
-    """Mean loss (nats a target token) and the task's metrics; empty without examples."""
-    if not examples:
-        return {}
-    loss = _mean(example_losses(backbone, examples))
-    return {"loss": loss, **answer_scores(backbone, task, examples)}
-
-
-def example_losses(backbone: Backbone, examples: Sequence[Example]) -> list[float]:
-    """Every example's loss, nats a target token."""
-    from pfi.models.scoring import mean_losses
-    from pfi.train.job import as_piece
-
-    return mean_losses(backbone, [as_piece(backbone, e, backbone.max_length) for e in examples])
-
-
-def answer_scores(backbone: Backbone, task: Task, examples: Sequence[Example]) -> dict[str, float]:
-    """The task's metrics of the answers to the examples."""
-    from pfi.inference.answering import answers, sampling_of
-    from pfi.inference.engine import Request
-    from pfi.inference.torch.engine import TorchEngine
-
-    retrieval, sampling = Retrieval(0, 0, backbone.prompter), sampling_of(task)
-    asked = [retrieval.fill(task, example.prompt).ids for example in examples]
-    with TorchEngine(backbone, capacity=1, rank=1) as engine:
-        texts = answers(engine, task, [Request(ids, None, sampling) for ids in asked])
-    return task.score(texts, [example.target for example in examples])
 
 
 def _mean(values: Sequence[float]) -> float:

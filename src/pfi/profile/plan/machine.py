@@ -15,10 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pfi._util.memory import file_number, free_memory
+
 #: Bytes of an array that fits most last caches, and of one that is far larger than any.
 CACHED, LARGE = 1 << 24, 1 << 28
 _SECONDS = 0.12  # of one measurement, at least three passes each
-_CGROUP, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _POWER = Path("/sys/class")
 
 
@@ -108,11 +109,7 @@ def measure_machine(folder: Path) -> Machine:
     import torch
 
     base = base_memory()
-    memory = psutil.virtual_memory()
-    limit, used = cgroup_memory()
-    total, free = int(memory.total), int(memory.available)
-    if limit is not None and limit < total:
-        total, free = limit, min(free, max(0, limit - used))
+    free, total = free_memory()
     meter = PowerMeter()
     speed = measure_processor("cpu", min(LARGE, max(CACHED, free // 8)))
     watts = meter.watts()
@@ -189,54 +186,6 @@ def measure_processor(device: str, large: int = LARGE) -> Processor:
 # Limits and power that only the system knows -----------------------------------------
 
 
-def cgroup_memory(root: Path = _CGROUP, own: Path = _OWN_CGROUP) -> tuple[int | None, int]:
-    """The smallest memory limit of this process's control groups, and what counts against it.
-
-    Bytes; the limit is None where there is none.  Cache that the kernel can drop does not count.
-    """
-    found: list[tuple[int, int]] = []
-    try:
-        lines = own.read_text("utf-8").splitlines()
-    except OSError:
-        return None, 0
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
-        if not kinds:  # version 2
-            base, limit, usage = root, "memory.max", "memory.current"
-        elif "memory" in kinds.split(","):
-            base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        folder = base / path.strip("/")
-        for place in (folder, *folder.parents):
-            if not place.is_relative_to(base):
-                break
-            most = _number(place / limit)
-            if most is not None:
-                droppable = _stat(place / "memory.stat")
-                found.append((most, max(0, (_number(place / usage) or 0) - droppable)))
-    # Of two limits the one that leaves least counts.
-    return min(found, key=lambda one: one[0] - one[1]) if found else (None, 0)
-
-
-def _number(file: Path) -> int | None:
-    """A file's number; None when it is missing or says ``max``."""
-    try:
-        value = int(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if value < 1 << 60 else None  # version 1 writes "no limit" as a huge number
-
-
-def _stat(file: Path) -> int:
-    """Bytes of file cache that are not in use, of a control group's ``memory.stat``."""
-    try:
-        values = dict(line.split()[:2] for line in file.read_text("utf-8").splitlines())
-    except (OSError, ValueError):
-        return 0
-    return int(values.get("total_inactive_file", values.get("inactive_file", 0)))
-
-
 def _battery() -> tuple[bool | None, float | None]:
     """Whether the battery is what powers the machine, and how many watt-hours it holds."""
     import psutil  # type: ignore[import-untyped]
@@ -244,7 +193,7 @@ def _battery() -> tuple[bool | None, float | None]:
     state = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     if state is None:
         return None, None
-    charges = (_number(file) for file in (_POWER / "power_supply").glob("BAT*/energy_now"))
+    charges = (file_number(file) for file in (_POWER / "power_supply").glob("BAT*/energy_now"))
     charge = sum(value for value in charges if value is not None) / 1e6
     return state.power_plugged is False, charge or None
 
@@ -261,17 +210,17 @@ class PowerMeter:
         self._packages = {
             file: value
             for file in root.glob("powercap/intel-rapl:*/energy_uj")
-            if file.parent.name.count(":") == 1 and (value := _number(file)) is not None
+            if file.parent.name.count(":") == 1 and (value := file_number(file)) is not None
         }
 
     def watts(self) -> float | None:
         """The mean power; None where nothing tells it."""
         seconds = max(time.monotonic() - self._begin, 1e-3)
-        spent = [(_number(file) or 0) - before for file, before in self._packages.items()]
+        spent = [(file_number(file) or 0) - before for file, before in self._packages.items()]
         if spent and min(spent) >= 0 and sum(spent):  # the counter starts anew now and then
             return sum(spent) / 1e6 / seconds
         for file in self._root.glob("power_supply/BAT*/power_now"):
-            drawn = _number(file)
+            drawn = file_number(file)
             status = file.parent / "status"
             if drawn and status.exists() and status.read_text("utf-8").strip() == "Discharging":
                 return drawn / 1e6

@@ -7,15 +7,17 @@ that more room never gives a worse plan.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.errors import ConfigError
+from pfi.models.gguf.families import BY_MODEL_TYPE
 from pfi.profile.answer.engines import Bits, EngineName
 from pfi.profile.plan.machine import Machine
 from pfi.profile.plan.predict import Figures, Model, TrainingFigures, answering, training
+from pfi.profile.plan.shapes import ModelShape
 
 #: Ways to answer, and how near their weights are to the backbone's own: 2 as good as the same.
 WAYS: list[tuple[EngineName, Bits, int]] = [
@@ -26,8 +28,8 @@ WAYS: list[tuple[EngineName, Bits, int]] = [
     ("llama.cpp", "q4_k_m", 0),
 ]
 _NEARNESS = {(engine, bits): near for engine, bits, near in WAYS}
-#: Model kinds that llama.cpp can be given, see ``inference/llama/gguf.py``.
-LLAMA_KINDS = frozenset({"llama", "qwen2"})
+#: Model kinds that llama.cpp can be given, see ``models/gguf/families.py``.
+LLAMA_KINDS = frozenset(BY_MODEL_TYPE)
 _LEAST_CONTEXT, _WANTED_CONTEXT = 256, 1024
 ASSUMED_WATTS = 30.0
 _BATTERY_SHARE = 0.1  # of its charge that training may take without being asked
@@ -55,16 +57,21 @@ class Option:
     rank: int = 0
     figures: Figures | None = None
     refused: str | None = None
+    own: bool = False  # the backbone's own GGUF file; `bits` is what comes nearest to it
+
+    @property
+    def nearness(self) -> int:
+        """How near the weights are to the backbone's own: 2 as good as the same."""
+        return 2 if self.own else _NEARNESS[self.engine, self.bits]
 
     def worth(self, speed: float) -> tuple[float, ...]:
         """What a user gets; greater is better."""
         assert self.figures is not None
         decode = self.figures.decode
-        near = _NEARNESS[self.engine, self.bits]
         return (
             min(decode, speed),
             min(self.context, _WANTED_CONTEXT),
-            near,
+            self.nearness,
             self.context,
             self.rank,
             decode,
@@ -122,7 +129,7 @@ class Plan:
         train: dict[str, Any] = {"rank": made.rank, "layers": layers}
         return {
             "engine": chosen.engine,
-            "bits": chosen.bits,
+            "bits": "auto" if chosen.own else chosen.bits,
             "context": chosen.context,
             "train": train,
         }
@@ -138,7 +145,7 @@ def plan(machine: Machine, model: Model, limits: Limits) -> Plan:
     Raises:
         ConfigError: nothing fits; it says what would be needed.
     """
-    options = [_best(machine, model, limits, engine, bits) for engine, bits, _ in WAYS]
+    options = [_best(machine, model, limits, engine, bits) for engine, bits in ways(model.shape)]
     possible = [option for option in options if option.figures and not option.refused]
     if not possible:
         raise _impossible(machine, options, model.shape.name, limits)
@@ -156,6 +163,18 @@ def plan(machine: Machine, model: Model, limits: Limits) -> Plan:
 # Answering ---------------------------------------------------------------------------
 
 
+def ways(shape: ModelShape) -> list[tuple[EngineName, Bits]]:
+    """The ways to answer with a model; llama.cpp takes a GGUF file as it is."""
+    if shape.bits is None:
+        return [(engine, bits) for engine, bits, _ in WAYS]
+    nearest = min(
+        (bits for engine, bits, _ in WAYS if engine == "llama.cpp"),
+        key=lambda bits: abs(shape.size(bits) - shape.file),
+    )
+    torch_ways = [(engine, bits) for engine, bits, _ in WAYS if engine == "torch"]
+    return [*torch_ways, ("llama.cpp", nearest)]
+
+
 def _best(machine: Machine, model: Model, limits: Limits, engine: EngineName, bits: Bits) -> Option:
     """An engine's best context and rank within the limits."""
     if engine == "llama.cpp":
@@ -163,18 +182,17 @@ def _best(machine: Machine, model: Model, limits: Limits, engine: EngineName, bi
             return Option(engine, bits, refused="not installed: pip install 'pfi[llama]'")
         if model.shape.seq2seq or model.shape.kind not in LLAMA_KINDS:
             return Option(engine, bits, refused=f"it is not offered for {model.shape.kind} models")
+    own = engine == "llama.cpp" and model.shape.bits is not None
     found: list[Option] = []
     for context in contexts(model.shape.context):
         for rank in ranks(model.rank):
             figures = answering(machine, model, engine, bits, context, rank)
-            found.append(Option(engine, bits, context, rank, figures))
+            found.append(Option(engine, bits, context, rank, figures, own=own))
     fitting = [option for option in found if not _too_much(option, machine, limits)]
     if fitting:
         return max(fitting, key=lambda option: option.worth(limits.speed))
     least = _least(found)
-    return Option(
-        engine, bits, least.context, least.rank, least.figures, _too_much(least, machine, limits)
-    )
+    return replace(least, refused=_too_much(least, machine, limits))
 
 
 def contexts(longest: int) -> list[int]:
@@ -306,9 +324,9 @@ def _too_costly(
 
 
 def _why_engine(chosen: Option, options: list[Option], limits: Limits) -> str:
-    near = _NEARNESS[chosen.engine, chosen.bits]
-    nearer = [o for o in options if _NEARNESS[o.engine, o.bits] > near and o.refused is None]
-    refused = [o for o in options if _NEARNESS[o.engine, o.bits] > near and o.refused]
+    near = chosen.nearness
+    nearer = [o for o in options if o.nearness > near and o.refused is None]
+    refused = [o for o in options if o.nearness > near and o.refused]
     assert chosen.figures is not None
     rate = f"{chosen.figures.decode:.0f} tokens a second"
     if near == 2:

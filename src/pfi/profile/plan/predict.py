@@ -23,9 +23,11 @@ _FULL = 512  # tokens of the keys and values that a typical step reads
 _LLAMA_SHARE: dict[Bits, float] = {"f16": 0.36, "q8_0": 0.38, "q4_k_m": 0.28}
 _LLAMA_STEP, _LLAMA_PREFILL = 1e-4, 0.5
 _TORCH_PREFILL, _TRAIN = 0.5, 0.5  # share of the matrix speed
+_TRAIN_HALF = 0.25  # the same in bfloat16, whose products are a smaller part of the work
 _LLAMA_BATCH = 512  # tokens of a pass over the prompt, for which it takes memory at its start
 _TRAIN_PASS = 512  # tokens of a pass of the bank's trainer on a CPU
 _TRAIN_EXTRA = 20 << 20
+_TRAIN_LOGITS = 3 << 23  # numbers of the logits that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -163,12 +165,12 @@ def _llama(machine: Machine, model: Model, bits: Bits, context: int, rank: int) 
     share = _LLAMA_SHARE[bits] * speed.flops
     seconds = read / speed.rate(read) + 2 * shape.active / share + _LLAMA_STEP * shape.layers
     prefill = _LLAMA_PREFILL * speed.flops / (2 * shape.active)
-    file = shape.size(bits)
+    file = shape.file if shape.bits else shape.size(bits)
     batch = min(context, _LLAMA_BATCH)
     passing = 4 * batch * (shape.vocabulary + 4 * shape.hidden + 3 * shape.intermediate)
     adapter = 4 * rank * shape.adapter_numbers
     memory = machine.base + file + adapter + _ROWS * shape.cache(context, 2) + passing
-    return Figures(1 / seconds, prefill, read, memory, disk=file)
+    return Figures(1 / seconds, prefill, read, memory, disk=0 if shape.bits else file)
 
 
 @dataclass(frozen=True)
@@ -188,27 +190,47 @@ class TrainingFigures:
 
 def training(machine: Machine, model: Model, rank: int, blocks: int) -> TrainingFigures:
     """Figures of a training of the last ``blocks`` blocks in float32, with AdamW."""
-    shape, work = model.shape, model.work
     speed = machine.gpu.speed if machine.gpu else machine.speed
-    rate = _TRAIN * speed.flops / (4 * shape.active)
+    rate = training_rate(model.shape, speed.flops)
     if model.measured and model.measured.train:
         rate = model.measured.train
+    seconds = training_seconds(model.shape, model.work, blocks, rate)
+    most = training_memory(model.shape, model.work, rank, blocks)
+    if machine.gpu:
+        return TrainingFigures(seconds, machine.base + model.shape.file, most)
+    return TrainingFigures(seconds, machine.base + most)
+
+
+def training_rate(shape: ModelShape, flops: float, bits: Bits = "f32") -> float:
+    """Tokens a second of a training of all blocks, by the speed of matrix products."""
+    share = _TRAIN if bits == "f32" else _TRAIN_HALF
+    return share * flops / (4 * shape.active)
+
+
+def training_seconds(shape: ModelShape, work: Work, blocks: int, rate: float) -> float:
+    """Seconds of a training of the last ``blocks`` blocks, where all would go at ``rate``."""
     share = blocks / shape.layers
     # Blocks below the adapted ones run once, forward only, and are cached.
     cost = share + (1 - share) * 0.5 / max(1.0, work.epochs)
-    seconds = work.tokens * work.epochs * cost / rate
+    return work.tokens * work.epochs * cost / rate
 
+
+def training_memory(
+    shape: ModelShape, work: Work, rank: int, blocks: int, bits: Bits = "f32"
+) -> int:
+    """Bytes of a training of the last ``blocks`` blocks at its highest, without the libraries.
+
+    In ``bf16`` the weights are read in float32 first, as in any precision, and then let go.
+    """
+    share, number = blocks / shape.layers, 4 if bits == "f32" else 2
     tokens = max(_TRAIN_PASS, work.longest)
     tokens = min(tokens, work.longest * min(work.batch_size, work.examples))
     kept = tokens * (8 * shape.hidden + 4 * shape.intermediate + 2 * shape.heads * work.longest)
-    logits = 3 * work.targets * shape.vocabulary
+    logits = min(3 * work.targets * shape.vocabulary, _TRAIN_LOGITS)
     # The factors, their gradients, two moments, and copies while they change.
     factors = 8 * rank * shape.adapter_numbers * share
     lower = 0 if blocks == shape.layers else min(work.tokens * shape.hidden, 1 << 26)
     weights = shape.size("f32")
-    held = weights * (2 if work.shared else 1)
-    numbers = 4 * int(blocks * kept + logits + factors + lower)
-    most = max(weights + shape.file, held + numbers + _TRAIN_EXTRA)
-    if machine.gpu:
-        return TrainingFigures(seconds, machine.base + shape.file, most)
-    return TrainingFigures(seconds, machine.base + most)
+    held = shape.size(bits) if bits == "bf16" else weights * (2 if work.shared else 1)
+    numbers = int(number * (blocks * kept + lower) + 4 * (logits + factors))
+    return max(weights + shape.file, held + numbers + _TRAIN_EXTRA)

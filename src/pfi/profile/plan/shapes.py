@@ -12,10 +12,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pfi.errors import BackboneError
-from pfi.profile.answer.engines import Bits
+from pfi.inference.capacity import Bits
+from pfi.models.catalogue import resolve
+from pfi.models.gguf.families import Sizes
+from pfi.models.gguf.header import Header
+from pfi.models.gguf.header import read_header as read_gguf_header
+from pfi.models.prompter import gguf_path
+
+if TYPE_CHECKING:
+    from pfi.models.backbone import Backbone
 
 #: Bytes a weight, of the formats that keep every matrix alike.
 _PLAIN = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "q8_0": 34 / 32}
@@ -54,6 +62,8 @@ class ModelShape:
         tied: whether the output layer is the input embedding.
         seq2seq: whether it is an encoder-decoder model.
         file: bytes of its weight files.
+        bits: how its own GGUF file holds weights, which llama.cpp uses as it is; None for
+            safetensors.
     """
 
     name: str
@@ -70,6 +80,7 @@ class ModelShape:
     tied: bool
     seq2seq: bool
     file: int
+    bits: str | None = None
 
     @cached_property
     def parameters(self) -> int:
@@ -135,11 +146,14 @@ def _is_table(tensor: Tensor) -> bool:
 
 
 def read_shape(backbone: str) -> ModelShape:
-    """The sizes of ``embedded``, of a local folder's model or of a cached hub id.
+    """The sizes of ``embedded``, of an installed or local model or of a cached hub id.
 
     Raises:
         BackboneError: there is no such model here, or its files are damaged.
+        StorageError: the manifest of an installed model is damaged.
     """
+    if (own := gguf_path(backbone)) is not None:
+        return _gguf_shape(backbone, read_gguf_header(own))
     folder = backbone_folder(backbone)
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -156,6 +170,49 @@ def read_shape(backbone: str) -> ModelShape:
     except (KeyError, TypeError, ZeroDivisionError) as error:
         what = f"config.json lacks a size: {error}"
         raise BackboneError(what, where=str(folder)) from error
+
+
+def _gguf_shape(name: str, header: Header) -> ModelShape:
+    """The sizes of a GGUF file's model, with its weights by transformers' names."""
+    sizes = Sizes(header)
+    names = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}
+    layers = {other: own for own, other in sizes.family.layers.items()}
+
+    def renamed(tensor: str) -> str:
+        stem, _, ending = tensor.rpartition(".")
+        block, number, layer = [*stem.split(".", 2), "", ""][:3]
+        if block == "blk" and layer in layers:
+            return f"model.layers.{number}.{layers[layer]}.{ending}"
+        return f"{names.get(stem, stem)}.{ending}"
+
+    return ModelShape(
+        name=name,
+        kind=sizes.family.model_type,
+        tensors=tuple(Tensor(renamed(t.name), t.shape) for t in header.tensors.values()),
+        layers=sizes.blocks,
+        hidden=sizes.hidden,
+        intermediate=sizes.feed_forward,
+        heads=sizes.heads,
+        kv_heads=sizes.key_heads,
+        head_dim=sizes.head,
+        vocabulary=sizes.vocabulary,
+        context=sizes.context,
+        tied=sizes.tied,
+        seq2seq=False,
+        file=header.path.stat().st_size,
+        bits=header.bits,
+    )
+
+
+def shape_of(backbone: Backbone) -> ModelShape | None:
+    """The sizes of a loaded backbone; None where its configuration does not say them."""
+    model = backbone.model
+    tensors = [Tensor(name, tuple(weight.shape)) for name, weight in model.named_parameters()]
+    try:
+        numbers = sum(tensor.numbers for tensor in tensors)
+        return _shape(backbone.name, model.config.to_dict(), tensors, 4 * numbers)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def _shape(name: str, config: dict[str, Any], tensors: list[Tensor], file: int) -> ModelShape:
@@ -201,6 +258,7 @@ def backbone_folder(backbone: str) -> Path:
     """
     if backbone == "embedded":
         return Path(str(resources.files("pfi.models") / "embedded"))
+    backbone = resolve(backbone)
     folder = Path(backbone).expanduser()
     if folder.is_dir():
         return folder

@@ -33,6 +33,7 @@ from pfi.profile.vault.tables import (
     time_of,
 )
 from pfi.records import History, Origin, Record
+from pfi.tasks import as_request, source_tasks, tasks
 
 BATCH = 500
 BUSY_SECONDS = 30.0
@@ -305,20 +306,31 @@ class Vault(Closes):
         the records have a time, the others count as of when they were added: they are no
         younger than that, and so never answer a question from before it.
 
+        A task whose records are `all` has those of other tasks too, each as a request and the
+        words that the user wrote, see `pfi.tasks.as_request`.
+
         Args:
             task: the name of the task.
             origin: only `real` or only `synthetic` records; None for both.
             user_id: whose history it is called.
         """
-        query = f"""SELECT {COLUMNS} FROM records
-                    WHERE task = ? AND origin LIKE ? AND {_USED} ORDER BY seq"""
+        sources = source_tasks(task)
+        query = f"""SELECT {COLUMNS} FROM records WHERE task IN (SELECT value FROM json_each(?))
+                    AND origin LIKE ? AND {_USED} ORDER BY seq"""
         with self._translate():
-            rows = self._db.execute(query, (task, origin or "%")).fetchall()
+            rows = self._db.execute(query, (json.dumps(sources), origin or "%")).fetchall()
         dated = any(row[4] is not None for row in rows)
-        return History(user_id, (record_of(row, fill_time=dated) for row in rows))
+        records: Iterable[Record | None] = (record_of(row, fill_time=dated) for row in rows)
+        if len(sources) > 1:
+            records = (as_request(record, tasks()[task]) for record in records if record)
+        return History(user_id, (record for record in records if record is not None))
 
     def outlines(self, task: str) -> Outlines:
         """The records of `history(task, origin="real")`, in its order, without their content."""
+        if len(source_tasks(task)) > 1:  # which of them it holds, only their content tells
+            mark, history = self.mark, self.history(task, origin="real")
+            records = [Outline(record.id, record.time, record.source) for record in history]
+            return Outlines(task, mark, history.dated, records)
         query = f"""SELECT id, time, added, source FROM records
                     WHERE task = ? AND origin = 'real' AND {_USED} ORDER BY seq"""
         with self._translate():
@@ -339,19 +351,28 @@ class Vault(Closes):
 
     def outlined(self, outlines: Outlines, ids: Sequence[str]) -> dict[str, Record]:
         """Some of the records that were outlined, by id; those that are gone are left out."""
+        sources = source_tasks(outlines.task)
         # The + keeps to the index of ids: by that of tasks all records of the task are read.
-        query = f"""SELECT {COLUMNS} FROM records WHERE +task = ? AND origin = 'real' AND {_USED}
+        query = f"""SELECT {COLUMNS} FROM records
+                    WHERE +task IN (SELECT value FROM json_each(?)) AND origin = 'real' AND {_USED}
                     AND id IN (SELECT value FROM json_each(?))"""
+        values = json.dumps(sources), json.dumps(list(ids))
         with self._translate():
-            rows = self._db.execute(query, (outlines.task, json.dumps(list(ids)))).fetchall()
-        return {str(row[0]): record_of(row, fill_time=outlines.dated) for row in rows}
+            rows = self._db.execute(query, values).fetchall()
+        records = {str(row[0]): record_of(row, fill_time=outlines.dated) for row in rows}
+        if len(sources) > 1:
+            task = tasks()[outlines.task]
+            requests = {id_: as_request(record, task) for id_, record in records.items()}
+            records = {id_: record for id_, record in requests.items() if record is not None}
+        return records
 
     def added_since(self, task: str, time: datetime) -> set[str]:
         """The ids of real records stored after a time, but those left out of `history`."""
-        query = f"""SELECT id FROM records
-                    WHERE task = ? AND origin = 'real' AND added > ? AND {_USED}"""
+        query = f"""SELECT id FROM records WHERE task IN (SELECT value FROM json_each(?))
+                    AND origin = 'real' AND added > ? AND {_USED}"""
+        values = json.dumps(source_tasks(task)), time.astimezone(UTC).isoformat()
         with self._translate():
-            rows = self._db.execute(query, (task, time.astimezone(UTC).isoformat())).fetchall()
+            rows = self._db.execute(query, values).fetchall()
         return {id_ for (id_,) in rows}
 
     def added(self, ids: Collection[str]) -> dict[str, datetime]:

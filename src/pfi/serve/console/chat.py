@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
@@ -19,6 +19,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from pfi.errors import ConfigError, PfiError
 from pfi.inference.engine import Stream
+from pfi.profile.answer.conversation import with_system
 from pfi.profile.answer.runtime import Prepared
 from pfi.profile.vault.feedback import Rating
 from pfi.serve.console.progress import refresh_if_due
@@ -29,14 +30,13 @@ router = APIRouter(route_class=ConsoleRoute)
 #: Answers from before that a new page shows.
 _EARLIER = 3
 _FIELD = "field-"
-#: The task whose questions may refer to the ones before.
-_TALK = "instruction"
-_MOST_TURNS = 12
+_MOST_TURNS = 400
 
 
 @router.get("/chat")
 def page(visit: Signed, task: str = "") -> Response:
     """The chat, with the last answers."""
+    from pfi.profile.answer.conversation import read_system
     from pfi.profile.learn.feedback import task_of
     from pfi.tasks import tasks
 
@@ -54,6 +54,7 @@ def page(visit: Signed, task: str = "") -> Response:
         counts=counts,
         adapter=home.personal_adapters.active(chosen.name),
         earlier=earlier,
+        system=read_system(home),
     )
 
 
@@ -80,8 +81,19 @@ async def ask(
     task: Annotated[str, Form()],
     compare: Annotated[bool, Form()] = False,
     turns: Annotated[str, Form()] = "[]",
+    system: Annotated[str, Form()] = "",
+    named: Annotated[bool, Form()] = True,
+    more: Annotated[str, Form()] = "",
 ) -> Response:
     """Answer a question, piece by piece; the input fields are `field-NAME`.
+
+    Args:
+        task: what it is asked as.
+        compare: also ask the backbone alone.
+        turns: those before the question, a JSON list of pairs of role and text.
+        system: what the model is told before them.
+        named: whether the user chose the task.
+        more: one's own model's answer that was cut, to go on with.
 
     Raises:
         ConfigError: a field is missing or the task unknown.
@@ -93,7 +105,9 @@ async def ask(
         if key.startswith(_FIELD)
     }
     chosen = await asyncio.to_thread(visit.task, task)
-    talk = _Talk(visit, chosen, _checked(chosen, values), _turns(turns, chosen))
+    history = with_system(system, _turns(turns)) if chosen.kind == "text" else []
+    talk = _Talk(visit, chosen, _checked(chosen, values), history, named, more)
+    compare = compare and not more
     columns = {"mine": talk.mine, **({"generic": talk.generic} if compare else {})}
     return StreamingResponse(
         _lines(talk, columns),
@@ -110,14 +124,14 @@ def _checked(task: Task, values: Mapping[str, str]) -> dict[str, str]:
     return {name: values[name] for name in names}
 
 
-def _turns(text: str, task: Task) -> list[tuple[str, str]]:
-    """Earlier turns of the talk, as the page kept them; none for tasks without talk."""
+def _turns(text: str) -> list[tuple[str, str]]:
+    """Earlier turns of the conversation, as the page kept them."""
     try:
         found = [(str(role), str(said)) for role, said in json.loads(text)]
     except (ValueError, TypeError) as error:
         raise ConfigError("the earlier turns cannot be read", fix="reload the page") from error
     kept = [turn for turn in found if turn[0] in ("user", "assistant") and turn[1].strip()]
-    return kept[-_MOST_TURNS:] if task.name == _TALK else []
+    return kept[-_MOST_TURNS:]
 
 
 @dataclass
@@ -128,32 +142,56 @@ class _Talk:
     task: Task
     fields: dict[str, str]
     turns: list[tuple[str, str]]
+    named: bool = True
+    more: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _asked: Prepared | None = None
 
     def mine(self) -> Prepared:
         """The question as one's own model reads it."""
-        first, *_ = self.fields
-        others = {name: text for name, text in self.fields.items() if name != first}
         service, profile = self.visit.console.service, self.visit.profile
-        return service.prepare(
-            profile, self.fields[first], task=self.task.name, fields=others, history=self.turns
-        )
+        with self._lock:  # both columns ask for it
+            if self._asked is None:
+                first, *_ = self.fields
+                others = {name: text for name, text in self.fields.items() if name != first}
+                self._asked = service.prepare(
+                    profile,
+                    self.fields[first],
+                    task=self.task.name,
+                    fields=others,
+                    history=self.turns,
+                    named=self.named,
+                    alone=True,
+                )
+        return service.more(profile, self._asked, self.more) if self.more else self._asked
 
     def generic(self) -> Prepared:
-        """The question as the backbone alone reads it, asked as the same task."""
+        """The question as the backbone alone reads it, asked as one's own model is."""
         service, profile = self.visit.console.service, self.visit.profile
-        asked = [*self.turns, ("user", self.task.prompt(self.fields))]
-        return replace(service.prepare_generic(profile, asked), task=self.task)
+        task, text = self.task, self.task.prompt(self.fields)
+        with suppress(PfiError):  # one's own model's error is told in its column
+            mine = self.mine()
+            task, text = mine.task, mine.asked
+        turns = self.turns if task.free_form else []
+        return replace(service.prepare_generic(profile, [*turns, ("user", text)]), task=task)
 
     def stream(self, prepared: Prepared) -> Stream:
         """The answer on its way."""
-        return self.visit.console.service.stream(self.visit.profile, prepared)
+        service, profile = self.visit.console.service, self.visit.profile
+        return service.stream(profile, prepared, service.sampling(profile, prepared.task))
 
-    def keep(self, answer: str) -> None:
+    def fields_of(self, prepared: Prepared) -> dict[str, str]:
+        """The question's input fields, of the task that it was asked as in the end."""
+        if prepared.task.name == self.task.name:
+            return self.fields
+        return dict.fromkeys(fields_of(prepared.task), prepared.asked)
+
+    def keep(self, prepared: Prepared, answer: str) -> None:
         """Note one's own model's answer for `pfi feedback --last`; never the end of a talk."""
         from pfi.profile.learn.feedback import remember
 
         with suppress(PfiError):
-            remember(self.visit.home, self.task, self.fields, answer)
+            remember(self.visit.home, prepared.task, self.fields_of(prepared), answer)
 
     def foot(self, column: str, prepared: Prepared, answers: Mapping[str, str]) -> str:
         """What is under an answer."""
@@ -163,12 +201,35 @@ class _Talk:
             .render(
                 column=column,
                 why=prepared,
-                task=self.task,
-                input=json.dumps(self.fields, ensure_ascii=False),
+                task=prepared.task,
+                input=json.dumps(self.fields_of(prepared), ensure_ascii=False),
                 answer=answers[column],
                 mine=answers.get("mine", ""),
             )
         )
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """An answer that has ended; ``cut``: after how many tokens it was cut, 0 where it was not."""
+
+    prepared: Prepared
+    raw: str
+    cut: int
+
+    @property
+    def answer(self) -> str:
+        return self.prepared.task.parse(self.raw)
+
+    def shown(self) -> dict[str, Any]:
+        """What the page needs of it."""
+        return {
+            "whole": self.answer,
+            "raw": self.raw,
+            "cut": self.cut,
+            "asked": self.prepared.asked,
+            "dropped": self.prepared.dropped_turns,
+        }
 
 
 async def _lines(
@@ -192,12 +253,12 @@ async def _lines(
             streams.append(stream)
             if stop.is_set():
                 stream.cancel()
-            text = ""
+            text, count, cut = talk.more, 0, False
             for piece in stream:
-                text += piece.text
+                text, count, cut = text + piece.text, count + piece.tokens, piece.finish == "length"
                 if piece.text:
                     tell(column, piece.text)
-            tell(column, (prepared, talk.task.parse(text)))
+            tell(column, _Whole(prepared, text, count if cut else 0))
         except PfiError as error:
             tell(column, error)
         except Exception as error:
@@ -210,7 +271,7 @@ async def _lines(
         asyncio.create_task(asyncio.to_thread(work, column, make))
         for column, make in columns.items()
     ]
-    done: dict[str, Prepared] = {}
+    done: dict[str, _Whole] = {}
     answers: dict[str, str] = {}
     waiting = len(threads)
     try:
@@ -225,12 +286,12 @@ async def _lines(
             elif isinstance(value, Exception):
                 yield _line(column=column, error=f"pfi had an error ({type(value).__name__}).")
             else:
-                done[column], answers[column] = value
-                yield _line(column=column, whole=answers[column])
+                done[column], answers[column] = value, value.answer
+                yield _line(column=column, **value.shown())
         if "mine" in answers:
-            await asyncio.to_thread(talk.keep, answers["mine"])
-        for column, prepared in done.items():
-            yield _line(column=column, foot=talk.foot(column, prepared, answers))
+            await asyncio.to_thread(talk.keep, done["mine"].prepared, answers["mine"])
+        for column, whole in done.items():
+            yield _line(column=column, foot=talk.foot(column, whole.prepared, answers))
         yield _line(done=True)
     finally:
         stop.set()

@@ -73,7 +73,7 @@ def start(
     visit: Signed,
     kind: Annotated[str, Form()],
     task: Annotated[str, Form()] = "",
-    holdout: Annotated[float, Form()] = 0.2,
+    holdout: Annotated[float | None, Form()] = None,
     force: Annotated[bool, Form()] = False,
 ) -> Response:
     """Begin a job.
@@ -124,7 +124,7 @@ def refresh_if_due(visit: Visit) -> None:
 # Work -------------------------------------------------------------------------------
 
 
-def _train(home: Home, task: Task, holdout: float) -> Work:
+def _train(home: Home, task: Task, holdout: float | None) -> Work:
     def work(job: Job) -> Sequence[str]:
         from pfi.profile.learn.training import train
 
@@ -133,7 +133,8 @@ def _train(home: Home, task: Task, holdout: float) -> Work:
         records = count(version.records, "record")
         if done.synthetic:
             records = f"{version.records:,} real and {done.synthetic:,} synthetic records"
-        lines = [f"Adapter {version.version} is in use. It has learnt from {records}."]
+        state = "is in use" if done.used else "was not taken into use"
+        lines = [f"Adapter {version.version} {state}. It has learnt from {records}."]
         if done.measured:
             pairs = [
                 f"{name} {number(done.before[name])} → {number(value)}"
@@ -141,6 +142,9 @@ def _train(home: Home, task: Task, holdout: float) -> Work:
             ]
             of = count(done.measured, "held-back record")
             lines.append(f"On {of}, before and after: {', '.join(pairs)}.")
+        if done.verdict is not None:
+            better = "It is better" if done.verdict.better else "It is not better"
+            lines.append(f"{better}: {done.verdict.reason}.")
         return lines
 
     return work

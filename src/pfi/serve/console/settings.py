@@ -19,11 +19,13 @@ router = APIRouter(route_class=ConsoleRoute)
 @router.get("/settings")
 def page(visit: Signed) -> Response:
     """The settings as they are."""
+    from pfi.profile.answer.conversation import read_system
     from pfi.profile.learn.augmenting import augment_config
     from pfi.tasks import tasks
 
     return visit.page(
         "settings.html",
+        system=read_system(visit.home),
         config=visit.home.config,
         names=names_of(visit),
         augment=augment_config(visit.home, {}),
@@ -51,24 +53,39 @@ def save(
     answers: Annotated[int, Form()] = 50,
     refresh_after: Annotated[str, Form()] = "",
     names: Annotated[str, Form()] = "",
+    system: Annotated[str, Form()] = "",
+    max_tokens: Annotated[int, Form()] = 512,
+    temperature: Annotated[str, Form()] = "",
+    top_p: Annotated[str, Form()] = "",
 ) -> Response:
     """Change how questions are answered.
 
     Raises:
         ConfigError: a value makes no sense; nothing is changed.
     """
+    from pfi._util.settings import checked
+    from pfi.profile.answer.conversation import write_system
+    from pfi.profile.answer.sampling import SamplingConfig
     from pfi.profile.home import NAMES
+
+    given = {"temperature": temperature.strip(), "top_p": top_p.strip()}
+    others = {name: v for name, v in visit.home.config.sampling.items() if name not in given}
+    sampling = {**others, **{name: text for name, text in given.items() if text}}
+    known = checked(SamplingConfig, sampling, "sampling").model_dump(exclude_none=True)
 
     values = {
         "task": visit.task(task).name if task else None,
         "retrieve": retrieve,
         "answers": answers,
         "refresh_after": _whole(refresh_after, "refresh after"),
+        "max_tokens": max_tokens,
+        "sampling": known,
     }
     _change(visit, values)
     listed = dict.fromkeys(name.strip() for name in re.split(r"[,\n]", names))
     with visit.home.open_vault() as vault:
         vault.set_setting(NAMES, [name for name in listed if name] or None)
+    write_system(visit.home, system)
     return said("Saved.")
 
 

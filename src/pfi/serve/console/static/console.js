@@ -79,32 +79,33 @@ if (ask) {
   document.addEventListener("keydown", (event) => event.key === "Escape" && running && stop());
   ask.addEventListener("keydown", (event) => {
     const sends = event.key === "Enter" && !event.shiftKey && !event.isComposing;
-    if (sends && event.target.matches("textarea")) {
+    if (sends && event.target.matches("#fields textarea")) {
       event.preventDefault();
       if (!running) ask.requestSubmit();
     }
   });
   ask.addEventListener("input", (event) => event.target.matches("textarea") && grow(event.target));
-  $("#task").addEventListener("change", () => (turns.length = 0));
+  const questions = () => $$("#fields textarea", ask);
+  const begin = () => {
+    stop();
+    turns.length = 0;
+    fitted = true;
+    $$(".turn", talk).forEach((turn) => turn.remove());
+  };
+  let fitted = true; // until the oldest turns no longer fit, which is said once
+  $("#task").addEventListener("change", () => ($("#named").value = "true"));
+  $("#system").addEventListener("change", () => turns.length && begin());
+  $("#new").addEventListener("click", () => {
+    begin();
+    questions()[0]?.focus();
+  });
 
-  ask.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    if (running) return;
-    const form = new FormData(ask);
-    const asked = $$("textarea", ask).map((field) => field.value.trim());
-    if (!asked.every(Boolean)) return toast("Write a question first.", true);
-    form.set("compare", compare.checked ? "true" : "false");
-    form.set("turns", JSON.stringify(turns));
-    const turn = $("#turn").content.firstElementChild.cloneNode(true);
-    $(".question", turn).textContent = asked.join("\n");
-    if (!compare.checked) $(".generic", turn).remove();
-    talk.append(turn);
-    $("#hello")?.remove();
-    turn.scrollIntoView({ block: "end" });
+  // Streams an answer into a turn's columns; the lines that end them by column, or null.
+  async function receive(form, turn) {
     running = new AbortController();
     busy(true);
+    const ends = {};
     let wrong = "";
-    let told = "";
     try {
       const reply = await fetch(ask.action, {
         method: "POST",
@@ -121,7 +122,14 @@ if (ask) {
         if (line.text) text.textContent += line.text;
         if (line.whole !== undefined) {
           text.textContent = line.whole || "(no answer)";
-          if (line.column === "mine") told = line.whole;
+          ends[line.column] = line;
+          const cut = $(".cut", place);
+          cut.hidden = !line.cut;
+          $("span", cut).textContent = `(cut at ${line.cut} tokens)`;
+          if (line.dropped && fitted) {
+            fitted = false;
+            toast("The oldest turns no longer fit, and are left out from here on.");
+          }
         }
         if (line.error) {
           text.textContent = line.error;
@@ -141,20 +149,56 @@ if (ask) {
         place.classList.remove("waiting");
         place.classList.add("stopped");
       });
-      if (wrong) turn.remove();
+      if (wrong && !form.has("more")) turn.remove();
     } finally {
       running = null;
       busy(false);
     }
-    if (wrong) return toast(wrong, true); // what was written stays in its field
-    if (told) turns.push(["user", asked.join("\n")], ["assistant", told]);
-    $$("textarea", ask).forEach((field) => {
+    if (wrong) toast(wrong, true); // what was written stays in its field
+    return wrong ? null : ends;
+  }
+
+  ask.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (running) return;
+    const form = new FormData(ask);
+    const asked = questions().map((field) => field.value.trim());
+    if (!asked.every(Boolean)) return toast("Write a question first.", true);
+    form.set("compare", compare.checked ? "true" : "false");
+    form.set("turns", JSON.stringify(turns));
+    const turn = $("#turn").content.firstElementChild.cloneNode(true);
+    $(".question", turn).textContent = asked.join("\n");
+    if (!compare.checked) $(".generic", turn).remove();
+    talk.append(turn);
+    $("#hello")?.remove();
+    turn.scrollIntoView({ block: "end" });
+    const ends = await receive(form, turn);
+    if (!ends) return;
+    const mine = ends.mine;
+    const partial = $(".mine .text", turn).textContent; // of an answer that was stopped
+    const answer = mine ? mine.whole : partial;
+    if (answer && turn.isConnected) {
+      const said = ["assistant", answer];
+      turns.push(["user", mine?.asked || asked.join("\n")], said);
+      let raw = mine?.raw;
+      $(".cut button", turn).addEventListener("click", async () => {
+        if (running) return;
+        form.set("more", raw);
+        $(".mine .cut", turn).hidden = true;
+        $(".mine .text", turn).textContent = raw;
+        const next = (await receive(form, turn))?.mine;
+        if (!next) return;
+        raw = next.raw;
+        said[1] = next.whole;
+      });
+    }
+    questions().forEach((field) => {
       field.value = "";
       grow(field);
     });
-    $("textarea", ask).focus();
+    questions()[0]?.focus();
   });
-  $("textarea", ask)?.focus({ preventScroll: true });
+  questions()[0]?.focus({ preventScroll: true });
   talk.lastElementChild?.scrollIntoView({ block: "end" });
 }
 
