@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 install: $(STAMP)  ## set up .venv
 
 # With MODEL=smollm2-135m on that model, which is fetched where it is missing; a path is taken as it is.
-demo: $(STAMP)  ## the whole of pfi on made-up people, in about five minutes; MODEL=smollm2-135m: longer
+demo: $(STAMP)  ## the whole of pfi on made-up people, in five to nine minutes; MODEL=smollm2-135m: longer
 	$(if $(MODEL),$(if $(findstring /,$(MODEL)),,$(BIN)/pfi models get $(MODEL)))
 	$(BIN)/pfi demo $(if $(MODEL),--backbone $(MODEL))
 

@@ -285,7 +285,7 @@ class Runtime:
                 shared, summary = None, ""
                 weight, wanted, said = 0.0, 0, _off_topic(like)
             else:
-                weight, wanted, said = self._gated(task, prompt, query, before)
+                weight, wanted, said = self._gated(task, (personal, shared), prompt, query, before)
                 summary = "" if before else self.summary(task)
                 if like is not None:
                     said = f"{said}; like your records ({like.value:.2f}, floor {like.floor:.2f})"
@@ -363,12 +363,17 @@ class Runtime:
         return retrieval_of(self.home.config, self.engine.prompter)
 
     def _gated(
-        self, task: Task, prompt: str, query: str, before: datetime | None
+        self,
+        task: Task,
+        versions: tuple[str | None, str | None],
+        prompt: str,
+        query: str,
+        before: datetime | None,
     ) -> tuple[float, int, str]:
         """The personal adapter's weight, the number of records, and what the gate said."""
         from pfi.profile.answer.gate_file import describe, read_gate
 
-        personal, shared = self.versions(task)
+        personal, shared = versions
         whole = (1.0 if personal else 0.0), self.home.config.retrieve
         fitted = read_gate(self.home).get(task.name)
         if fitted is None:
