@@ -171,6 +171,22 @@ class Prompter:
             ConfigError: there is no message, or the template does not take such a conversation.
         """
         limit = limit or self.max_length
+        _, framed = self._fitted(messages, limit, thinking)
+        return framed.ids if len(framed.ids) <= limit else framed.cut(limit)
+
+    def fitting(self, messages: Sequence[Turn], limit: int) -> list[Turn]:
+        """The turns of a conversation that ``chat_ids`` has room for; the last one always.
+
+        Raises:
+            BackboneError, ConfigError: see ``chat_ids``.
+        """
+        turns, _ = self._fitted(messages, limit, None)
+        return turns
+
+    def _fitted(
+        self, messages: Sequence[Turn], limit: int, thinking: bool | None
+    ) -> tuple[list[Turn], _Framed]:
+        """The turns without the oldest that are too many, and their tokens."""
         thinking = self.thinking if thinking is None else thinking
         turns = list(messages)
         if not turns:
@@ -182,10 +198,10 @@ class Prompter:
         while len(framed.ids) > limit:
             shorter = _without_oldest(turns)
             if len(shorter) == len(turns):
-                return framed.cut(limit)
+                break
             turns = shorter
             framed = _Framed(self, *self._framed(turns, thinking))
-        return framed.ids
+        return turns, framed
 
     def in_thought(self, prompt: Sequence[int]) -> bool:
         """Whether a prompt ends with a thought that has begun."""

@@ -36,7 +36,6 @@ from pfi.tasks import Task, get_task
 FALLBACK_TASK = "instruction"
 #: The task of what is written as the user would write it.
 WRITE_TASK = "write"
-_NO_LIMIT = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -295,7 +294,10 @@ class Runtime:
             history = ()
         if room is None and task.free_form:
             room = self.room()
-        turns = self._fitting(history, prompt, self._retrieval.limit(task, room))
+        turns: Sequence[Turn] = ()
+        if history:
+            limit = self._retrieval.limit(task, room)
+            turns = self.engine.prompter.fitting([*history, ("user", prompt)], limit)[:-1]
         filled = self._retrieval.fill(
             task,
             prompt,
@@ -329,23 +331,6 @@ class Runtime:
         """
         most = self.home.config.max_tokens if tokens is None else tokens
         return max(1, min(most, self.engine.prompter.max_length // 4))
-
-    def _fitting(self, history: Sequence[Turn], prompt: str, limit: int) -> list[Turn]:
-        """The turns that there is room for before a prompt; the oldest go first.
-
-        What the system says stays, and no answer stays without its question.
-        """
-        turns = list(history)
-        while any(role != "system" for role, _ in turns):
-            asked = [*turns, ("user", prompt)]
-            if len(self.engine.prompter.chat_ids(asked, _NO_LIMIT)) <= limit:
-                break
-            first = next(at for at, (role, _) in enumerate(turns) if role != "system")
-            rest = turns[first + 1 :]
-            while rest and rest[0][0] == "assistant":
-                rest = rest[1:]
-            turns = [*turns[:first], *rest]
-        return turns
 
     def _likeness(
         self, task: Task, query: str, personal: str | None, shared: str | None, k: int | None
