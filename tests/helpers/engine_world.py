@@ -110,3 +110,20 @@ def until(true: Callable[[], bool], seconds: float = 10) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.002)
+
+
+def transformers_greedy(backbone: Backbone, prompt: str, new: int, **settings: Any) -> list[int]:
+    """Greedy tokens of transformers itself for one prompt, the end token among them."""
+    model: Any = backbone.model
+    ids = torch.tensor([backbone.prompt_ids(prompt)])
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=new,
+        pad_token_id=backbone.pad_id,
+        eos_token_id=sorted(backbone.end_ids),
+        **settings,
+    )[0].tolist()
+    return list(output[1 if backbone.seq2seq else ids.shape[1] :])

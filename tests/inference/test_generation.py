@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_world import make_adapter, whole
+from engine_world import make_adapter, transformers_greedy, whole
 
 from conftest import FAMILIES
 from pfi.errors import ConfigError
@@ -76,21 +76,6 @@ def full_score(backbone: Backbone, prompt: str, label: str) -> float:
     return float(chosen[range(len(target)), target].sum())
 
 
-def full_greedy(backbone: Backbone, prompt: str, new: int) -> list[int]:
-    """Greedy tokens by transformers, one prompt at a time."""
-    model: Any = backbone.model
-    ids = torch.tensor([backbone.prompt_ids(prompt)])
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=new,
-        pad_token_id=backbone.pad_id,
-        eos_token_id=sorted(backbone.end_ids),
-    )[0]
-    return list(output[1 if backbone.seq2seq else ids.shape[1] :].tolist())
-
-
 def text_of(backbone: Backbone, ids: Sequence[int]) -> str:
     ends = [at for at, token in enumerate(ids) if token in backbone.end_ids]
     ids = ids[: min(ends, default=len(ids))]
@@ -133,7 +118,7 @@ def test_rows_that_end_early_leave_and_answers_stay_those_of_transformers(
     backbone_folder: Folder, family: str
 ) -> None:
     backbone = sharpen(load_backbone(backbone_folder(family)))
-    outputs = [full_greedy(backbone, prompt, NEW) for prompt in PROMPTS]
+    outputs = [transformers_greedy(backbone, prompt, NEW) for prompt in PROMPTS]
     assert len({tuple(row) for row in outputs}) > 2, "the prompts make no difference"
     # As the end token take one that answers reach at different steps.
     ends = {
@@ -165,7 +150,7 @@ def test_every_listed_family_takes_masks_and_positions(
         expected = [full_score(backbone, prompt, label) for label in LABELS]
         assert row == pytest.approx(expected, abs=1e-4)
     assert len({round(row[0], 2) for row in scores}) == len(PROMPTS)
-    expected_texts = [text_of(backbone, full_greedy(backbone, p, NEW)) for p in PROMPTS]
+    expected_texts = [text_of(backbone, transformers_greedy(backbone, p, NEW)) for p in PROMPTS]
     assert generate(backbone, PROMPTS, NEW) == expected_texts
 
 
@@ -202,7 +187,7 @@ def test_attention_that_reaches_less_far_than_a_row_is_left_to_the_model(
     for prompt, row in zip(PROMPTS, scores, strict=True):
         expected = [full_score(backbone, prompt, label) for label in LABELS]
         assert row == pytest.approx(expected, abs=1e-4)
-    expected_texts = [text_of(backbone, full_greedy(backbone, p, NEW)) for p in PROMPTS]
+    expected_texts = [text_of(backbone, transformers_greedy(backbone, p, NEW)) for p in PROMPTS]
     assert generate(backbone, PROMPTS, NEW) == expected_texts
 
 

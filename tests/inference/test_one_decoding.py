@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from engine_world import read, sharpen, whole
+from engine_world import read, sharpen, transformers_greedy, whole
 from llama_world import make_engine, make_world, needs_llama
 
 from pfi.inference.answering import target_scores
@@ -56,18 +56,7 @@ def encoder_decoder(family: str, tokenizer: Any, positions: int = 200) -> Backbo
 
 
 def reference(backbone: Backbone, prompt: str, new: int = NEW) -> str:
-    model: Any = backbone.model
-    ids = torch.tensor([backbone.prompt_ids(prompt)])
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=new,
-        pad_token_id=backbone.pad_id,
-        eos_token_id=sorted(backbone.end_ids),
-    )[0].tolist()
-    row = output[1 if backbone.seq2seq else ids.shape[1] :]
+    row = transformers_greedy(backbone, prompt, new)
     ends = [at for at, token in enumerate(row) if token in backbone.end_ids]
     return whole(backbone.prompter.text(row[: min(ends, default=new)])).strip()
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_world import read, sharpen
+from engine_world import read, sharpen, transformers_greedy
 from llama_world import make_engine, make_world, needs_llama
 
 from pfi.errors import ConfigError
@@ -217,18 +217,7 @@ def settled(backbone: Backbone, **own: Any) -> Backbone:
 
 def reference(backbone: Backbone, prompt: str, penalty: float | None) -> str:
     """Greedy text of transformers itself."""
-    model: Any = backbone.model
-    ids = torch.tensor([backbone.prompt_ids(prompt)])
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=NEW,
-        pad_token_id=backbone.pad_id,
-        eos_token_id=sorted(backbone.end_ids),
-        repetition_penalty=penalty,
-    )[0].tolist()
-    new = output[1 if backbone.seq2seq else ids.shape[1] :]
+    new = transformers_greedy(backbone, prompt, NEW, repetition_penalty=penalty)
     ends = [at for at, token in enumerate(new) if token in backbone.end_ids]
     return backbone.prompter.text(new[: min(ends, default=NEW)]).rstrip("\ufffd")
 
