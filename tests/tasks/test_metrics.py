@@ -136,7 +136,9 @@ def test_directions() -> None:
     }
 
 
-def test_label_metrics_agree_with_a_confusion_matrix() -> None:
+def test_label_metrics_agree_with_a_confusion_matrix_and_sklearn() -> None:
+    from sklearn.metrics import f1_score
+
     rng = random.Random(0)
     for _ in range(20):
         n = rng.randint(1, 40)
@@ -149,6 +151,8 @@ def test_label_metrics_agree_with_a_confusion_matrix() -> None:
         hits, sizes = np.diag(table)[:3], (table.sum(0) + table.sum(1))[:3]
         f1 = np.divide(2 * hits, sizes, out=np.zeros(3), where=sizes > 0).mean()
         assert value("macro_f1", predictions, golds, LABELS) == pytest.approx(f1)
+        reference = f1_score(golds, predictions, labels=LABELS, average="macro", zero_division=0)
+        assert value("macro_f1", predictions, golds, LABELS) == pytest.approx(reference)
         assert value("accuracy", predictions, golds, LABELS) == pytest.approx(hits.sum() / n)
 
 

@@ -9,7 +9,6 @@ without stemming.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -47,20 +46,17 @@ def accuracy(predictions: Sequence[str], golds: Sequence[str], labels: Sequence[
 
 
 def macro_f1(predictions: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> float:
-    """Mean F1 over all labels of the task; a label that never occurs counts as 0."""
-    from sklearn.metrics import f1_score
+    """Mean F1 over all labels of the task; a label that never occurs counts as 0.
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(
-            f1_score(
-                _indices(golds, labels),
-                _indices(predictions, labels),
-                labels=list(range(len(labels))),
-                average="macro",
-                zero_division=0,
-            )
-        )
+    By counts: the checks of scikit-learn take 4 ms a call, and a bootstrap makes 1,000 calls.
+    """
+    pairs = zip(_indices(golds, labels), _indices(predictions, labels), strict=True)
+    gold, predicted = np.array(list(pairs), dtype=int).reshape(-1, 2).T
+    size = len(labels)
+    right = np.bincount(gold[(gold == predicted) & (gold >= 0)], minlength=size)
+    given = np.bincount(predicted[predicted >= 0], minlength=size)
+    true = np.bincount(gold[gold >= 0], minlength=size)
+    return float(np.mean(2 * right / np.maximum(given + true, 1)))
 
 
 def parse_score(answer: str, gold: float, low: float = 1.0, high: float = 5.0) -> float:
