@@ -127,6 +127,16 @@ def test_what_fails_on_a_device_stays_there(home: Path, caplog: pytest.LogCaptur
     assert caplog.text.count("private") >= 3
 
 
+def test_closing_twice_closes_nobody_elses_file(home: Path, tmp_path: Path) -> None:
+    agent = Agent(home / SOCKET, echo)
+    agent.close()
+    others = [(tmp_path / str(n)).open("w") for n in range(3)]  # take the freed numbers
+    agent.close()
+    for file in others:
+        file.write("still open")
+        file.close()
+
+
 def test_one_agent_in_a_folder_that_is_its_owners(home: Path) -> None:
     with running(home, echo), pytest.raises(StorageError, match="an agent is running"):
         Agent(home / SOCKET, echo)

@@ -392,16 +392,15 @@ def test_one_command_runs_everything_and_leaves_no_process(
 ) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "pfi.cli", "federate", "try", "--check", "--agents", "2"]
-    process = subprocess.Popen(
-        [*command, "--rounds", "1000", "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    told = tmp_path / "told.txt"  # no pipe: Flower's servers of other tests may close its end
+    with told.open("wb") as stream:
+        process = subprocess.Popen(
+            [*command, "--rounds", "1000", "--out", str(out)], stdout=stream, stderr=stream
+        )
     try:
         log = out / "events.jsonl"
         until(lambda: process.poll() is not None or (log.exists() and log.stat().st_size), 200)
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, told.read_text()
         event = json.loads(log.read_text().splitlines()[0])
         assert (event["asked"], event["clients"], event["failed"]) == (2, 2, {})
         assert event["bytes_up"] == event["bytes_down"] > 800_000
@@ -411,4 +410,4 @@ def test_one_command_runs_everything_and_leaves_no_process(
         until(lambda: not _descendants(out))
     finally:
         process.kill()
-        process.communicate()
+        process.wait()

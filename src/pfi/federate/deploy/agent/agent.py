@@ -51,7 +51,8 @@ class Agent:
         if path.parent.stat().st_mode & 0o077:
             fix = f"run `chmod 700 {path.parent}`"
             raise StorageError("others can reach the folder", where=str(path.parent), fix=fix)
-        self._lock = os.open(path.parent / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        # A file object: closing it a second time does not close what has its number by then.
+        self._lock = os.fdopen(os.open(path.parent / LOCK, os.O_RDWR | os.O_CREAT, 0o600), "rb")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)  # of an agent that was killed
@@ -62,11 +63,11 @@ class Agent:
             self._socket.listen(_PEERS)
             self._socket.settimeout(0.2)
         except BlockingIOError as error:
-            os.close(self._lock)
+            self._lock.close()
             fix = "stop it first, or use it"
             raise StorageError("an agent is running", where=str(path), fix=fix) from error
         except BaseException:
-            os.close(self._lock)
+            self._lock.close()
             raise
 
     def __enter__(self) -> Agent:
@@ -103,7 +104,7 @@ class Agent:
         self._stop.set()
         self._socket.close()
         self.path.unlink(missing_ok=True)
-        os.close(self._lock)
+        self._lock.close()
 
     def _reply(self, peer: socket.socket) -> bytes | FederationError:
         try:
