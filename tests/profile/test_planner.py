@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -284,6 +285,17 @@ def test_sizes_from_headers_are_those_of_the_loaded_model(
     assert found.context == backbone.max_length and found.seq2seq == backbone.seq2seq
     bank = AdapterBank(backbone, AdapterConfig(rank=2), 1)
     assert 2 * found.adapter_numbers == bank.width
+
+
+def test_the_limit_that_an_encoder_decoder_model_states_counts(
+    backbone_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "short"
+    shutil.copytree(backbone_folder("t5"), folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    told = {**config, "max_position_embeddings": 96}
+    (folder / "config.json").write_text(json.dumps(told), "utf-8")
+    assert read_shape(str(folder)).context == 96
 
 
 def test_cached_keys_and_values_are_as_large_as_predicted() -> None:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_args
 
 from pfi.errors import BackboneError
 from pfi.inference.capacity import Bits
 from pfi.models.catalogue import resolve
+from pfi.models.families import context_length
 from pfi.models.gguf.families import Sizes
 from pfi.models.gguf.header import Header
 from pfi.models.gguf.header import read_header as read_gguf_header
@@ -215,6 +217,10 @@ def shape_of(backbone: Backbone) -> ModelShape | None:
         return None
 
 
+#: What a configuration file may leave out.
+_UNSAID = {"model_type": "", "is_encoder_decoder": False, "pad_token_id": None}
+
+
 def _shape(name: str, config: dict[str, Any], tensors: list[Tensor], file: int) -> ModelShape:
     config = {**config, **(config.get("text_config") or {})}
 
@@ -242,8 +248,7 @@ def _shape(name: str, config: dict[str, Any], tensors: list[Tensor], file: int) 
         kv_heads=first("num_key_value_heads", default=heads),
         head_dim=first("head_dim", "d_kv", default=hidden // heads),
         vocabulary=first("vocab_size"),
-        # Relative positions (T5) have no limit of their own; load_backbone sets this one.
-        context=1024 if seq2seq else first("max_position_embeddings", "n_positions", default=1024),
+        context=context_length(SimpleNamespace(**{**_UNSAID, **config})),
         tied=bool(tied),
         seq2seq=seq2seq,
         file=file,
