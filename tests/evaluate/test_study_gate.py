@@ -27,7 +27,8 @@ TASK = "LaMP_4"
 QUICK = TrainConfig(rank=2, epochs=1, batch_size=8, learning_rate=2e-3, max_length=128)
 ARMS = ["shared", "rag-recent", "rag-bm25@1", "personal", "pfi"]
 #: Without caution choices differ from user to user, though the backbone knows nothing.
-GATE = {"weights": [0, 1], "ks": [0, 2], "caution": 0.0, "most": 4}
+# By the metric: with both signals these random models choose alike for all, which tests little.
+GATE = {"weights": [0, 1], "ks": [0, 2], "caution": 0.0, "most": 4, "signal": "metric"}
 
 #: Makes a study's settings; keyword arguments change them.
 Make = Callable[..., StudyConfig]

@@ -84,7 +84,8 @@ def make(tmp_path: Path, backbone: Backbone) -> Callable[..., Home]:
     """``make(records)`` is a home with these records."""
 
     def build(entries: list[Record], name: str = "one", **config: Any) -> Home:
-        settings = {"embedder": "none", "train": QUICK, **config}
+        # A random model has no general answers to forget.
+        settings = {"embedder": "none", "train": QUICK, "forgetting": {"passages": 0}, **config}
         home = create_home(
             name, root=tmp_path, config=HomeConfig(backbone=str(backbone.name), **settings)
         )
@@ -164,6 +165,28 @@ def test_the_trial_adapter_learns_from_the_older_records_as_the_one_in_use_did(
     assert [r.id for r in first.real] == [r.id for r in second.real] == [f"r{n}" for n in range(10)]
     assert [r.id for r in first.synthetic] == ["s1", "s0"]
     assert second.synthetic == ()
+
+
+def test_the_trial_adapter_has_the_weight_of_the_one_in_use(
+    make: Callable[..., Home], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that forgot too much at its full weight is in use at half of it, see `pfi train`."""
+    home = make([review(n) for n in range(14)])
+    made = train(home, TASK, {"epochs": 1, "rank": 2}, backbone=backbone)
+    lighter = home.personal_adapters.load(made.version.version).scaled(0.5)
+    info = AdapterInfo(**made.version.model_dump(include={*AdapterInfo.model_fields}))
+    info = info.model_copy(update={"config": {**info.config, "weight": 0.5}})
+    home.personal_adapters.use(home.personal_adapters.add(lighter, info).version)
+    tried: list[Adapter | None] = []
+
+    def spy(self: Any, plain: Backbone, personal: str) -> Adapter:
+        tried.append(real(self, plain, personal))
+        return tried[-1]
+
+    real = module._Fit._train
+    monkeypatch.setattr(module._Fit, "_train", spy)
+    fit_gate(home, TASK, PLAIN, backbone=backbone)
+    assert tried[0].settings["lora_alpha"] == lighter.settings["lora_alpha"] == 8
 
 
 def test_without_a_personal_adapter_only_the_number_of_records_is_chosen(
@@ -265,11 +288,11 @@ def test_a_prior_of_other_choices_or_none_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("task", "figures"), [("LaMP_2N", (19, 12, 8)), ("LaMP_4", (25, 14, 8))])
 def test_what_the_weak_prior_needs_to_be_convinced(task: str, figures: tuple[int, ...]) -> None:
-    config = GateConfig(weights=[0, 1], ks=[0], per_question=False, caution=1)
+    config = GateConfig(weights=[0, 1], ks=[0], per_question=False, caution=1, signal="metric")
     prior = weak_prior(get_task(task), config)
     for count, percent in zip((2, 4, 8), figures, strict=True):
         for gain, chosen in ((percent / 100 - 0.01, 0), (percent / 100 + 0.01, 1)):
-            own = np.tile([0.0, gain], (count, 1))
+            own = Tried(np.tile([0.0, gain], (count, 1)), np.zeros(count))
             assert choose(prior, own, config.caution)[0] == chosen
     assert choose(prior, None, config.caution)[0] == 0
 

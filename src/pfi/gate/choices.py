@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 Floats = NDArray[np.float64]
+
+#: What a choice's gain on a question is measured by.
+Signal = Literal["metric", "likelihood", "both"]
 
 
 class GateConfig(BaseModel):
@@ -27,6 +30,12 @@ class GateConfig(BaseModel):
         True,
         description="also choose to weigh the adapter by how like the user's records a question "
         "is, or to leave alone what the shared adapter is sure of",
+    )
+    signal: Signal = Field(
+        "both",
+        description="what a gain is measured by: `metric`, the probability of the right label or "
+        "the metric of the answer; `likelihood`, of the right answer a token; `both`, the metric's "
+        "gain as both tell of it",
     )
     caution: float = Field(
         1.5, ge=0, description="standard deviations that a gain has to exceed to be believed"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pfi.gate.choices import Choice, GateConfig, choices
 from pfi.gate.prior import Prior, Tried, choose
@@ -40,16 +39,8 @@ def choose_for(
             a sentence model.
     """
     known = choices(config)
-    gains = None if tried is None else tried.of_all(config, prior.sure)
     places = [i for i, choice in enumerate(known) if by_likeness or not choice.by_likeness]
-    number, believed = choose(
-        _part(prior, places), None if gains is None else gains[:, places], config.caution
-    )
-    count = 0 if gains is None else len(gains)
+    own = None if tried is None else tried.of_all(config, prior.sure).only(places)
+    number, believed = choose(prior.only(places), own, config.caution)
+    count = 0 if own is None else len(own.gains)
     return Chosen(known[places[number]], float(believed[number]), count)
-
-
-def _part(prior: Prior, places: Sequence[int]) -> Prior:
-    """The prior of some of the choices."""
-    arrays = {name: getattr(prior, name)[places] for name in ("mean", "between", "within")}
-    return replace(prior, **arrays)

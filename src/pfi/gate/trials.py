@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pfi.gate.choices import NOTHING, Choice, Floats, GateConfig, plain_choices
+from pfi.gate.choices import NOTHING, Choice, Floats, GateConfig, Signal, plain_choices
 from pfi.gate.prior import Tried
 from pfi.inference.answering import answers, label_scores, sampling_of, target_scores
 from pfi.inference.engine import AdapterRef, Engine, Request
@@ -24,6 +24,8 @@ from pfi.memory.prompts import Retrieval, lookalikes
 from pfi.records import History, Question, Record
 from pfi.tasks import METRICS, Task
 
+#: A label that is less likely counts as this likely: one question shall not decide.
+_LEAST_LIKELY = 1e-4
 #: What answers for a user at a weight of their personal adapter; None for the backbone alone.
 Weighted = Callable[[str, float], AdapterRef | None]
 
@@ -151,9 +153,14 @@ class Asker:
                     requests.append(request)
                     targets.append(trial.target)
                 asked.append(rows[key])
-        values = utilities(self.engine, self.task, requests, targets)
-        gains = values[asked].reshape(len(trials), len(tried))
-        gains = gains - gains[:, :1]
+        values, likely = worths(self.engine, self.task, requests, targets, config.signal)
+
+        def over_nothing(values: Floats) -> Floats:
+            table = values[asked].reshape(len(trials), len(tried))
+            return table - table[:, :1]
+
+        gains = over_nothing(values)
+        likelier = None if likely is None else over_nothing(likely)
         sure = np.zeros(len(trials))
         if config.per_question:
             plain = [self.request(trial, NOTHING) for trial in trials]
@@ -161,7 +168,10 @@ class Asker:
         places: dict[str, list[int]] = {}
         for number, trial in enumerate(trials):
             places.setdefault(trial.user, []).append(number)
-        return {user: Tried(gains[at], sure[at]) for user, at in places.items()}
+        return {
+            user: Tried(gains[at], sure[at], None if likelier is None else likelier[at])
+            for user, at in places.items()
+        }
 
     def answers(
         self, questions: Sequence[Trial], chosen: Mapping[str, Choice], sure: float
@@ -205,29 +215,55 @@ def confidences(engine: Engine, task: Task, asked: Sequence[Request]) -> Floats:
     return np.exp(target_scores(engine, asked, answers(engine, task, asked)))
 
 
-def utilities(
-    engine: Engine, task: Task, asked: Sequence[Request], targets: Sequence[str]
-) -> Floats:
-    """How good the model's answers are, ``(questions,)``, greater is better.
+def worths(
+    engine: Engine, task: Task, asked: Sequence[Request], targets: Sequence[str], signal: Signal
+) -> tuple[Floats, Floats | None]:
+    """How good the model's answers are, ``(questions,)``, greater is better, once or twice.
 
-    Labels: the probability of the right one, or of an ordered scale the negative expected
-    distance to it, which vary less from question to question than the metrics.  Free text: the
-    task's main metric.  (The likelihood of the right text would be cheaper, but adapters raise
-    it where their texts are no better; see dev/log.md.)
+    By the metric: of labels the probability of the right one, or of an ordered scale the negative
+    expected distance to it, which vary less from question to question than the metrics; of free
+    text the task's main metric.  By likelihood: the logarithm of that of the right text a token,
+    or of the right label among all.
+
+    Args:
+        engine: what answers.
+        task: whose questions.
+        asked: the questions.
+        targets: their right answers.
+        signal: what is wanted.
+
+    Returns:
+        by the metric, or by the likelihood if that alone is wanted; and by the likelihood if
+        both are.
     """
     if task.kind == "text":
-        metric = METRICS[task.main_metric]
-        sign = 1.0 if metric.higher_is_better else -1.0
-        pairs = zip(answers(engine, task, asked), map(task.parse, targets), strict=True)
-        return np.array([sign * metric.compute([a], [b], task.labels) for a, b in pairs])
-    likely = _shares(label_scores(engine, task, asked))
-    if task.kind == "score":
-        values = np.array([float(label) for label in task.labels])
-        wanted = np.array([float(target) for target in targets])
-        return -(likely * np.abs(values - wanted[:, None])).sum(1)
-    places = [task.labels.index(target) if target in task.labels else -1 for target in targets]
-    right = likely[np.arange(len(targets)), places]
-    return np.where(np.array(places) < 0, 0.0, right)
+        likely = target_scores(engine, asked, targets) if signal != "metric" else []
+        by_metric = _metrics(engine, task, asked, targets) if signal != "likelihood" else None
+        by_likelihood = np.array(likely)
+    else:
+        shares = _shares(label_scores(engine, task, asked))
+        places = [task.labels.index(target) if target in task.labels else -1 for target in targets]
+        right = shares[np.arange(len(targets)), places]
+        known = np.array(places) >= 0
+        by_likelihood = np.where(known, np.log(np.maximum(right, _LEAST_LIKELY)), 0.0)
+        by_metric = np.where(known, right, 0.0)
+        if task.kind == "score":
+            values = np.array([float(label) for label in task.labels])
+            wanted = np.array([float(target) for target in targets])
+            by_metric = -(shares * np.abs(values - wanted[:, None])).sum(1)
+    if by_metric is None or signal == "likelihood":
+        return by_likelihood, None
+    return by_metric, by_likelihood if signal == "both" else None
+
+
+def _metrics(
+    engine: Engine, task: Task, asked: Sequence[Request], targets: Sequence[str]
+) -> Floats:
+    """The main metric of each free text, greater is better."""
+    metric = METRICS[task.main_metric]
+    sign = 1.0 if metric.higher_is_better else -1.0
+    pairs = zip(answers(engine, task, asked), map(task.parse, targets), strict=True)
+    return np.array([sign * metric.compute([a], [b], task.labels) for a, b in pairs])
 
 
 def _shares(scores: Sequence[Sequence[float]]) -> Floats:

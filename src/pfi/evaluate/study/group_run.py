@@ -7,16 +7,15 @@ itself, for the personal adapter those older than the user's first question.
 
 from __future__ import annotations
 
-import ctypes
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 
 from pfi._util.events import Event, new_event
+from pfi._util.heap import release_freed
 from pfi.augment.generators import answer_call, read_answer
 from pfi.augment.guard import Guard
 from pfi.augment.pipeline import Augmented
@@ -42,13 +41,7 @@ def run_group(setup: TaskSetup, group: Group) -> Iterator[Event]:
     """Do what is left for a group; the events come as the work is done."""
     yield from GroupRun(setup, group).run()
     if group.index % 32 == 31:
-        _return_memory()
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system: glibc keeps what lies scattered between live data."""
-    with suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+        release_freed()
 
 
 class GroupRun:
@@ -146,6 +139,7 @@ class GroupRun:
                     adapters[job.id] = result.adapter
                     self._logged[kind.name].add(job.id)
                     yield setup.checkpoints.save(result, kind.name, name, job.id)
+            release_freed()  # of training, before answers need theirs
         setup.checkpoints.drop_state(*part)
 
     def _job(self, kind: Kind, user: User, start: Adapter | None) -> Job:
@@ -192,10 +186,7 @@ class GroupRun:
         config, prior = setup.config, setup.prior(arm)
         older: dict[str, Adapter | None] = {}
         yield from self._train(users, base, kind.trial, older)
-        trials = [trial for user in users for trial in self._record_trials(user)]
-        tried = (
-            self._asker(arm, kind.trial, older).try_choices(trials, config.gate) if trials else {}
-        )
+        tried = self._tried_on_records(arm, kind, users, older)
         chosen: dict[str, Choice] = {}
         for user in users:
             measures = adapters[user.id] is not None and setup.embedder is not None
@@ -234,6 +225,26 @@ class GroupRun:
         seed = config.seed_of("trials", self.task.name, user.id)
         most, setup = max(config.gate.ks), self.setup
         return record_trials(self.task, past, newest, setup.memory, most, seed, setup.pool)
+
+    def _tried_on_records(
+        self, arm: Arm, kind: Kind, users: Sequence[User], older: Mapping[str, Adapter | None]
+    ) -> dict[str, Tried]:
+        """By user what every choice gains on their newest records; without a user who has none."""
+        trials = [trial for user in users for trial in self._record_trials(user)]
+        if not trials:
+            return {}
+        asker = self._asker(arm, kind.trial, older)
+        return asker.try_choices(trials, self.setup.config.gate)
+
+    def try_records(self, arm: Arm, kind: Kind) -> dict[str, Tried]:
+        """The same, with adapters trained for it on the older records."""
+        if kind.synthetic:
+            for _ in self._augment():
+                pass
+        older: dict[str, Adapter | None] = {}
+        for _ in self._train(self.users, self.setup.with_shared, kind.trial, older):
+            pass
+        return self._tried_on_records(arm, kind, self.users, older)
 
     def _question_trials(self, user: User) -> list[Trial]:
         most = max(self.setup.config.gate.ks)

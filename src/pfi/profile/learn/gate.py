@@ -41,6 +41,7 @@ from pfi.profile.learn.training import (
 from pfi.records import History
 from pfi.tasks import Task
 from pfi.train.examples import without_held_back
+from pfi.train.precision import in_precision, precision_name, precision_of
 
 
 def gate_config(home: Home, settings: Mapping[str, Any] | None = None) -> GateConfig:
@@ -171,7 +172,9 @@ class _Fit:
 
         self.on_stage("trying choices")
         retrieval = retrieval_of(self.home.config, plain.prompter)
-        with TorchEngine(plain, capacity=len(mixing_weights(self.config)) + 1) as engine:
+        plain = in_precision(plain, precision_of(train_config(self.home, {}), plain))
+        sizes = {"capacity": len(mixing_weights(self.config)) + 1}
+        with TorchEngine(plain, **sizes, precision=precision_name(plain)) as engine:
             asker = Asker(engine, self.task, retrieval, weighted)
             return asker.try_choices(self.trials, self.config)[self.user]
 
@@ -194,7 +197,7 @@ class _Fit:
             on_step=self.on_step,
             on_stage=self.on_stage,
         )
-        return made.adapter
+        return made.adapter.scaled(told.get("weight", 1.0))
 
     def choose(self, tried: Tried | None) -> Fitted:
         """The choice whose gain is believed most."""
