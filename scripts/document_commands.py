@@ -242,6 +242,13 @@ def gate_part() -> str:
     return table(_HEAD, settings(GateConfig))
 
 
+def forgetting_part() -> str:
+    """What is measured of forgetting, and the bound."""
+    from pfi.train.config import ForgettingConfig
+
+    return table(_HEAD, settings(ForgettingConfig))
+
+
 def refresh_part() -> str:
     """The settings of a refresh."""
     from pfi.profile.learn.candidates import RefreshConfig
@@ -351,6 +358,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "study-settings": study_part,
     "augment-settings": augment_part,
     "federate-settings": federate_part,
+    "forgetting-settings": forgetting_part,
     "gate-settings": gate_part,
     "mix-settings": mix_part,
     "stream-settings": stream_part,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pfi.memory.index import Memory
-from pfi.memory.off_topic import _general, fit_floor, likeness
+from pfi.memory.off_topic import fit_floor, general_questions, likeness
 from pfi.tasks import get_task
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "backbones"
@@ -27,7 +27,7 @@ def test_the_notes_are_different_and_its_questions_are_not_the_packaged_ones(ben
     assert notes == bench.records_of("instruction")
     titles = bench.records_of("note_title")
     assert all(r.output and r.output in r.input["text"] for r in titles)
-    assert len({*bench.OFF_TOPIC}) == 40 and not {*bench.OFF_TOPIC} & {*_general()}
+    assert len({*bench.OFF_TOPIC}) == 40 and not {*bench.OFF_TOPIC} & {*general_questions()}
 
 
 def test_the_floor_tells_them_apart(bench: Any) -> None:

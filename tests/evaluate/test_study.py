@@ -20,11 +20,15 @@ from pfi.datasets.lamp import read_outputs
 from pfi.errors import BackboneError, ConfigError, PfiError, StorageError
 from pfi.evaluate.study import study, task_setup
 from pfi.evaluate.study.arms import ARMS
+from pfi.evaluate.study.checkpoints import Checkpoints
 from pfi.evaluate.study.config import StudyConfig
 from pfi.evaluate.study.events import EventLog
 from pfi.evaluate.study.study import Study
 from pfi.memory.embedders import HashEmbedder
-from pfi.train.config import TrainConfig
+from pfi.models.adapters import stacked
+from pfi.models.backbone import load_backbone
+from pfi.train.config import ForgettingConfig, TrainConfig
+from pfi.train.forgetting import GeneralProbe
 
 Folder = Callable[[str], Path]
 QUICK = TrainConfig(rank=2, epochs=1, batch_size=8, learning_rate=1e-2, max_length=128)
@@ -191,6 +195,48 @@ def test_shared_adapters_of_another_run_give_what_training_them_gives(
     missing = settings.model_copy(update={"shared_from": tmp_path / "nowhere"})
     with pytest.raises(BackboneError, match="no adapter here"):
         Study(missing, tmp_path / "third").run()
+
+
+def test_what_adapters_forget_is_measured_once_even_afterwards(
+    data: Path, backbone_folder: Folder, tmp_path: Path
+) -> None:
+    arms = ["shared", "personal", "personal-only"]
+    settings = config(data, backbone_folder("llama"), tasks=["LaMP_3"], arms=arms)
+    out = tmp_path / "run"
+    assert "forgetting" not in Study(settings, out).run()
+    measuring = settings.model_copy(update={"forgetting": 2})
+    found = Study(measuring, out, resume=True).run()["forgetting"]["LaMP_3"]
+    assert {kind: cell["adapters"] for kind, cell in found.items()} == {
+        "shared": 1,
+        "personal": 2,
+        "personal-only": 2,
+    }
+    assert all(cell["text_loss"] != cell["text_loss_before"] for cell in found.values())
+    before = {cell["text_loss_before"] for cell in found.values()}
+    assert len(before) == 1  # all are compared with the plain backbone
+
+    def events() -> list[Any]:
+        log = EventLog(out / "events.jsonl")
+        return [(e["adapter"], e["user"]) for e in log if e["event"] == "forgetting"]
+
+    done = events()
+    assert len(done) == len({*done}) == 5
+    assert Study(measuring, out, resume=True).run()["forgetting"]["LaMP_3"] == found
+    assert events() == done
+    page = (out / "report.html").read_text()
+    assert "What adapters make the backbone forget" in page and "personal-only" in page
+    # A personal adapter lies over the shared one, and is measured with it.
+    checkpoints = Checkpoints(out)
+    user = next(user for kind, user in done if kind == "personal")
+    parts = [checkpoints.load("shared", "LaMP_3"), checkpoints.load("personal", "LaMP_3", user)]
+    probe = GeneralProbe(load_backbone(backbone_folder("llama")), ForgettingConfig())
+    both = stacked([(part, 1.0) for part in parts if part is not None])
+    (event,) = (
+        e
+        for e in EventLog(out / "events.jsonl")
+        if e["event"] == "forgetting" and (e["adapter"], e["user"]) == ("personal", user)
+    )
+    assert event["text_loss"] == probe.forgetting(both).figures()["text_loss"]
 
 
 def test_a_run_folder_is_never_mixed_up(

@@ -13,9 +13,9 @@ from pfi.memory.off_topic import (
     LEAST,
     TURNED_AWAY,
     Floor,
-    _general,
     default_floor,
     fit_floor,
+    general_questions,
     likeness,
 )
 from pfi.records import Record
@@ -123,7 +123,8 @@ def test_a_floor_serves_until_the_records_change_by_a_tenth() -> None:
 
 
 def test_the_general_questions_are_many_and_different() -> None:
-    assert len(_general()) >= 100 and len(set(_general())) == len(_general())
+    questions = general_questions()
+    assert len(questions) >= 100 and len(set(questions)) == len(questions)
 
 
 def test_records_that_were_taken_out_do_not_count() -> None:

@@ -21,6 +21,7 @@ from zlib import crc32
 
 import pytest
 
+from pfi.cli.feedback import _report as report
 from pfi.errors import BackboneError, ConfigError, StorageError
 from pfi.profile.adapters.store import AdapterInfo, AdapterStore
 from pfi.profile.config import HomeConfig
@@ -32,6 +33,8 @@ from pfi.profile.learn.training import Candidate
 from pfi.profile.open import create_home, open_home
 from pfi.records import Record
 from pfi.tasks import Example, Task
+from pfi.train.config import ForgettingConfig
+from pfi.train.forgetting import Forgetting, General
 
 TASK = Task(
     name="mood",
@@ -63,6 +66,10 @@ class Counts:
     def to_bytes(self) -> dict[str, bytes]:
         counts = json.dumps(self.counts).encode()
         return {"adapter_config.json": counts, "adapter_model.safetensors": b""}
+
+    def scaled(self, weight: float) -> Counts:
+        counts = {w: {x: weight * n for x, n in own.items()} for w, own in self.counts.items()}
+        return Counts(counts)
 
     def probability(self, word: str, label: str) -> float:
         found = self.counts.get(word, {})
@@ -195,7 +202,8 @@ def trust_of(home: Home, batch: str = "said") -> str:
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Home:
-    return create_home(root=tmp_path, config=HomeConfig(backbone="none"))
+    config = HomeConfig(backbone="none", forgetting={"passages": 0})
+    return create_home(root=tmp_path, config=config)
 
 
 @pytest.fixture
@@ -669,3 +677,66 @@ def test_harm_to_one_record_of_four_is_enough() -> None:
 def test_unseen_labels() -> None:
     assert unseen(["a", "b", "c"], ["a"], ["b", "a", "x", "c", "b"]) == 3
     assert Counter(TASK.labels)["odd"] == 1
+
+
+# Forgetting ---------------------------------------------------------------------------
+
+
+@dataclass
+class Probe:
+    """Stands in for a probe: general text suffers in proportion to what was counted."""
+
+    each: float
+    config: ForgettingConfig = field(default_factory=lambda: ForgettingConfig(bound=0.2))
+
+    def forgetting(self, adapter: Counts) -> Forgetting:
+        total = sum(sum(labels.values()) for labels in adapter.counts.values())
+        return Forgetting(General(3.0), General(3.0 + self.each * total), self.config.bound)
+
+
+def suffer(monkeypatch: pytest.MonkeyPatch, each: float) -> None:
+    monkeypatch.setattr(refresh, "open_probe", lambda *given: Probe(each))
+
+
+def test_a_candidate_that_forgets_too_much_is_used_at_a_lower_weight(
+    empty: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(empty, (record(n) for n in range(24)))
+    suffer(monkeypatch, 0.02)  # of 16 records: 0.32, and half of it
+    done = run(empty)
+    assert done.outcome == "accepted" and done.weight == 0.5 and done.version is not None
+    assert done.forgetting is not None and done.forgetting.rise == pytest.approx(0.16)
+    assert "used at weight 0.5" in done.why and "used at weight 0.5" in done.version.verdict
+    assert done.version.config["weight"] == 0.5
+    assert done.version.general["text_loss"] == 3.16
+    assert empty.personal_adapters.active(TASK.name) == "0001"
+    # A version that goes on from it is at half the weight too, and may come to be at less.
+    add(empty, (record(n) for n in range(24, 48)))
+    suffer(monkeypatch, 0.0)
+    again = run(empty, {}, force=True)
+    assert again.version is not None and again.version.config["weight"] == 0.5
+
+
+def test_one_beyond_the_bound_is_stored_and_not_used(
+    empty: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(empty, (record(n) for n in range(24)))
+    suffer(monkeypatch, 1.0)
+    done = run(empty)
+    assert done.outcome == "rejected" and done.version is None and done.stored is not None
+    assert "forgets too much" in done.why and "forgets too much" in done.stored.verdict
+    assert empty.personal_adapters.active(TASK.name) is None
+    assert empty.personal_adapters.versions() == ["0001"]
+    empty.personal_adapters.use("0001")
+    assert empty.personal_adapters.active(TASK.name) == "0001"
+
+
+def test_a_refresh_says_what_is_forgotten_and_how_to_use_it_anyway(
+    empty: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(empty, (record(n) for n in range(24)))
+    suffer(monkeypatch, 1.0)
+    report(run(empty), "default")
+    told = capsys.readouterr()
+    assert "Adapter 0001 for mood was not taken into use" in told.out
+    assert "pfi adapters use 0001" in told.err and "General text: loss 3.00" in told.err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
 from pfi.cli.train import _Timing
+from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone, load_backbone
 from pfi.models.bank.bank import AdapterBank
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.profile.home import Home
 from pfi.profile.learn import measuring, training
+from pfi.profile.learn.forgetting import forgetting_config
 from pfi.profile.learn.measuring import Measured, example_losses, judge, paired_interval
 from pfi.profile.learn.training import divide, train, training_base, usual_holdout
 from pfi.profile.open import open_home
@@ -26,7 +28,8 @@ from pfi.profile.plan import expect as expecting
 from pfi.profile.plan.expect import Speed, expect
 from pfi.records import Record
 from pfi.tasks import Example, get_task
-from pfi.train.config import TrainConfig
+from pfi.train.config import ForgettingConfig, TrainConfig
+from pfi.train.forgetting import Forgetting, General
 from pfi.train.job import as_piece, train_one
 from pfi.train.loop import BankTrainer
 from pfi.train.precision import in_precision
@@ -403,3 +406,140 @@ def test_precision_is_chosen_by_model_and_machine(
     assert precision.precision_of(auto, backbone) == "float32"
     assert precision.multiplies_bfloat16("mps") is False
     assert in_precision(backbone, "float32") is backbone
+
+
+# Forgetting -------------------------------------------------------------------------
+
+TRAIN = ("train", "--epochs", "1", "--rank", "2")
+
+
+@dataclass
+class Probe:
+    """Stands in for a probe: general text suffers by so much at full weight, and in proportion."""
+
+    rise: float
+    alpha: float = 16.0
+    config: ForgettingConfig = field(default_factory=lambda: ForgettingConfig(bound=0.2))
+
+    def forgetting(self, adapter: Adapter) -> Forgetting:
+        rise = self.rise * adapter.settings["lora_alpha"] / self.alpha
+        return Forgetting(General(3.0, 1.0, 1.0), General(3.0 + rise, 1.1, 0.9), self.config.bound)
+
+
+@pytest.fixture
+def suffering(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    def use(rise: float) -> None:
+        monkeypatch.setattr(training, "open_probe", lambda *given: Probe(rise))
+
+    return use
+
+
+def test_what_it_forgets_is_told_and_kept(home: Home) -> None:
+    home.config.forgetting = {"passages": 4, "questions": 3}
+    home.save_config()
+    done = pfi(*TRAIN)
+    assert "General text: loss 5." in done.stderr and "% of tokens as the model" in done.stderr
+    general = home.personal_adapters.manifest("0001").general
+    assert general.keys() == {
+        *("text_loss", "answer_loss", "agreement", "text_loss_before", "answer_loss_before")
+    }
+    assert any(home.models_folder.glob("general-*.json"))
+    home.config.forgetting = {"passages": 0}
+    home.save_config()
+    assert "General text" not in pfi(*TRAIN).stderr
+    assert home.personal_adapters.manifest("0002").general == {}
+
+
+def test_one_within_the_bound_is_used_as_it_is(
+    home: Home,
+    suffering: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    suffering(0.15)
+    scripted(monkeypatch, measured(3.0), measured(2.5))
+    done = pfi(*TRAIN)
+    assert "is active" in done.stdout and "loss 3.00 -> 3.15" in done.stderr
+    assert home.personal_adapters.load("0001").settings["lora_alpha"] == 16
+
+
+def test_one_beyond_the_bound_is_used_at_the_highest_weight_within(
+    home: Home,
+    suffering: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    suffering(0.6)  # 0.3 at half the weight, 0.15 at a quarter
+    asked = scripted(monkeypatch, measured(3.0), measured(2.5), measured(2.7))
+    done = pfi(*TRAIN)
+    assert "is active" in done.stdout and "loss 3.00 -> 3.15" in done.stderr
+    assert "used at weight 0.25, as at full weight" in done.stderr and "0.60" in done.stderr
+    manifest = home.personal_adapters.manifest("0001")
+    assert manifest.config["weight"] == 0.25 and manifest.metrics["loss"] == 2.7
+    assert "likelier" in manifest.verdict and "used at weight 0.25" in manifest.verdict
+    assert manifest.general["text_loss"] == 3.15
+    stored = home.personal_adapters.load("0001")
+    assert stored.settings["lora_alpha"] == 4 == asked[2].settings["lora_alpha"]
+
+
+def test_a_weight_at_which_it_is_no_better_is_no_remedy(
+    home: Home,
+    suffering: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    suffering(0.3)
+    scripted(monkeypatch, measured(3.0), measured(2.5), measured(3.1), measured(2.9))
+    pfi(*TRAIN)
+    assert home.personal_adapters.manifest("0001").config["weight"] == 0.25
+
+
+def test_one_beyond_it_at_every_weight_is_used_only_when_asked_for(
+    home: Home,
+    suffering: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    suffering(2.0)
+    scripted(monkeypatch, measured(3.0), measured(2.5))
+    done = pfi(*TRAIN)
+    assert "was not taken into use" in done.stdout and "pfi adapters use 0001" in done.stdout
+    assert "rises by 2.00 nats a token" in done.stderr and "bound is 0.2" in done.stderr
+    assert "--set general=0.2" in done.stderr
+    assert home.personal_adapters.active(TASK.name) is None
+    manifest = home.personal_adapters.manifest("0001")
+    assert "likelier" in manifest.verdict and "forgets too much" in manifest.verdict
+    assert manifest.general["text_loss"] == 5.0 and "weight" not in manifest.config
+    pfi("adapters", "use", "0001")
+    assert home.personal_adapters.active(TASK.name) == "0001"
+
+
+def test_without_held_back_records_the_bound_holds_too(
+    home: Home,
+    suffering: Callable[[float], None],
+) -> None:
+    suffering(0.3)
+    pfi(*TRAIN, "--holdout", "0")
+    assert home.personal_adapters.manifest("0001").config["weight"] == 0.5
+    suffering(5.0)
+    pfi(*TRAIN, "--holdout", "0")
+    assert home.personal_adapters.active(TASK.name) == "0001"
+    assert home.personal_adapters.manifest("0002").verdict.startswith("it forgets too much")
+
+
+def test_one_that_is_no_better_is_not_tried_at_other_weights(
+    home: Home,
+    suffering: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    suffering(0.6)
+    scripted(monkeypatch, measured(3.0), measured(3.4))
+    done = pfi(*TRAIN)
+    assert "It is not better" in done.stderr and "forgets too much" not in done.stdout
+    assert "forgets" not in home.personal_adapters.manifest("0001").verdict
+
+
+def test_settings_are_the_profiles(home: Home) -> None:
+    values: dict[str, Any] = {"bound": None, "questions": 7}
+    home.config.forgetting = values
+    found = forgetting_config(home)
+    assert found.bound is None and found.questions == 7 and found.passages == 64
+    home.config.forgetting = {"bond": 1}
+    home.save_config()
+    assert "forgetting settings" in pfi(*TRAIN, code=2).stderr

@@ -411,7 +411,7 @@ def test_every_event_of_a_study_is_documented() -> None:
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "new_event"
     }
     kinds = ["started", "augmented", "round", "trained", "gated", "answered", "streamed"]
-    kinds.append("finished")
+    kinds += ["forgetting", "finished"]
     assert set(found) == set(kinds)
     for event, keys in found.items():
         row = re.search(rf"^\| `{event}` \| (.*) \|$", page, re.MULTILINE)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from pfi.profile.home import Home
+    from pfi.train.forgetting import Forgetting
 
 Profile = Annotated[
     str, typer.Option("--profile", "-p", envvar="PFI_PROFILE", help="Whose device to use.")
@@ -119,6 +120,22 @@ def flags(profile: str, task: str | None = None) -> str:
 
     parts = [] if profile == DEFAULT_PROFILE else [f"--profile {profile}"]
     return "".join(f" {part}" for part in [*parts, *([f"--task {task}"] if task else [])])
+
+
+def tell_forgetting(found: Forgetting | None, profile: str, task: str, version: str) -> None:
+    """Tell what an adapter makes the model forget, and what helps where that is too much."""
+    if found is None:
+        return
+    note(found.sentence)
+    if found.exceeded:
+        note(
+            f"That is too much to use it unasked: the loss on general text rises by "
+            f"{found.rise:.2f} nats a token, and this profile's bound is {found.bound:g} "
+            "(`forgetting: {bound: ...}` in its config.yaml). What helps: "
+            f"`pfi train{flags(profile, task)} --set general=0.2`, which holds the model to what "
+            "it was on general text; a lower --learning-rate; fewer --epochs. "
+            f"To use it anyway: `pfi adapters use {version}{flags(profile)}`."
+        )
 
 
 def size(count: int) -> str:

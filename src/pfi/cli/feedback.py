@@ -21,6 +21,7 @@ from pfi.cli.common import (
     printable,
     progress,
     short,
+    tell_forgetting,
 )
 from pfi.cli.gate import hint_after_training
 from pfi.errors import ConfigError
@@ -312,11 +313,18 @@ def _report(done: Refreshed, profile: str) -> None:
             f"  {check.records} held-back {records} records: loss{beside} {check.before:.3f} -> "
             f"{check.after:.3f} nats a token, {mark}"
         )
+    made = done.version or done.stored
+    if made is not None:
+        tell_forgetting(done.forgetting, profile, done.task, made.version)
     if done.version is not None:
         undo_it = f"pfi adapters rollback{flags(profile, done.task)}"
         version = done.version.version
         typer.echo(
             f"Adapter {version} for {done.task} is active: {done.why}. To undo: `{undo_it}`."
+        )
+    elif done.stored is not None:
+        typer.echo(
+            f"Adapter {done.stored.version} for {done.task} was not taken into use: {done.why}."
         )
     else:
         typer.echo(f"{done.task}: nothing changed: {done.why}.")

@@ -19,6 +19,7 @@ from pfi.cli.common import (
     open_profile,
     progress,
     size,
+    tell_forgetting,
 )
 from pfi.cli.gate import hint_after_training
 
@@ -174,6 +175,9 @@ def _report(home: Home, trained: Trained, profile: str) -> None:
     version, verdict = trained.version, trained.verdict
     if verdict is not None:
         _report_measured(trained)
+    tell_forgetting(trained.forgetting, profile, version.task, version.version)
+    if trained.weight < 1:
+        note(f"It is {trained.note}.")
     if trained.left_out:
         note(
             f"{trained.left_out} synthetic records were left out: they were made from records "
@@ -202,7 +206,7 @@ def _report(home: Home, trained: Trained, profile: str) -> None:
         f"Adapter {version.version} for {version.task} was not taken into use, {stays}: {learnt}. "
         f"To use it anyway: `{command}`."
     )
-    if not few:
+    if not few and not (trained.forgetting and trained.forgetting.exceeded):
         note(_what_would_help(None, profile, version.task))
 
 

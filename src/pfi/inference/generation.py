@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 
@@ -64,6 +65,25 @@ def generate(
             picked, decode(backbone, ids, max_new_tokens, pick, picked, chosen), strict=True
         ):
             answers[i] = answer_text(backbone.prompter, rows[i], new).strip()
+    return answers
+
+
+@torch.inference_mode()
+def greedy_ids(
+    backbone: Backbone, prompts: Sequence[Sequence[int]], tokens: int, batch_size: int = 32
+) -> list[list[int]]:
+    """The likeliest answers as tokens, closed by the end token where they end before ``tokens``.
+
+    Penalties that the model's own files ask for do not count.
+    """
+    plain = replace(backbone, generation=replace(backbone.generation, repetition_penalty=None))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    for begin in range(0, len(order), batch_size):
+        picked = order[begin : begin + batch_size]
+        new = decode(plain, [prompts[i] for i in picked], tokens, greedy, picked, None)
+        for i, ids in zip(picked, new, strict=True):
+            answers[i] = ids if len(ids) == tokens else [*ids, backbone.end_id]
     return answers
 
 

@@ -116,7 +116,8 @@ def fit_floor(memory: Memory, task: Task) -> Floor:
     if len(own) < LEAST:
         return default_floor(records, memory.embedder_name)
     general = [
-        _features(memory, question, general=number) for number, question in enumerate(_general())
+        _features(memory, question, general=number)
+        for number, question in enumerate(general_questions())
     ]
     features = np.array([*own, *general])
     positive = np.arange(len(features)) < len(own)
@@ -173,7 +174,7 @@ def _features(
     """
     asked = words(query)[: WINDOW * WINDOWS]
     allowed = memory.allowed(exclude)
-    others = np.ones(len(_general()), dtype=bool)
+    others = np.ones(len(general_questions()), dtype=bool)
     if general is not None:
         others[general] = False
     parts = [asked[at : at + WINDOW] for at in range(0, len(asked), WINDOW)]
@@ -211,11 +212,12 @@ def _covered(
 
 
 @cache
-def _general() -> tuple[str, ...]:
+def general_questions() -> tuple[str, ...]:
+    """Questions that anybody may ask, of many kinds."""
     text = (resources.files("pfi.memory") / "general_questions.txt").read_text(encoding="utf-8")
     return tuple(line for line in text.splitlines() if line.strip())
 
 
 @cache
 def _general_index() -> WordIndex:
-    return WordIndex.of(dict(enumerate(_general())), len(_general()))
+    return WordIndex.of(dict(enumerate(general_questions())), len(general_questions()))

@@ -5,7 +5,7 @@ Rows of a batch may belong to different users; ``slots`` says whose adapter each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from pfi._util.heap import Releaser
 from pfi.models.attention import pad_rows, takes_masks
 from pfi.models.backbone import Backbone
-from pfi.models.bank.packing import Piece, Row, passes, target_losses
+from pfi.models.bank.packing import Piece, Row, passes, target_losses, target_losses_and_hits
 from pfi.models.families import (
     cache_argument,
     cache_of,
@@ -115,17 +115,39 @@ def mean_losses(
         slots: whose adapter each piece uses, see ``Backbone.rows``.
     """
     found = [0.0] * len(pieces)
+    for i, own in _by_piece(backbone, pieces, batch_tokens, slots, target_losses):
+        found[i] = float(own.mean())
+    return found
+
+
+@torch.inference_mode()
+def losses_and_hits(
+    backbone: Backbone, pieces: Sequence[Piece], *, slots: Sequence[int] | None = None
+) -> list[torch.Tensor]:
+    """Each piece's ``(targets, 2)``: losses, and 1 where a target is the likeliest token."""
+    found = [torch.empty(0)] * len(pieces)
+    for i, own in _by_piece(backbone, pieces, None, slots, target_losses_and_hits):
+        found[i] = own.cpu()
+    return found
+
+
+def _by_piece(
+    backbone: Backbone,
+    pieces: Sequence[Piece],
+    batch_tokens: int | None,
+    slots: Sequence[int] | None,
+    measure: Callable[[Backbone, Sequence[Row]], torch.Tensor],
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """What is measured at each piece's targets, with the number of the piece."""
     budget = batch_tokens or pass_tokens(backbone)
     release = Releaser()
     for picked in passes([len(piece) for piece in pieces], budget):
         if slots is not None:
             picked.sort(key=slots.__getitem__)  # a bank is fastest with a slot's rows together
         with backbone.rows(_of(slots, picked)):
-            losses = target_losses(backbone, [Row([pieces[i]]) for i in picked])
-        for i, part in zip(picked, losses.split([pieces[i].targets for i in picked]), strict=True):
-            found[i] = float(part.mean())
+            values = measure(backbone, [Row([pieces[i]]) for i in picked])
+        yield from zip(picked, values.split([pieces[i].targets for i in picked]), strict=True)
         release()
-    return found
 
 
 def _of(slots: Sequence[int] | None, picked: Sequence[int]) -> list[int] | None:

@@ -91,6 +91,11 @@ class HomeConfig(BaseModel):
     refresh: dict[str, Any] = Field(
         default={}, description="refresh settings other than the defaults"
     )
+    forgetting: dict[str, Any] = Field(
+        default={},
+        description="what is measured of the forgetting of adapters and what is too much, where "
+        "not as by default",
+    )
     refresh_after: int | None = Field(
         default=None, ge=1, description="new records after which `pfi refresh` runs by itself"
     )

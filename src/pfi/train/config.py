@@ -1,10 +1,13 @@
-"""How adapters are trained: one model for YAML files, flags and Python; needs no model library."""
+"""How adapters are trained and what they may forget: for YAML files, flags and Python alike.
+
+Needs no model library.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.models.adapters import AdapterConfig
 
@@ -20,7 +23,7 @@ class TrainConfig(AdapterConfig):
     clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
     max_length: int = Field(640, ge=16, description="longest prompt and target, in tokens")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "float32",
+        "auto",
         description="of the forward and backward pass; factors and updates stay float32. auto: "
         "bfloat16 for models of 50 M parameters or more where the machine multiplies it",
     )
@@ -29,4 +32,35 @@ class TrainConfig(AdapterConfig):
     )
     patience: int = Field(
         1, ge=1, description="epochs without a better held-back loss before training stops early"
+    )
+    general: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the examples that are general text and questions, on which the model "
+        "is held to what it was",
+    )
+
+
+class ForgettingConfig(BaseModel):
+    """What is measured of the forgetting of an adapter, and what is too much."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    passages: int = Field(
+        64,
+        ge=0,
+        le=200,
+        description="passages of general text that are read; 0: nothing is measured",
+    )
+    questions: int = Field(32, ge=0, le=100, description="general questions that are asked")
+    bound: float | None = Field(
+        0.1,
+        gt=0,
+        description="rise of the loss on general text, in nats a token, beyond which an adapter is "
+        "not taken into use unasked; null: any",
+    )
+    weights: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.5, 0.25],
+        description="weights of an adapter that are tried in turn where it is beyond the bound",
     )

@@ -38,6 +38,7 @@ from pfi.models.families import block_count, width_of
 from pfi.train import _state as bank_state
 from pfi.train._state import JobState, RunState
 from pfi.train.config import TrainConfig
+from pfi.train.general import anchored_pieces, with_anchors
 from pfi.train.job import Job, OnStep, TrainResult, batches, hold_back, rate_at
 from pfi.train.objectives import CrossEntropy, Objective, Part, part_losses
 from pfi.train.optim import SlotAdamW, clip
@@ -261,18 +262,24 @@ class BankRun:
         pieces = self.encode(job)
         if not pieces:
             return None
-        trained, held_back = (
-            self._cached([*chain.from_iterable(examples)])
+        own, newest = (
+            [*chain.from_iterable(examples)]
             for examples in hold_back(self._examples(pieces), self.config.held_back)
         )
-        plan = self.plan(job, trained)
+        anchored = self._anchored(job)
+        trained, held_back = self._cached([*own, *anchored]), self._cached(newest)
+        plan = self.plan(job, trained[: len(own)])
+        if anchored:
+            plan = with_anchors(plan, len(own), len(anchored), self.config, job.seed)
         slot = self.open(job)
         self.optimizer.reset(slot)
-        epoch = -(-len(self._examples(trained)) // self.config.batch_size)
+        epoch = -(-len(self._examples(own)) // self.config.batch_size)
         active = ActiveJob(job, slot, trained, held_back, plan, epoch)
         if self.objective.needs_reference:
             active.reference = self._token_losses(slot, trained)
             active.held_back_reference = self._token_losses(slot, held_back)
+        elif anchored:
+            active.reference = self._anchors(trained)
         self.active_jobs.append(active)
         return active
 
@@ -281,6 +288,18 @@ class BankRun:
         backbone, longest = self.bank.backbone, self.config.max_length
         examples = [self.objective.encode(backbone, example, longest) for example in job.load()]
         return [*chain.from_iterable(examples)]
+
+    def _anchored(self, job: Job) -> list[Piece]:
+        """General text and questions beside a job's examples; none beside preferences."""
+        if not self.config.general or not isinstance(self.objective, CrossEntropy):
+            return []
+        return anchored_pieces(self.bank.backbone, job.seed, self.config.max_length)
+
+    def _anchors(self, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+        """The losses of the targets of anchored pieces without an adapter; zeros for the others."""
+        anchored = [piece for piece in pieces if piece.anchored]
+        found = iter(self._token_losses(None, anchored))
+        return [next(found) if p.anchored else torch.zeros(p.targets) for p in pieces]
 
     def plan(self, job: Job, pieces: Sequence[Piece]) -> list[list[int]]:
         """The positions of the examples of every step of a job."""
@@ -295,7 +314,7 @@ class BankRun:
     def result(self, active: ActiveJob) -> Any:
         """What is yielded with a job that has ended."""
         adapter: Adapter = self.bank.adapter(active.slot)
-        examples = len(self._examples(active.pieces))
+        examples = len(self._examples([p for p in active.pieces if not p.anchored]))
         return TrainResult(adapter, active.losses, active.seconds, active.stopped, examples)
 
     def _leave(self, active: ActiveJob) -> Any:
@@ -522,8 +541,8 @@ class BankRun:
             losses = losses * torch.tensor(weights).to(losses)
         return float(losses.sum()) / self.objective.divisor(active.held_back)
 
-    def _token_losses(self, slot: int, pieces: Sequence[Piece]) -> list[torch.Tensor]:
-        """The losses ``(targets,)`` of the targets of each example, as the slot is now."""
+    def _token_losses(self, slot: int | None, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+        """The losses ``(targets,)`` of the targets of each example, as the slot is now, if any."""
         if not pieces:
             return []
         model = self._model(pieces[0].hidden is not None)

@@ -135,7 +135,12 @@ def _longest_row(backbone: Backbone) -> float:
 
 
 class CrossEntropy:
-    """The mean negative log-likelihood of a step's target tokens."""
+    """The mean negative log-likelihood of a step's target tokens.
+
+    Of an anchored piece the losses are held to what they were without the adapter: half the square
+    of their difference is added for each of its targets. This estimates the KL divergence from
+    the model as it was (the k2 estimator of Schulman 2020) without logits of whole vocabularies.
+    """
 
     pieces = 1
     needs_reference = False
@@ -146,7 +151,10 @@ class CrossEntropy:
         return (as_piece(backbone, example, max_length),)
 
     def parts(self, backbone: Backbone, pieces: Sequence[Piece]) -> list[Part]:
-        """A row each, or one with a common stem where that is cheaper."""
+        """A row each, or one with a common stem where that is cheaper; anchored ones come last."""
+        own = [piece for piece in pieces if not piece.anchored]
+        if 0 < len(own) < len(pieces):
+            return [*self.parts(backbone, own), *self.parts(backbone, pieces[len(own) :])]
         together = sum(len(piece) for piece in pieces)
         if backbone.seq2seq or not takes_masks(backbone, together):
             return [Part([Row([piece])]) for piece in pieces]
@@ -163,12 +171,18 @@ class CrossEntropy:
         token_losses: torch.Tensor,
         reference: torch.Tensor | None,
     ) -> torch.Tensor:
-        """See ``Objective``."""
+        """See ``Objective``; the reference counts for anchored pieces only."""
+        if reference is not None:
+            counts = torch.tensor([piece.targets for piece in pieces])
+            held = torch.tensor([piece.anchored for piece in pieces]).repeat_interleave(counts)
+            drift = token_losses - reference.to(token_losses)
+            token_losses = torch.where(held.to(drift.device), 0.5 * drift**2, token_losses)
         return piece_sums(pieces, token_losses)
 
     def divisor(self, pieces: Sequence[Piece]) -> float:
-        """The number of target tokens."""
-        return sum(piece.targets for piece in pieces)
+        """The number of target tokens, of pieces that are not anchored if there are some."""
+        own = sum(piece.targets for piece in pieces if not piece.anchored)
+        return own or sum(piece.targets for piece in pieces)
 
 
 # Preferences --------------------------------------------------------------------------

@@ -39,6 +39,9 @@ class PeftTrainer:
         state: Path | None = None,
     ) -> Iterator[tuple[Job, TrainResult | None]]:
         """See ``Trainer.train_many``; ``state`` is not used: a job starts anew."""
+        if config.general:
+            what = "the reference learns from the user's examples only"
+            raise ConfigError(what, where="general", fix="use the engine `bank`")
         for job in jobs:
             yield job, self._train(backbone, job, config, on_step)
 

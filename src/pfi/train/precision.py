@@ -50,3 +50,8 @@ def in_precision(backbone: Backbone, precision: Precision) -> Backbone:
     if backbone.model.dtype == dtype:
         return backbone
     return replace(backbone, model=sharing_copy(backbone.model, dtype))
+
+
+def precision_name(backbone: Backbone) -> Precision:
+    """The precision that a backbone's weights are in, as settings name it."""
+    return "bfloat16" if backbone.model.dtype == torch.bfloat16 else "float32"

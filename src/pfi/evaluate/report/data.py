@@ -124,12 +124,35 @@ class Cell(Lenient):
     users: Annotated[SkipValidation[dict[str, UserScore]], BeforeValidator(_user_scores)] = {}
 
 
+class Forgetting(Lenient):
+    """What a kind of adapter makes the backbone forget, as means over adapters."""
+
+    adapters: int = 0
+    text_loss_before: Finite = None
+    text_loss: Finite = None
+    answer_loss_before: Finite = None
+    answer_loss: Finite = None
+    agreement: Finite = None
+
+    @property
+    def rise(self) -> float | None:
+        """What the loss on general text has risen by."""
+        if self.text_loss is None or self.text_loss_before is None:
+            return None
+        return self.text_loss - self.text_loss_before
+
+
 class Results(Lenient):
-    """The content of ``metrics.json``: ``arms[arm][task]`` is a `Cell`."""
+    """The content of ``metrics.json``: ``arms[arm][task]`` is a `Cell`.
+
+    Attributes:
+        forgetting: by task and kind of adapter, where it was measured.
+    """
 
     arms: dict[str, Annotated[dict[str, Cell], BeforeValidator(_present)]] = {}
     config: dict[str, Any] = {}
     machine: Any = None
+    forgetting: Annotated[dict[str, dict[str, Forgetting]], BeforeValidator(_present)] = {}
 
     @property
     def arm_names(self) -> list[str]:

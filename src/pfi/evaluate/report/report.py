@@ -315,6 +315,10 @@ def _render(
             if (plot := _training(run, name, f"training-{i}"))
         ],
         examples=[(titles[t], found) for t in names if (found := _examples(run, t))],
+        forgetting=[
+            (titles.get(name, name), kind, found)
+            for name, kinds in results.forgetting.items() for kind, found in kinds.items()
+        ],
         seconds=_seconds(run, tasks),
         version=__version__,
     )  # fmt: skip

@@ -176,6 +176,12 @@ class StudyConfig(BaseModel):
     stream: StreamConfig = Field(
         StreamConfig(), description="how histories are replayed, for the protocol stream"
     )
+    forgetting: int = Field(
+        0,
+        ge=0,
+        description="users a task whose adapters are measured on general text and questions, "
+        "beside the shared one; 0: none is",
+    )
     bootstrap: int = Field(1000, ge=1, description="bootstrap draws")
 
     @field_validator("arms")
@@ -242,8 +248,8 @@ class StudyConfig(BaseModel):
     def same_results(self, other: StudyConfig) -> bool:
         """Whether a run with ``other`` goes on from this one.
 
-        All is equal but the workers, the threads, the budget, and how fast and how often a
-        teacher is called.
+        All is equal but the workers, the threads, the budget, how fast and how often a teacher is
+        called, and of how many users forgetting is measured.
         """
         workers = {"workers": other.federation.simulate.workers}
         simulate = self.federation.simulate.model_copy(update=workers)
@@ -254,7 +260,7 @@ class StudyConfig(BaseModel):
         free |= {name: getattr(theirs, name) for name in ("budget_tokens", "budget_usd")}
         augment = mine.model_copy(update=free)
         free = {"augment": augment, "federation": federation}
-        free |= {"workers": other.workers, "threads": other.threads}
+        free |= {n: getattr(other, n) for n in ("workers", "threads", "forgetting")}
         return self.model_copy(update=free) == other
 
 

@@ -48,6 +48,10 @@ class EventLog(JsonLog):
         """The users of a task for whom synthetic records were made."""
         return frozenset(self._done.get(("augmented", "augmented", task), ()))
 
+    def forgotten(self, adapter: str, task: str) -> Set[str | None]:
+        """The users whose adapter of that kind was measured; None stands for the shared one."""
+        return self._done.get(("forgetting", adapter, task), set())
+
     def rounds(self, arm: str, task: str) -> Set[int]:
         """The numbers of the rounds of a federation, by the arm that needs it, that were logged."""
         return self._rounds.get((arm, task), set())
@@ -57,6 +61,7 @@ class EventLog(JsonLog):
         kind = event["event"]
         if kind == "round":
             self._rounds.setdefault((event["arm"], event["task"]), set()).add(event["round"])
-        if kind in ("trained", "answered", "augmented"):
-            what = event[{"answered": "arm", "trained": "adapter"}.get(kind, "event")]
+        if kind in ("trained", "answered", "augmented", "forgetting"):
+            names = {"answered": "arm", "trained": "adapter", "forgetting": "adapter"}
+            what = event[names.get(kind, "event")]
             self._done.setdefault((kind, what, event["task"]), set()).add(event["user"])

@@ -21,6 +21,7 @@ import yaml
 
 from pfi._util.events import new_event
 from pfi._util.files import write_atomic, write_json
+from pfi._util.heap import keep_few_kernels
 from pfi._util.threads import choose
 from pfi._util.version import __version__
 from pfi.datasets.lamp import LampUsers, available_tasks, open_users, write_predictions
@@ -29,6 +30,7 @@ from pfi.evaluate.statistics import UserAnswers, summarise
 from pfi.evaluate.study.arms import central, get_arm
 from pfi.evaluate.study.config import StudyConfig
 from pfi.evaluate.study.events import EventLog
+from pfi.evaluate.study.forgetting import mean_forgetting
 from pfi.evaluate.study.run import Run
 from pfi.evaluate.study.task_run import TaskRun
 from pfi.memory.embedders import find_embedder
@@ -110,6 +112,7 @@ class Study:
         config = self.config
         if config.threads is not None:
             choose(config.threads)
+        keep_few_kernels()
         resumed = not self.log.empty
         self.log.append(new_event("started", version=__version__, resumed=resumed))
         backbone = load_backbone(config.backbone)
@@ -172,6 +175,8 @@ class Study:
             "config": self.config.model_dump(mode="json"),
             "machine": machine(),
         }
+        if forgetting := mean_forgetting(self.log):
+            metrics["forgetting"] = forgetting
         write_json(self.out / "metrics.json", metrics)
         write_report(self.out)
         return metrics

@@ -8,10 +8,12 @@ from contextlib import closing
 from pathlib import Path
 
 from pfi._util.events import Event, new_event, read_events
+from pfi._util.heap import release_freed
 from pfi.datasets.lamp import LampUsers
 from pfi.evaluate.study.arms import FEDERATED, KINDS, Arm
 from pfi.evaluate.study.checkpoints import Checkpoints
 from pfi.evaluate.study.federation import federate
+from pfi.evaluate.study.forgetting import measure_forgetting
 from pfi.evaluate.study.group_run import run_group
 from pfi.evaluate.study.population import make_prior
 from pfi.evaluate.study.run import Run
@@ -32,7 +34,20 @@ class TaskRun:
         self.checkpoints = Checkpoints(run.out)
 
     def run(self) -> None:
-        """Answer every question under every arm, skipping what the events say is done."""
+        """Do all of the task, skipping what the events say is done."""
+        self._answer()
+        if self._run.config.forgetting:
+            self._measure_forgetting()
+
+    def _measure_forgetting(self) -> None:
+        run, users = self._run, self.users.ids
+        for event in measure_forgetting(run, self.task, self.backbone, users):
+            run.log.append(event)
+            whose = "shared adapter" if event["user"] is None else f"user {event['user']}"
+            run.progress(f"{self.task.name} forgetting, {whose}")
+
+    def _answer(self) -> None:
+        """Answer every question under every arm."""
         run, name = self._run, self.task.name
         ids = set(self.users.ids)
         done = {arm.name: len(ids & run.log.answered(arm.name, name)) for arm in run.arms}
@@ -118,6 +133,7 @@ class TaskRun:
             on_step=on_step,
             state=self.checkpoints.state("shared", name),
         )
+        release_freed()  # of training, before answers need theirs
         run.log.append(self.checkpoints.save(result, "shared", name))
         self.checkpoints.drop_state("shared", name)
         return result.adapter

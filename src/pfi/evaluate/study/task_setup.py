@@ -27,7 +27,11 @@ from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
 from pfi.records import Record
 from pfi.tasks import Task
+from pfi.train.precision import in_precision, precision_name, precision_of
 from pfi.train.trainers import get_trainer
+
+#: Most memory for keys and values of the answers in work: beside it lie trainer and banks.
+_ROW_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,25 @@ class TaskSetup:
 
     @cached_property
     def with_shared(self) -> Backbone:
-        """The backbone with the shared adapter merged in."""
-        return self.backbone.with_adapters([self._shared] if self._shared else [])
+        """The backbone with the shared adapter merged in, in the precision of training."""
+        return self._precise(self.backbone.with_adapters([self._shared] if self._shared else []))
 
     @cached_property
     def engine(self) -> Engine:
         """What answers, as on a device: the plain backbone, adapters loaded beside it."""
-        return TorchEngine(self.backbone, capacity=self.config.working_set + 2)
+        backbone = self._precise(self.backbone)
+        return TorchEngine(
+            backbone,
+            capacity=self.config.working_set + 2,
+            row_bytes=_ROW_BYTES,
+            precision=precision_name(backbone),
+        )
+
+    def _precise(self, backbone: Backbone) -> Backbone:
+        """A backbone in the precision that personal adapters are trained in."""
+        if self.config.engine == "peft":  # it casts by itself
+            return backbone
+        return in_precision(backbone, precision_of(self.config.personal, backbone))
 
     def close(self) -> None:
         """End the engine."""

@@ -387,6 +387,21 @@ class AdapterBank:
         return replace(self.backbone, model=model)
 
 
+def holding(backbone: Backbone, adapter: Adapter | None) -> tuple[AdapterBank, int]:
+    """A bank over the backbone's own weights, in their precision, and the slot of one adapter.
+
+    To measure with: nothing is copied. Without an adapter no layer is touched.
+    """
+    precision: Precision = "bfloat16" if backbone.model.dtype == torch.bfloat16 else "float32"
+    if adapter is None:
+        return AdapterBank(backbone, AdapterConfig(), 1, precision=precision, layers=[]), NO_ADAPTER
+    plain = adapter.plain(backbone.model)
+    layers = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in plain.weights}
+    config = AdapterConfig(rank=int(plain.settings["r"]))
+    bank = AdapterBank(backbone, config, 1, precision=precision, layers=layers)
+    return bank, bank.add(plain)
+
+
 def _template(model: PreTrainedModel, config: AdapterConfig) -> tuple[dict[str, Any], list[str]]:
     """What peft would do with the model: its settings, and the layers it would adapt."""
     from peft import get_peft_model

@@ -33,12 +33,29 @@ def head_losses(head: Any, states: torch.Tensor, targets: torch.Tensor) -> torch
     return torch.cat([_losses(head, part, wanted) for part, wanted in parts])
 
 
+def head_losses_and_hits(head: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """``(n, 2)``: each target's loss, and 1 where it is the likeliest token, else 0."""
+    step = max(1, _LOGITS // int(head.weight.shape[0]))
+    parts = zip(states.split(step), targets.split(step), strict=True)
+    return torch.cat([losses_and_hits(_logits(head, part), wanted) for part, wanted in parts])
+
+
+def losses_and_hits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """As ``head_losses_and_hits`` from logits ``(n, vocabulary)``."""
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    return torch.stack([losses, (logits.argmax(-1) == targets).float()], 1)
+
+
 def _losses(head: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    count = len(targets)
+    return F.cross_entropy(_logits(head, states).float(), targets, reduction="none")
+
+
+def _logits(head: Any, states: torch.Tensor) -> torch.Tensor:
+    count = len(states)
     if states.dtype == torch.bfloat16 and count % _ROUND:
         # Of few lengths, see `packing.padded_length`.
         states = F.pad(states, (0, 0, 0, -count % _ROUND))
-    return F.cross_entropy(head(states)[:count].float(), targets, reduction="none")
+    return head(states)[:count]
 
 
 class _HeadLosses(torch.autograd.Function):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from pfi.models.attention import pad_rows, takes_masks
 from pfi.models.backbone import Backbone
-from pfi.models.bank.head_losses import head_losses
+from pfi.models.bank.head_losses import head_losses, head_losses_and_hits, losses_and_hits
 from pfi.models.bank.last_block import LastBlock
 from pfi.models.families import rope_border
 
@@ -35,12 +35,14 @@ class Piece:
         targets: how many at the end are predicted.
         weight: how much their losses count beside those of other pieces.
         hidden: ``(len(piece), width)`` hidden states that stand for the tokens, or None.
+        anchored: whether training holds their losses to what they were, instead of lowering them.
     """
 
     ids: Sequence[int]
     targets: int
     weight: float = 1.0
     hidden: torch.Tensor | None = None
+    anchored: bool = False
 
     def __len__(self) -> int:
         """Tokens that the model reads: the last one is only predicted."""
@@ -238,17 +240,29 @@ def target_losses(backbone: Backbone, rows: Sequence[Row]) -> torch.Tensor:
     that a model must read in different ways are read in passes of their own, in which the
     others are two tokens long: a row's losses do not depend on the rows beside it.
     """
+    return _at_targets(backbone, rows, hits=False)
+
+
+def target_losses_and_hits(backbone: Backbone, rows: Sequence[Row]) -> torch.Tensor:
+    """``(targets, 2)``: as ``target_losses``, and 1 where a target is the likeliest token, else 0.
+
+    Without gradients.
+    """
+    return _at_targets(backbone, rows, hits=True)
+
+
+def _at_targets(backbone: Backbone, rows: Sequence[Row], *, hits: bool) -> torch.Tensor:
     if backbone.seq2seq:
-        return _seq2seq_losses(backbone, [row.pieces[0] for row in rows])
+        return _seq2seq_losses(backbone, [row.pieces[0] for row in rows], hits=hits)
     kinds = [_reading(backbone, len(row)) for row in rows]
     if len(set(kinds)) == 1:
-        return _losses_of_kind(backbone, rows, own_masks=kinds[0] == 0)
+        return _losses_of_kind(backbone, rows, own_masks=kinds[0] == 0, hits=hits)
     counts = [sum(piece.targets for piece in row.pieces) for row in rows]
     by_row: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     for kind in sorted(set(kinds)):
         mine = [k == kind for k in kinds]
         read = [row if m else _stand_in(row) for row, m in zip(rows, mine, strict=True)]
-        losses = _losses_of_kind(backbone, read, own_masks=kind == 0)
+        losses = _losses_of_kind(backbone, read, own_masks=kind == 0, hits=hits)
         split = losses.split([n if m else 1 for n, m in zip(counts, mine, strict=True)])
         by_row = [new if m else old for new, old, m in zip(split, by_row, mine, strict=True)]
     return torch.cat(by_row)
@@ -269,17 +283,19 @@ def _stand_in(row: Row) -> Row:
     return Row([Piece(piece.ids[:2], 1, hidden=hidden)])
 
 
-def _losses_of_kind(backbone: Backbone, rows: Sequence[Row], *, own_masks: bool) -> torch.Tensor:
+def _losses_of_kind(
+    backbone: Backbone, rows: Sequence[Row], *, own_masks: bool, hits: bool
+) -> torch.Tensor:
     packed = batch(rows, backbone.device, padded_length(backbone, rows) if own_masks else None)
     if not own_masks:
-        return _losses_of_any(backbone.model, packed)
+        return _losses_of_any(backbone.model, packed, hits=hits)
     states = predicting_states(backbone.model, packed).flatten(0, 1)[packed.at]
     head = backbone.model.get_output_embeddings()
-    return head_losses(head, states, packed.targets)
+    return (head_losses_and_hits if hits else head_losses)(head, states, packed.targets)
 
 
-def _losses_of_any(model: Any, packed: Packed) -> torch.Tensor:
-    """As ``target_losses`` for rows of single pieces and a model of any decoder-only kind."""
+def _losses_of_any(model: Any, packed: Packed, *, hits: bool) -> torch.Tensor:
+    """As ``_at_targets`` for rows of single pieces and a model of any decoder-only kind."""
     if packed.branches is not None:
         raise ValueError("rows of several pieces need a model that takes masks")
     given = {"input_ids": packed.ids}
@@ -288,10 +304,12 @@ def _losses_of_any(model: Any, packed: Packed) -> torch.Tensor:
     logits = model(**given, use_cache=False).logits
     wanted = packed.wanted[:, :, None].expand(-1, -1, logits.shape[2])
     chosen = logits.gather(1, wanted).flatten(0, 1)[packed.at]
+    if hits:
+        return losses_and_hits(chosen, packed.targets)
     return F.cross_entropy(chosen.float(), packed.targets, reduction="none")
 
 
-def _seq2seq_losses(backbone: Backbone, pieces: Sequence[Piece]) -> torch.Tensor:
+def _seq2seq_losses(backbone: Backbone, pieces: Sequence[Piece], *, hits: bool) -> torch.Tensor:
     model: Any = backbone.model
     prompts = [list(piece.ids[: -piece.targets]) for piece in pieces]
     targets = [list(piece.ids[-piece.targets :]) for piece in pieces]
@@ -303,5 +321,7 @@ def _seq2seq_losses(backbone: Backbone, pieces: Sequence[Piece]) -> torch.Tensor
         input_ids=inputs, attention_mask=mask, decoder_input_ids=shifted.to(backbone.device)
     ).logits
     wanted = pad_rows(targets, -100).to(backbone.device)
+    if hits:
+        return losses_and_hits(logits[wanted != -100], wanted[wanted != -100])
     losses = F.cross_entropy(logits.transpose(1, 2).float(), wanted, reduction="none")
     return losses[wanted != -100]

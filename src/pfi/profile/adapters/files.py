@@ -42,6 +42,7 @@ class AdapterInfo(BaseModel):
         held_back: fingerprints of the real records that were there and it did not learn from.
         held_back_losses: its loss on the examples that it was measured on, nats a target token.
         verdict: why a training took it into use, or did not; empty where nothing was measured.
+        general: what it makes the model forget, by name; see ``pfi.train.forgetting``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -61,6 +62,7 @@ class AdapterInfo(BaseModel):
     held_back: list[str] = []
     held_back_losses: list[float] = []
     verdict: str = ""
+    general: dict[str, float] = {}
 
 
 class Manifest(AdapterInfo):

@@ -239,6 +239,12 @@ class Trials:
                 return left_out
         return self._choices()[-1]
 
+    def with_adapter(self, trial: Trial, adapter: Adapter) -> Trial:
+        """The trial with another adapter in place of what came out, checked anew."""
+        made = replace(trial.candidate, adapter=adapter)
+        losses = self._measure(adapter)
+        return self._checked(replace(trial, candidate=made, losses=losses))
+
     def _choices(self) -> list[frozenset[str]]:
         """What is left out: nothing, each of a few new batches, all of them."""
         batches = self.material.new_batches

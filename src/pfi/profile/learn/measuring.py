@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING
 from pfi._util.heap import release_freed
 from pfi.memory.prompts import Retrieval
 from pfi.models.adapters import Adapter
-from pfi.models.peft_format import PREFIX
 from pfi.profile.learn.drift import gains
 from pfi.tasks import METRICS, Example, Task
 
 if TYPE_CHECKING:
     from pfi.models.backbone import Backbone
-    from pfi.models.bank.bank import AdapterBank, Precision
     from pfi.models.bank.packing import Piece
 
 #: Longest prompt and answer, in tokens, whose loss is measured; longer prompts are cut.
@@ -105,11 +103,12 @@ def example_losses(
     backbone: Backbone, examples: Sequence[Example], adapter: Adapter | None = None
 ) -> list[float]:
     """Every example's loss, nats a target token; see ``measure``."""
+    from pfi.models.bank.bank import holding
     from pfi.models.scoring import mean_losses
 
     if not examples:
         return []
-    bank, slot = _bank(backbone, adapter)
+    bank, slot = holding(backbone, adapter)
     pieces = [measured_piece(backbone, example) for example in examples]
     return mean_losses(bank.backbone, pieces, slots=[slot] * len(pieces))
 
@@ -136,6 +135,7 @@ def example_answers(
     from pfi.inference.answering import answers, sampling_of
     from pfi.inference.engine import AdapterRef, Request
     from pfi.inference.torch.engine import TorchEngine
+    from pfi.train.precision import precision_name
 
     retrieval, sampling = Retrieval(0, 0, backbone.prompter), sampling_of(task)
     asked = [retrieval.fill(task, example.prompt).ids for example in examples]
@@ -144,30 +144,8 @@ def example_answers(
         ref, rank = AdapterRef("measured", lambda: adapter), int(adapter.settings["r"])
     sizes = {"capacity": 1, "rank": rank, "max_rows": _ROWS}
     memory = {"row_bytes": _ROW_BYTES, "cache_bytes": _CACHE_BYTES}
-    with TorchEngine(backbone, **sizes, **memory, precision=_precision(backbone)) as engine:
+    with TorchEngine(backbone, **sizes, **memory, precision=precision_name(backbone)) as engine:
         return answers(engine, task, [Request(ids, ref, sampling) for ids in asked])
-
-
-def _bank(backbone: Backbone, adapter: Adapter | None) -> tuple[AdapterBank, int]:
-    """A bank over the backbone's weights that holds the adapter, and its slot."""
-    from pfi.models.adapters import AdapterConfig
-    from pfi.models.bank.bank import NO_ADAPTER, AdapterBank
-
-    precision = _precision(backbone)
-    if adapter is None:
-        return AdapterBank(backbone, AdapterConfig(), 1, precision=precision, layers=[]), NO_ADAPTER
-    plain = adapter.plain(backbone.model)
-    layers = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in plain.weights}
-    config = AdapterConfig(rank=int(plain.settings["r"]))
-    bank = AdapterBank(backbone, config, 1, precision=precision, layers=layers)
-    return bank, bank.add(plain)
-
-
-def _precision(backbone: Backbone) -> Precision:
-    """The one that the backbone's weights are in, so that they are not copied."""
-    import torch
-
-    return "bfloat16" if backbone.model.dtype == torch.bfloat16 else "float32"
 
 
 # Which is better ---------------------------------------------------------------------

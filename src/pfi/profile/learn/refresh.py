@@ -22,6 +22,7 @@ from pfi.profile.erase.erased import refuse_erased
 from pfi.profile.home import Home
 from pfi.profile.learn.candidates import HeldBack, Material, RefreshConfig, Trial, Trials, hold_back
 from pfi.profile.learn.drift import UNSEEN, WINDOWS, Check, Drift, drifted, unseen
+from pfi.profile.learn.forgetting import at_lower_weight, lower_weights, open_probe, too_much
 from pfi.profile.learn.measuring import answer_scores, example_losses
 from pfi.profile.learn.pairs import preferences
 from pfi.profile.learn.training import (
@@ -35,6 +36,7 @@ from pfi.tasks import Task
 
 if TYPE_CHECKING:
     from pfi.models.backbone import Backbone
+    from pfi.train.forgetting import Forgetting
 
 Outcome = Literal["no need", "due", "rejected", "accepted"]
 _START = datetime.fromtimestamp(0, UTC)
@@ -51,6 +53,9 @@ class Refreshed:
         why: what decided, in a sentence.
         checks: of the candidate that was accepted, or of the one that learnt from everything.
         version: the new version in use, if accepted.
+        stored: the version that is stored and not in use, as it makes the model forget too much.
+        forgetting: what either makes the model forget; None where that was not measured.
+        weight: of its update, below 1 where it forgot too much at its full weight.
         doubtful: batches of feedback that make it worse, and are learnt from no more.
         indexed: whether memory was brought up to date.
     """
@@ -63,6 +68,9 @@ class Refreshed:
     version: Manifest | None = None
     doubtful: tuple[str, ...] = ()
     indexed: bool = False
+    stored: Manifest | None = None
+    forgetting: Forgetting | None = None
+    weight: float = 1.0
 
 
 def refresh_config(home: Home, settings: Mapping[str, Any] | None = None) -> RefreshConfig:
@@ -150,10 +158,18 @@ def refresh(
         return Refreshed(task.name, "rejected", drift, why, checks, None, doubtful, indexed)
     # Feedback that was left out without having done harm is judged again the next time.
     doubtful = tuple(sorted(accepted.left_out)) if tried[0].harmed else ()
+    kept = run.within_bound(accepted, trials, on_stage)
     on_stage("comparing answers")
-    version = run.accept(accepted, trials, doubtful)
+    version = run.store(kept, trials, doubtful)
     why = "it beats the one before on recent records that neither has learnt from"
-    return Refreshed(task.name, "accepted", drift, why, accepted.checks, version, doubtful, indexed)
+    if kept.note:
+        why += f"; {kept.note}"
+    done = Refreshed(
+        task.name, "accepted", drift, why, kept.trial.checks, version, doubtful, indexed
+    )
+    if not kept.used:
+        done = replace(done, outcome="rejected", version=None, stored=version)
+    return replace(done, forgetting=kept.forgetting, weight=kept.weight)
 
 
 def _index(home: Home, on_stage: Callable[[str], None]) -> bool:
@@ -175,6 +191,20 @@ def _why_not(checks: Sequence[Check]) -> str:
         if of in failed:
             return why
     return "the candidate does not beat the model in use on recent records"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A candidate that passed its checks, and what it makes the model forget; see `Refreshed`."""
+
+    trial: Trial
+    forgetting: Forgetting | None = None
+    weight: float = 1.0
+    note: str = ""
+
+    @property
+    def used(self) -> bool:
+        return self.forgetting is None or not self.forgetting.exceeded
 
 
 class _Run:
@@ -332,9 +362,23 @@ class _Run:
             vault.feedback.mark(doubtful, "doubtful")
         self.note()
 
-    def accept(self, trial: Trial, trials: Trials, doubtful: Sequence[str]) -> Manifest:
-        """Store a candidate and take it into use."""
-        home, batch = self.home, self.material.batch
+    def within_bound(self, trial: Trial, trials: Trials, on_stage: Callable[[str], None]) -> _Kept:
+        """A candidate with what it forgets; at a lower weight where that is too much."""
+        probe = open_probe(self.home, self.base, on_stage)
+        if probe is None:
+            return _Kept(trial)
+        full = probe.forgetting(trial.candidate.adapter)
+        if not full.exceeded:
+            return _Kept(trial, full)
+        for adapter, weight, found in lower_weights(probe, trial.candidate.adapter):
+            lighter = trials.with_adapter(trial, adapter)
+            if lighter.passed:
+                return _Kept(lighter, found, weight, at_lower_weight(full, weight))
+        return _Kept(trial, full, note=too_much(full))
+
+    def store(self, kept: _Kept, trials: Trials, doubtful: Sequence[str]) -> Manifest:
+        """Store a candidate, and take it into use unless it forgets too much."""
+        home, batch, trial = self.home, self.material.batch, kept.trial
         recent = [i for i in self.held.recent if batch.get(i) not in trial.left_out]
         examples = [self.material.examples[i] for i in recent]
         after = [trial.losses[i] for i in recent]
@@ -355,14 +399,17 @@ class _Run:
         )
         learnt = {record.id for record in trial.data.real}
         everything = {record.id for record in self.material.records}
+        weight = kept.weight
         if self.goes_on and self.manifest:
             # After a change the records before it are as good as learnt.
             left = {i for i in self.material.new if batch.get(i) in trial.left_out}
             earlier = 0 if trials.changed else self.manifest.records
+            weight *= self.manifest.config.get("weight", 1.0)
             fresh = frozenset(left | self.material.focus)
         else:
             earlier, fresh = 0, frozenset(everything)
         told = {"refresh": self.config.model_dump(), "pairs": trial.pairs}
+        told |= {} if weight == 1 else {"weight": weight}
         info = info.model_copy(
             update={
                 "records": earlier + len(learnt & fresh),
@@ -371,7 +418,10 @@ class _Run:
                 "read": self.read,
                 "held_back": sorted(fingerprint(i) for i in fresh - learnt),
                 "held_back_losses": after,
-                "verdict": "it beats the one before on recent records",
+                "verdict": "; ".join(
+                    filter(None, ["it beats the one before on recent records", kept.note])
+                ),
+                "general": kept.forgetting.figures() if kept.forgetting else {},
             }
         )
         refuse_erased(home, self.task.name, self.read)
@@ -380,7 +430,8 @@ class _Run:
             what = "another version came into use during the refresh"
             fix = "run `pfi refresh` again"
             raise StorageError(what, where=f"task {self.task.name}", fix=fix)
-        home.personal_adapters.use(version.version)
+        if kept.used:
+            home.personal_adapters.use(version.version)
         # What is marked counts as not learnt by this version, so a kill in between does no harm.
         self.reject(doubtful)
         return version

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,16 @@ from pfi.profile.adapters.store import AdapterInfo, Manifest
 from pfi.profile.answer.retrieval import retrieval_of
 from pfi.profile.erase.erased import refuse_erased
 from pfi.profile.home import Home
-from pfi.profile.learn.measuring import ANSWERED, LEAST, Verdict, judge, measure, measured_piece
+from pfi.profile.learn.forgetting import at_lower_weight, lower_weights, open_probe, too_much
+from pfi.profile.learn.measuring import (
+    ANSWERED,
+    LEAST,
+    Measured,
+    Verdict,
+    judge,
+    measure,
+    measured_piece,
+)
 from pfi.records import History, Record
 from pfi.tasks import Example, Task
 from pfi.train.config import TrainConfig
@@ -31,6 +40,7 @@ from pfi.train.examples import MixConfig, without_held_back
 if TYPE_CHECKING:
     from pfi.models.backbone import Backbone
     from pfi.profile.plan.expect import Expected
+    from pfi.train.forgetting import Forgetting, GeneralProbe
 
 #: The latest held-back examples that are measured; more would take longer than training.
 MAX_MEASURED = 64
@@ -59,6 +69,9 @@ class Trained:
         passed_over: the version in use, where it is not `against` as it has learnt from records
             that are held back now.
         seconds: of everything.
+        forgetting: what it makes the model forget; None where that was not measured.
+        weight: of its update, below 1 where it forgot too much at its full weight.
+        note: that it is used at a lower weight, or not used, and why; empty otherwise.
     """
 
     version: Manifest
@@ -72,6 +85,9 @@ class Trained:
     against: str | None = None
     passed_over: str | None = None
     seconds: float = 0.0
+    forgetting: Forgetting | None = None
+    weight: float = 1.0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +151,9 @@ def train(
     one that is used: it has not learnt from the held-back records.  Where nothing is held back,
     the new version is in use unchecked.
 
+    One that makes the model forget too much is used at a lower weight, if it is better at that
+    one too, else not at all; see `ForgettingConfig`.
+
     Args:
         home: the device.
         task: whose records to learn from.
@@ -155,6 +174,8 @@ def train(
         DataError: there are too few records.
         StorageError: an adapter or the vault cannot be read or written.
     """
+    from pfi.train.precision import precision_name
+
     begun = time.monotonic()
     config, mixed = train_config(home, settings or {}), mix_config(home, mix or {})
     if holdout is not None and not 0 <= holdout < 1:
@@ -193,20 +214,27 @@ def train(
         after = measure(base, task, measured, made.adapter)
         verdict = judge(task, measured, before, after)
 
+    reached = _Reached(made, after, verdict)
+    probe = open_probe(home, base, on_stage)
+    if probe is not None:
+        reached = _within_bound(probe, base, task, measured, before, reached)
+    made, after, verdict = reached.made, reached.after, reached.verdict
+
     info = adapter_info(home, task, made, data, config, seed=seed, mixed=mixed)
     info = info.model_copy(
         update={
+            "config": info.config | ({} if reached.weight == 1 else {"weight": reached.weight}),
             "metrics": after.metrics if after else {},
             "read": read,
             "held_back": [fingerprint(record.id) for record in data.held_back],
             "held_back_losses": [*after.losses] if after else [],
-            "verdict": verdict.reason if verdict else "",
+            "verdict": reached.reason,
+            "general": reached.forgetting.figures() if reached.forgetting else {},
         }
     )
     refuse_erased(home, task.name, read)
     version = home.personal_adapters.add(made.adapter, info)
-    used = verdict is None or verdict.better
-    if used:
+    if reached.used:
         home.personal_adapters.use(version.version)
     return Trained(
         version,
@@ -215,12 +243,61 @@ def train(
         len(measured),
         made.synthetic,
         data.left_out,
-        used,
+        reached.used,
         verdict,
         against,
         passed_over,
         time.monotonic() - begun,
+        reached.forgetting,
+        reached.weight,
+        reached.note,
     )
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """A trained adapter and what was measured of it; see `Trained`."""
+
+    made: Candidate
+    after: Measured | None
+    verdict: Verdict | None
+    forgetting: Forgetting | None = None
+    weight: float = 1.0
+    note: str = ""
+
+    @property
+    def used(self) -> bool:
+        better = self.verdict is None or self.verdict.better
+        return better and not (self.forgetting is not None and self.forgetting.exceeded)
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(filter(None, [self.verdict.reason if self.verdict else "", self.note]))
+
+
+def _within_bound(
+    probe: GeneralProbe,
+    base: Backbone,
+    task: Task,
+    measured: Sequence[Example],
+    before: Measured | None,
+    reached: _Reached,
+) -> _Reached:
+    """The adapter with what it forgets; at a lower weight where that is too much, if it can be."""
+    full = probe.forgetting(reached.made.adapter)
+    reached = replace(reached, forgetting=full)
+    if not full.exceeded or (reached.verdict is not None and not reached.verdict.better):
+        return reached
+    for adapter, weight, found in lower_weights(probe, reached.made.adapter):
+        after = verdict = None
+        if before is not None:
+            after = measure(base, task, measured, adapter)
+            verdict = judge(task, measured, before, after)
+            if not verdict.better:
+                continue
+        made = replace(reached.made, adapter=adapter)
+        return _Reached(made, after, verdict, found, weight, at_lower_weight(full, weight))
+    return replace(reached, note=too_much(full))
 
 
 def training_base(
@@ -257,11 +334,6 @@ def training_base(
         backbone = in_precision(backbone, precision_of(config, backbone))
     release_freed()
     return backbone
-
-
-def precision_name(base: Backbone) -> str:
-    """The precision of a backbone's weights, as the training settings name it."""
-    return str(base.model.dtype).removeprefix("torch.")
 
 
 def _in_use(home: Home, task: Task, measured: Sequence[Example]) -> tuple[str | None, str | None]:
@@ -411,15 +483,12 @@ def adapter_info(
 def train_config(home: Home, settings: Mapping[str, Any]) -> TrainConfig:
     """The training settings: the given ones, then the profile's, then the defaults.
 
-    A device chooses the precision by its model and machine unless told otherwise.
-
     Raises:
         ConfigError: one of them makes no sense.
     """
     from pfi.train.config import TrainConfig
 
-    values = {"precision": "auto", **home.config.train, **settings}
-    return checked(TrainConfig, values, "training settings")
+    return checked(TrainConfig, {**home.config.train, **settings}, "training settings")
 
 
 def mix_config(home: Home, settings: Mapping[str, Any]) -> MixConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Form
 from fastapi.responses import Response
@@ -16,6 +16,9 @@ from pfi.profile.learn.augmenting import Plan
 from pfi.serve.console.jobs import Job, Work
 from pfi.serve.console.view import ROOT, ConsoleRoute, Signed, Visit, count, number, said
 from pfi.tasks import Task
+
+if TYPE_CHECKING:
+    from pfi.train.forgetting import Forgetting
 
 router = APIRouter(route_class=ConsoleRoute)
 _TITLES = {
@@ -145,7 +148,7 @@ def _train(home: Home, task: Task, holdout: float | None) -> Work:
         if done.verdict is not None:
             better = "It is better" if done.verdict.better else "It is not better"
             lines.append(f"{better}: {done.verdict.reason}.")
-        return lines
+        return lines + _forgetting(done.forgetting)
 
     return work
 
@@ -172,9 +175,21 @@ def _refresh(home: Home, task: Task, force: bool) -> Work:
             f"Feedback of batch {batch} makes the model worse and is left out from now on."
             for batch in done.doubtful
         ]
-        return lines
+        return lines + _forgetting(done.forgetting)
 
     return work
+
+
+def _forgetting(found: Forgetting | None) -> list[str]:
+    if found is None:
+        return []
+    lines = [found.sentence.replace("->", "→")]
+    if found.exceeded:
+        lines.append(
+            f"It forgets more than this profile's bound of {found.bound:g} nats a token. To use it "
+            "anyway, choose it among the adapters."
+        )
+    return lines
 
 
 def _gate(home: Home, task: Task) -> Work:
