@@ -1,8 +1,9 @@
 """Pictures of the console for the docs, from made-up people alone.
 
-Usage: python scripts/console_pictures.py [--only demo|series] [--keep FOLDER].  A demo person of
-``pfi.datasets.demo`` gives the pictures of the pages, a made-up repository the series from import
-to refresh.  Needs Chromium (PFI_CHROMIUM or /usr/bin/chromium), playwright and git.
+Usage: python scripts/console_pictures.py [--only demo|series] [--keep FOLDER] [--backbone NAME].
+A demo person of ``pfi.datasets.demo`` gives the pictures of the pages, a made-up repository the
+series from import to refresh.  Needs Chromium (PFI_CHROMIUM or /usr/bin/chromium), playwright, git
+and the backbone (`pfi models get smollm2-135m`).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 DESK, PHONE = {"width": 1180, "height": 760}, {"width": 390, "height": 780}
-LONGEST_MS = 300_000
+LONGEST_MS = 900_000
 
 
 class Camera:
@@ -123,18 +124,20 @@ def camera(home: Home, **how: Any) -> Iterator[Camera]:
 # The pages --------------------------------------------------------------------------
 
 
-def demo_person(root: Path) -> Home:
+def demo_person(root: Path, backbone: str) -> Home:
     """A profile with a demo person's records of three tasks, adapters and a ledger."""
     write_demo(root / "data", seed=3, train_users=1, users=2)
     if (root / "demo/config.yaml").exists():
         return open_home("demo", root=root)
-    home = create_home("demo", root=root, lock="file", config=HomeConfig(task="LaMP_4"))
+    home = create_home("demo", root=root, lock="file", config=HomeConfig(
+        task="LaMP_4", backbone=backbone,
+    ))  # fmt: skip
     for task in ("LaMP_4", "LaMP_3", "LaMP_2M"):
         file = root / "data" / task / "test_questions.json"
         user = json.loads(file.read_text())[0]["user_id"]
         import_records(home, "lamp", file, {"task": task, "user": user})
-    for task, epochs in (("LaMP_4", 4), ("LaMP_4", 12), ("LaMP_3", 8)):
-        train(home, get_task(task), {"epochs": epochs, "learning_rate": 2e-3}, holdout=0.2)
+    for task, epochs in (("LaMP_4", 2), ("LaMP_4", 4), ("LaMP_3", 4)):
+        train(home, get_task(task), {"epochs": epochs, "learning_rate": 1e-3}, holdout=0.2)
     fit_gate(home, get_task("LaMP_3"))
     _send(home)
     return home
@@ -165,9 +168,9 @@ def _send(home: Home) -> None:
     )  # fmt: skip
 
 
-def pages(root: Path) -> None:
+def pages(root: Path, backbone: str) -> None:
     """The pictures of the pages."""
-    home = demo_person(root)
+    home = demo_person(root, backbone)
     questions = json.loads((root / "data/LaMP_4/test_questions.json").read_text())
     asked = next(iter(get_task("LaMP_4").fields(questions[1]["input"]).values()))
     with camera(home) as at:
@@ -234,20 +237,18 @@ def repository(folder: Path, commits: int) -> Callable[[int], None]:
     return add
 
 
-def series(root: Path) -> None:
+def series(root: Path, backbone: str) -> None:
     """The pictures from import to refresh."""
     shutil.rmtree(root)
     book = root / "cookbook"
     root.mkdir()
     more = repository(book, 90)
-    home = create_home("robin", root=root, lock="file", config=HomeConfig(
-        train={"epochs": 6, "learning_rate": 2e-3}, refresh={"train": {"learning_rate": 2e-3}},
-    ))  # fmt: skip
+    home = create_home("robin", root=root, lock="file", config=HomeConfig(backbone=backbone))
     with camera(home) as at:
         _drop(at, book, "series-1-import")
         at.start("adapters", "Train")
         step = "document.querySelector('.job progress')?.value || 0"
-        while at.page.evaluate(step) < 30:
+        while at.page.evaluate(step) < 10:
             at.page.wait_for_timeout(500)
         at.shoot("series-2-train")
         at.wait()
@@ -290,13 +291,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=["demo", "series"])
     parser.add_argument("--keep", type=Path, help="folder of the made-up homes")
+    parser.add_argument("--backbone", default="smollm2-135m")
     given = parser.parse_args()
     PICTURES.mkdir(exist_ok=True)
     for name, make in (("demo", pages), ("series", series)):
         if given.only in (None, name):
             root = Path(tempfile.mkdtemp()) if given.keep is None else given.keep / name
             root.mkdir(parents=True, exist_ok=True)
-            make(root)
+            make(root, given.backbone)
             if not given.keep:
                 shutil.rmtree(root)
 
