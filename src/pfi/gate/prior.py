@@ -28,8 +28,10 @@ from pfi.tasks import Task
 #: The name of a prior's file within a shared adapter's folder.
 PRIOR = "gate.json"
 #: By signal and kind of task the standard deviations of a choice's true gain about zero and of a
-#: single question's gain about the true one; for a scale as shares of its length.  Rounded from
-#: what choices gained for dev users of LaMP, see docs/gate.md.
+#: single question's gain about the true one; for a scale as shares of its length.  The metric's
+#: are rounded from what choices gained for dev users of LaMP; the likelihood's, and the
+#: correlations, are chosen between what few users of a small and of a real model showed, which
+#: differ by a factor of ten: see docs/gate.md.
 SPREADS = {
     "metric": {"choice": (0.15, 0.2), "score": (0.07, 0.07), "text": (0.05, 0.15)},
     "likelihood": {"choice": (0.5, 0.7), "score": (0.3, 0.4), "text": (0.15, 0.25)},
