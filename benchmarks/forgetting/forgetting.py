@@ -221,7 +221,9 @@ def main() -> None:
                     done[key] = run_setting(backbone, probe, group, setting)
                     write_atomic(state, json.dumps(done))
                     print(key, *table(done[key])[2:], sep="\n", flush=True)
-    rows = [row for found in done.values() for row in found]
+    order = [*SETTINGS]
+    keys = sorted(done, key=lambda key: order.index(key.partition(" ")[2]))
+    rows = [row for key in keys for row in done[key]]
     results = Path("benchmarks/results")
     write_atomic(results / f"{options.name}.json", json.dumps(rows, indent=1) + "\n")
     name = Path(options.backbone).name.removesuffix(".gguf")

@@ -396,12 +396,12 @@ def test_precision_is_chosen_by_model_and_machine(
     from pfi.train import precision
 
     backbone = load_backbone(backbone_folder("llama"))
-    auto = TrainConfig(precision="auto")
+    auto, whole = TrainConfig(), TrainConfig(precision="float32")
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: True)
     assert precision.precision_of(auto, backbone) == "float32"  # small
     monkeypatch.setattr(precision, "SMALL", 1)
     assert precision.precision_of(auto, backbone) == "bfloat16"
-    assert precision.precision_of(TrainConfig(), backbone) == "float32"
+    assert precision.precision_of(whole, backbone) == "float32"
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: False)
     assert precision.precision_of(auto, backbone) == "float32"
     assert precision.multiplies_bfloat16("mps") is False
