@@ -309,9 +309,9 @@ def test_twenty_kills_end_with_the_same_figures(
         took = time.monotonic() - started
         calls = len(server.paid)
         server.paid.clear()
-        rng, kills, again = random.Random(0), 0, 0
+        rng, kills, again, runs = random.Random(0), 0, 0, 0
         while kills < 20:  # a run that ends before makes room for another one
-            out, before = tmp_path / f"killed-{kills}", kills
+            out, before, runs = tmp_path / f"killed-{runs}", kills, runs + 1
             while True:
                 resume = ["--resume"] if (out / "config.yaml").exists() else []
                 run = [*command, "--out", str(out), *resume]

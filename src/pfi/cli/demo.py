@@ -34,7 +34,7 @@ _REAL_ARMS = ["generic", "generic+rag", "shared", "rag", "personal", "personal+r
 _SHOWN = 3  # answers side by side
 #: What a demo on SmolLM2-135M takes, as tokens of training: a person whom the shared adapter learns
 #: from, one who is evaluated, with all answers, and a round of federation.
-_TOKENS = {"made up": (20_600, 23_000, 8_200), "real": (5_500, 20_000, 0)}
+_TOKENS = {"made up": (18_000, 11_000, 3_000), "real": (5_500, 20_000, 0)}
 _START = 30.0  # seconds until the first step, and for the report
 
 
