@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 install: $(STAMP)  ## set up .venv
 
 # With MODEL=smollm2-135m on that model, which is fetched where it is missing; a path is taken as it is.
-demo: $(STAMP)  ## the whole of pfi on made-up people, in five to nine minutes; REAL=1: a real model and real people
+demo: $(STAMP)  ## the whole of pfi on made-up people, in three to six minutes; REAL=1: a real model and real people
 	$(if $(MODEL),$(if $(findstring /,$(MODEL)),,$(BIN)/pfi models get $(MODEL)))
 	$(BIN)/pfi demo $(if $(REAL),--real) $(if $(MODEL),--backbone $(MODEL))
 
