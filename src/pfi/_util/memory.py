@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_CGROUP, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+from pfi._util import cgroups
+
+#: The files of a control group's limit and of what counts against it, by version.
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    2: ("memory.max", "memory.current"),
+}
 
 
 def free_memory() -> tuple[int, int]:
@@ -24,32 +30,18 @@ def mebibytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 1 << 30 else f"{count / 2**20:.0f} MiB"
 
 
-def cgroup_memory(root: Path = _CGROUP, own: Path = _OWN_CGROUP) -> tuple[int | None, int]:
+def cgroup_memory(root: Path = cgroups.ROOT, own: Path = cgroups.OWN) -> tuple[int | None, int]:
     """The smallest memory limit of this process's control groups, and what counts against it.
 
     Bytes; the limit is None where there is none.  Cache that the kernel can drop does not count.
     """
     found: list[tuple[int, int]] = []
-    try:
-        lines = own.read_text("utf-8").splitlines()
-    except OSError:
-        return None, 0
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
-        if not kinds:  # version 2
-            base, limit, usage = root, "memory.max", "memory.current"
-        elif "memory" in kinds.split(","):
-            base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        folder = base / path.strip("/")
-        for place in (folder, *folder.parents):
-            if not place.is_relative_to(base):
-                break
-            most = file_number(place / limit)
-            if most is not None:
-                droppable = _stat(place / "memory.stat")
-                found.append((most, max(0, (file_number(place / usage) or 0) - droppable)))
+    for place, version in cgroups.control_groups("memory", root, own):
+        limit, usage = _FILES[version]
+        most = file_number(place / limit)
+        if most is not None:
+            droppable = _stat(place / "memory.stat")
+            found.append((most, max(0, (file_number(place / usage) or 0) - droppable)))
     # Of two limits the one that leaves least counts.
     return min(found, key=lambda one: one[0] - one[1]) if found else (None, 0)
 

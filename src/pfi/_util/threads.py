@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from pfi._util import cgroups
 from pfi.errors import ConfigError
 
 #: The environment's setting; `--threads` goes before it, a profile's `threads` comes after.
@@ -24,7 +25,6 @@ VARIABLE = "PFI_THREADS"
 SAMPLE = 0.1
 #: Seconds after which a long-lived engine looks again.
 AGAIN = 30.0
-_CGROUP, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def wait_passively() -> None:
@@ -60,26 +60,10 @@ def physical_cores() -> int:
     return len(cores)
 
 
-def cgroup_cpus(root: Path = _CGROUP, own: Path = _OWN_CGROUP) -> float | None:
+def cgroup_cpus(root: Path = cgroups.ROOT, own: Path = cgroups.OWN) -> float | None:
     """Processors' worth of time that this process's control groups allow; None: no limit."""
-    limits: list[float] = []
-    try:
-        lines = own.read_text("utf-8").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
-        if not kinds:  # version 2
-            base = root
-        elif "cpu" in kinds.split(","):
-            base = root / "cpu"
-        else:
-            continue
-        folder = base / path.strip("/")
-        for place in (folder, *folder.parents):
-            if not place.is_relative_to(base):
-                break
-            limits += _quota(place, version=1 if kinds else 2)
+    groups = cgroups.control_groups("cpu", root, own)
+    limits = [limit for place, version in groups for limit in _quota(place, version)]
     return min(limits, default=None)
 
 

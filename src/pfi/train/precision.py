@@ -52,6 +52,14 @@ def in_precision(backbone: Backbone, precision: Precision) -> Backbone:
     return replace(backbone, model=sharing_copy(backbone.model, dtype))
 
 
-def precision_name(backbone: Backbone) -> Precision:
-    """The precision that a backbone's weights are in, as settings name it."""
-    return "bfloat16" if backbone.model.dtype == torch.bfloat16 else "float32"
+def as_trained(backbone: Backbone, config: TrainConfig, engine: str) -> Backbone:
+    """The backbone in the precision in which an engine trains over it.
+
+    Args:
+        backbone: in float32.
+        config: says which precision.
+        engine: `bank`, or `peft`, which needs float32 weights and casts by itself.
+    """
+    if engine == "peft":
+        return backbone
+    return in_precision(backbone, precision_of(config, backbone))

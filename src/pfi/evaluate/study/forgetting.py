@@ -16,7 +16,7 @@ from pfi.models.backbone import Backbone
 from pfi.tasks import Task
 from pfi.train.config import ForgettingConfig
 from pfi.train.forgetting import GeneralProbe
-from pfi.train.precision import in_precision, precision_of
+from pfi.train.precision import as_trained
 
 
 def measure_forgetting(
@@ -31,9 +31,7 @@ def measure_forgetting(
         users: the ids of all users; the sample is the same whenever it is drawn.
     """
     config, name, checkpoints = run.config, task.name, Checkpoints(run.out)
-    if config.engine != "peft":
-        backbone = in_precision(backbone, precision_of(config.personal, backbone))
-    probe = GeneralProbe(backbone, ForgettingConfig())
+    probe = GeneralProbe(as_trained(backbone, config.personal, config.engine), ForgettingConfig())
     shared = checkpoints.load(config.shared_kind, name)
     if shared is not None and None not in run.log.forgotten("shared", name):
         yield _event(probe, task, "shared", None, shared)

@@ -238,13 +238,17 @@ class GroupRun:
 
     def try_records(self, arm: Arm, kind: Kind) -> dict[str, Tried]:
         """The same, with adapters trained for it on the older records."""
+        return self._tried_on_records(arm, kind, self.users, self._trained(kind.trial))
+
+    def _trained(self, kind: Kind) -> dict[str, Adapter | None]:
+        """The users' adapters of a kind over the shared one, for trials: without events."""
         if kind.synthetic:
             for _ in self._augment():
                 pass
-        older: dict[str, Adapter | None] = {}
-        for _ in self._train(self.users, self.setup.with_shared, kind.trial, older):
+        adapters: dict[str, Adapter | None] = {}
+        for _ in self._train(self.users, self.setup.with_shared, kind, adapters):
             pass
-        return self._tried_on_records(arm, kind, self.users, older)
+        return adapters
 
     def _question_trials(self, user: User) -> list[Trial]:
         most = max(self.setup.config.gate.ks)
@@ -252,13 +256,7 @@ class GroupRun:
 
     def try_questions(self, arm: Arm, kind: Kind) -> dict[str, Tried]:
         """By user what every choice gains on their questions, all of known answer."""
-        if kind.synthetic:
-            for _ in self._augment():
-                pass
-        base = self.setup.with_shared
-        adapters: dict[str, Adapter | None] = {}
-        for _ in self._train(self.users, base, kind, adapters):
-            pass
+        adapters = self._trained(kind)
         trials = [trial for user in self.users for trial in self._question_trials(user)]
         known = [trial for trial in trials if trial.target]
         if not known:

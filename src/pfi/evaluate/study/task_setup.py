@@ -25,9 +25,10 @@ from pfi.memory.index import Memory, VectorCache
 from pfi.memory.prompts import Retrieval
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
+from pfi.models.bank.bank import precision_name
 from pfi.records import Record
 from pfi.tasks import Task
-from pfi.train.precision import in_precision, precision_name, precision_of
+from pfi.train.precision import as_trained
 from pfi.train.trainers import get_trainer
 
 #: Most memory for keys and values of the answers in work: beside it lie trainer and banks.
@@ -119,9 +120,7 @@ class TaskSetup:
 
     def _precise(self, backbone: Backbone) -> Backbone:
         """A backbone in the precision that personal adapters are trained in."""
-        if self.config.engine == "peft":  # it casts by itself
-            return backbone
-        return in_precision(backbone, precision_of(self.config.personal, backbone))
+        return as_trained(backbone, self.config.personal, self.config.engine)
 
     def close(self) -> None:
         """End the engine."""

@@ -387,12 +387,17 @@ class AdapterBank:
         return replace(self.backbone, model=model)
 
 
+def precision_name(backbone: Backbone) -> Precision:
+    """The precision that a backbone's weights are in, as settings name it."""
+    return "bfloat16" if backbone.model.dtype == torch.bfloat16 else "float32"
+
+
 def holding(backbone: Backbone, adapter: Adapter | None) -> tuple[AdapterBank, int]:
     """A bank over the backbone's own weights, in their precision, and the slot of one adapter.
 
     To measure with: nothing is copied. Without an adapter no layer is touched.
     """
-    precision: Precision = "bfloat16" if backbone.model.dtype == torch.bfloat16 else "float32"
+    precision = precision_name(backbone)
     if adapter is None:
         return AdapterBank(backbone, AdapterConfig(), 1, precision=precision, layers=[]), NO_ADAPTER
     plain = adapter.plain(backbone.model)

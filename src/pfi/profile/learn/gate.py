@@ -25,6 +25,7 @@ from pfi.inference.engine import AdapterRef
 from pfi.inference.torch.engine import TorchEngine
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import Backbone
+from pfi.models.bank.bank import precision_name
 from pfi.profile.answer import memory
 from pfi.profile.answer.gate_file import Fitted, read_gate, write_gate
 from pfi.profile.answer.retrieval import retrieval_of
@@ -41,7 +42,7 @@ from pfi.profile.learn.training import (
 from pfi.records import History
 from pfi.tasks import Task
 from pfi.train.examples import without_held_back
-from pfi.train.precision import in_precision, precision_name, precision_of
+from pfi.train.precision import as_trained
 
 
 def gate_config(home: Home, settings: Mapping[str, Any] | None = None) -> GateConfig:
@@ -172,7 +173,7 @@ class _Fit:
 
         self.on_stage("trying choices")
         retrieval = retrieval_of(self.home.config, plain.prompter)
-        plain = in_precision(plain, precision_of(train_config(self.home, {}), plain))
+        plain = as_trained(plain, train_config(self.home, {}), "bank")
         sizes = {"capacity": len(mixing_weights(self.config)) + 1}
         with TorchEngine(plain, **sizes, precision=precision_name(plain)) as engine:
             asker = Asker(engine, self.task, retrieval, weighted)

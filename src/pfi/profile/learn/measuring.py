@@ -135,7 +135,7 @@ def example_answers(
     from pfi.inference.answering import answers, sampling_of
     from pfi.inference.engine import AdapterRef, Request
     from pfi.inference.torch.engine import TorchEngine
-    from pfi.train.precision import precision_name
+    from pfi.models.bank.bank import precision_name
 
     retrieval, sampling = Retrieval(0, 0, backbone.prompter), sampling_of(task)
     asked = [retrieval.fill(task, example.prompt).ids for example in examples]

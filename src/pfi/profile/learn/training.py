@@ -174,7 +174,7 @@ def train(
         DataError: there are too few records.
         StorageError: an adapter or the vault cannot be read or written.
     """
-    from pfi.train.precision import precision_name
+    from pfi.models.bank.bank import precision_name
 
     begun = time.monotonic()
     config, mixed = train_config(home, settings or {}), mix_config(home, mix or {})
@@ -323,15 +323,14 @@ def training_base(
     """
     from pfi._util.heap import keep_few_kernels, release_freed
     from pfi.models.backbone import load_backbone
-    from pfi.train.precision import in_precision, precision_of
+    from pfi.train.precision import as_trained
 
     keep_few_kernels()
     if backbone is None:
         on_stage("loading the backbone")
         backbone = load_backbone(home.config.backbone)
     backbone = backbone.with_adapters([home.shared_adapters.load(shared)] if shared else [])
-    if engine != "peft":
-        backbone = in_precision(backbone, precision_of(config, backbone))
+    backbone = as_trained(backbone, config, engine)
     release_freed()
     return backbone
 
