@@ -125,6 +125,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--to", type=Path, help="result files, without suffix")
     add("--data", type=Path, default=LAMP, help="LaMP-format folder; made-up people without it")
     add("--models", nargs="+", choices=SIZES)
+    add("--backbone", default="smollm2-135m", help="the model called real: a name, folder or file")
     add("--scenarios", nargs="+", choices=SCENARIOS)
     add("--working-sets", nargs="+", type=int, metavar="K", help="users at once")
     add("--precisions", nargs="+", choices=["float32", "bfloat16"])
@@ -186,9 +187,9 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     common = {"threads": args.threads, "device": args.device, "seed": args.seed}
     models = {}
     for name in args.models:
-        path = make_model(name, folder, args.seed)
+        path = args.backbone if name == "real" else make_model(name, folder, args.seed)
         paths = dict.fromkeys(wanted, path)
-        if SIZES[name].shape is None and args.stage_steps:
+        if SIZES[name].staged and args.stage_steps:
             stages: dict[Any, str] = {}
             for scenario in wanted:
                 kind = SCENARIOS[scenario]
@@ -230,6 +231,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "scenarios": {name: asdict(SCENARIOS[name]) for name in args.scenarios},
             "models": {
                 name: {key: found[key] for key in ("parameters", "blocks")}
+                | ({"name": Path(args.backbone).name} if name == "real" else {})
                 for name, found in models.items()
             },
             "results": [],

@@ -33,12 +33,13 @@ HELD_BACK = 2
 
 @dataclass(frozen=True)
 class Size:
-    """A model's shape, and how much of it a run can afford; no shape: the embedded backbone."""
+    """A model's shape, and how much of it a run can afford; no shape: a model that exists."""
 
     shape: dict[str, int] | None
     examples: int  # a user at most
     people: int
     repeats: int  # on a CPU at most
+    staged: bool = False  # whether a task stage comes first
 
 
 def _shape(width: int, inner: int, blocks: int, heads: int, kv_heads: int) -> dict[str, int]:
@@ -53,10 +54,11 @@ def _shape(width: int, inner: int, blocks: int, heads: int, kv_heads: int) -> di
 
 SIZES = {
     "tiny": Size(_shape(32, 48, 3, 2, 2), 4, 2, 1),  # a check of the benchmark itself
-    "embedded": Size(None, 12, 8, 9),
+    "embedded": Size(None, 12, 8, 9, staged=True),
     "m30": Size(_shape(512, 1408, 8, 8, 8), 4, 8, 3),
     "m135": Size(_shape(576, 1536, 30, 9, 3), 4, 4, 1),  # SmolLM2-135M
     "q500": Size(_shape(896, 4864, 24, 14, 2), 4, 4, 1),  # Qwen2-0.5B
+    "real": Size(None, 12, 4, 1),  # what `--backbone` names
 }
 SHORT = ("1x64", "4x64")
 

@@ -227,7 +227,8 @@ def page_text(page: dict[str, Any]) -> str:
         lines += ["**A quick check: these figures are not to be reported.**", ""]
     sources = "; ".join(f"{name}: {source}" for name, source in page["data"].items())
     models = ", ".join(
-        f"{name} {about['parameters'] / 1e6:.1f} M parameters in {about['blocks']} blocks"
+        f"{about.get('name', name)} {about['parameters'] / 1e6:.1f} M parameters"
+        f" in {about['blocks']} blocks"
         for name, about in page["models"].items()
     )
     machine = {**page["machine"], **page["versions"], "threads": page["threads"]}
@@ -235,7 +236,7 @@ def page_text(page: dict[str, Any]) -> str:
         f"`{page['command']}`: {page.get('minutes', 0)} minutes, seed {page['seed']}.",
         "",
         f"- Machine: {', '.join(f'{k} {v}' for k, v in machine.items())}.",
-        f"- Models: {models}; all but `embedded` randomly initialised.",
+        f"- Models: {models}; all but `embedded` and `real` randomly initialised.",
         f"- Data: {sources}; the task stage of `embedded`: {page['stage_steps']} steps of 8.",
         "",
     ]
