@@ -1,21 +1,33 @@
 """Files of an export as they were downloaded: a file, those of a folder, or the members of a zip.
 
-Nothing is unpacked to disk.  A zip that names places outside itself, is encrypted, or swells far
-beyond what an export does is refused.
+Nothing is unpacked to disk, and members of a zip can be read from any place on.  A zip that names
+places outside itself, is encrypted, or swells far beyond what an export does is refused.
+
+    for member in members(path, lambda name: name.endswith(".json")):
+        with member.open() as stream:
+            ...
+
+An export may come in several zips (`takeout-20240501T000000Z-001.zip`, `-002.zip`): give all of
+them, `all_members(parts(path), wanted)`.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import stat
+import struct
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from pfi.errors import DataError
+from pfi.readers.inflate import RAW, Inflated, RestartPoints, open_file, points_for
 
 #: Members that a zip may have, and bytes that one that is read may have.
 MEMBERS_LIMIT = 200_000
@@ -23,8 +35,17 @@ SIZE_LIMIT = 8 << 30
 #: Text shrinks to a tenth or so; what shrinks more than this, and is not small, is a zip bomb.
 RATIO_LIMIT = 200
 SMALL = 16 << 20
+#: Files that a folder may have.
+FILES_LIMIT = 1_000_000
 
-_BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+_BUFFER = 1 << 17
+_PART = re.compile(r"(.*\D)0*(\d{1,3})\.zip", re.I)
+_LOCAL_HEADER = struct.Struct("<4s22x2H")
+
+_BROKEN = (
+    OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
+    struct.error,
+)  # fmt: skip
 _REPAIR = "download the export again"
 
 
@@ -35,11 +56,14 @@ class Member:
     Attributes:
         name: its path within the export, with slashes.
         place: how errors and reports call it.
+        opener: opens it, seekable.
+        size: its bytes.
     """
 
     name: str
     place: Path
     opener: Callable[[], IO[bytes]]
+    size: int = 0
 
     @property
     def file_name(self) -> str:
@@ -47,13 +71,13 @@ class Member:
         return PurePosixPath(self.name).name
 
     def open(self) -> IO[bytes]:
-        """Open it for reading; what goes wrong while reading is a `DataError` too.
+        """Open it for reading from any place; what goes wrong while reading is a `DataError` too.
 
         Raises:
             DataError: it cannot be opened.
         """
         try:
-            return io.BufferedReader(_Guarded(self.opener(), self.place))
+            return io.BufferedReader(_Guarded(self.opener(), self.place), _BUFFER)
         except _BROKEN as error:
             raise _unreadable(self.place, error) from error
 
@@ -75,6 +99,18 @@ class _Guarded(io.RawIOBase):
         buffer[: len(data)] = data
         return len(data)
 
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self._inner.seek(offset, whence)
+        except _BROKEN as error:
+            raise _unreadable(self._place, error) from error
+
+    def tell(self) -> int:
+        return self._inner.tell()
+
     def close(self) -> None:
         self._inner.close()
         super().close()
@@ -85,29 +121,60 @@ def _unreadable(place: Path, error: Exception) -> DataError:
     return DataError(f"the file cannot be read ({reason})", path=place, fix=_REPAIR)
 
 
-def members(path: Path, wanted: Callable[[str], bool]) -> list[Member]:
+def members(path: Path, wanted: Callable[[str], bool], *, depth: int = 2) -> list[Member]:
     """The wanted files of an export, in the order of their paths.
 
     Args:
-        path: a file (always wanted), a zip, or a folder, of which two levels are looked at.
-        wanted: whether a file is, by its path within the folder or zip.
+        path: a file (always wanted), a zip, or a folder.
+        wanted: whether a file is, by its path within the folder or zip, with slashes, composed
+            (Unicode NFC).
+        depth: how many levels of a folder are looked at; of a zip it is all.
 
     Raises:
         DataError: there is nothing at `path`, or the zip is damaged, encrypted or refused.
     """
     if path.is_dir():
-        return [
-            Member(name, file, lambda file=file: file.open("rb"))  # type: ignore[misc]
-            for file in sorted([*path.glob("*"), *path.glob("*/*")])
-            if wanted(name := file.relative_to(path).as_posix())
-            and file.is_file()
-            and not file.is_symlink()
-        ]
+        files = (
+            (file, _composed(file.relative_to(path).as_posix())) for file in _walk(path, depth)
+        )
+        return sorted((_in_folder(file, name) for file, name in files if wanted(name)), key=_name)
     if not path.is_file():
         raise DataError("there is no such file or folder", path=path, fix="check the path")
     if is_zip(path):
-        return sorted(_zipped(path, wanted), key=lambda member: member.name)
-    return [Member(path.name, path, lambda: path.open("rb"))]
+        return sorted(_zipped(path, wanted), key=_name)
+    return [_in_folder(path, path.name)]
+
+
+def all_members(
+    paths: Iterable[Path], wanted: Callable[[str], bool], *, depth: int = 2
+) -> list[Member]:
+    """The wanted files of an export that came in several parts; of one name the first is taken.
+
+    Raises:
+        DataError: as `members`.
+    """
+    by_name: dict[str, Member] = {}
+    for path in paths:
+        for member in members(path, wanted, depth=depth):
+            by_name.setdefault(member.name, member)
+    return sorted(by_name.values(), key=_name)
+
+
+def parts(path: Path) -> list[Path]:
+    """The zips that an export came in, of which `path` is one, by their numbers.
+
+    A name that ends in a number, as `takeout-20240501T000000Z-001.zip`, has the others beside it;
+    any other path is its own only part.
+    """
+    match = _PART.fullmatch(path.name)
+    if not match or not is_zip(path):
+        return [path]
+    numbered = []
+    for file in path.parent.iterdir():
+        other = _PART.fullmatch(file.name)
+        if other and other[1] == match[1] and not file.is_symlink() and is_zip(file):
+            numbered.append((int(other[2]), file.name, file))
+    return [file for _, _, file in sorted(numbered)]
 
 
 def is_zip(path: Path) -> bool:
@@ -119,7 +186,48 @@ def is_zip(path: Path) -> bool:
         return False
 
 
+def _name(member: Member) -> str:
+    return member.name
+
+
+def _composed(name: str) -> str:
+    # macOS writes decomposed names: `e` and an accent instead of `é`.
+    return unicodedata.normalize("NFC", name)
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    """The files of a folder, without links.
+
+    Raises:
+        DataError: there are too many.
+    """
+    waiting, count = [(folder, 1)], 0
+    while waiting:
+        current, level = waiting.pop()
+        for entry in current.iterdir():
+            if entry.is_symlink():
+                continue
+            if entry.is_dir():
+                if level < depth:
+                    waiting.append((entry, level + 1))
+            elif entry.is_file():
+                count += 1
+                if count > FILES_LIMIT:
+                    what = f"the folder has more than {FILES_LIMIT} files"
+                    raise DataError(what, path=folder, fix="give a smaller folder")
+                yield entry
+
+
+def _in_folder(file: Path, name: str) -> Member:
+    return Member(name, file, partial(open_file, file), file.stat().st_size)
+
+
 def _zipped(path: Path, wanted: Callable[[str], bool]) -> Iterator[Member]:
+    """The wanted members of a zip.
+
+    Raises:
+        DataError: the zip is damaged, encrypted or refused.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -129,13 +237,18 @@ def _zipped(path: Path, wanted: Callable[[str], bool]) -> Iterator[Member]:
     if len(entries) > MEMBERS_LIMIT:
         what = f"the zip has more than {MEMBERS_LIMIT} files"
         raise DataError(what, path=path, fix="unpack it and give the folder")
+    if sum(entry.compress_size for entry in entries) > path.stat().st_size:
+        what = "files in the zip overlap, as in a zip bomb"
+        raise DataError(what, path=path, fix="it is not an export as it was downloaded")
     for entry in entries:
-        name = entry.filename
-        parts = PurePosixPath(name).parts
-        if name.startswith("/") or ".." in parts or "\\" in name or name[1:2] == ":":
-            what = f"the zip names a file outside itself ({name[:80]!r})"
-            raise DataError(what, path=path, fix="it is not an export as it was downloaded")
-        if entry.is_dir() or stat.S_ISLNK(entry.external_attr >> 16) or not wanted(name):
+        name = _composed(_entry_name(entry))
+        _check_name(path, name)
+        if (
+            entry.is_dir()
+            or stat.S_ISLNK(entry.external_attr >> 16)
+            or name.startswith("__MACOSX/")
+            or not wanted(name)
+        ):
             continue
         swollen = entry.file_size > RATIO_LIMIT * max(entry.compress_size, 1)
         if entry.file_size > SIZE_LIMIT or (swollen and entry.file_size > SMALL):
@@ -144,10 +257,40 @@ def _zipped(path: Path, wanted: Callable[[str], bool]) -> Iterator[Member]:
         if entry.flag_bits & 1:
             what = f"{name[:80]!r} in the zip is encrypted"
             raise DataError(what, path=path, fix="unpack it with its password and give the folder")
-        yield Member(name, path / name, lambda entry=entry: _open(path, entry))  # type: ignore[misc]
+        opener = partial(_open, path, entry, points_for(entry.file_size))
+        yield Member(name, path / name, opener, entry.file_size)
 
 
-def _open(path: Path, entry: zipfile.ZipInfo) -> IO[bytes]:
-    # The file below stays open until the member is closed.
-    with zipfile.ZipFile(path) as archive:
-        return archive.open(entry)
+def _check_name(path: Path, name: str) -> None:
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts or "\\" in name or name[1:2] == ":":
+        what = f"the zip names a file outside itself ({name[:80]!r})"
+        raise DataError(what, path=path, fix="it is not an export as it was downloaded")
+
+
+def _entry_name(entry: zipfile.ZipInfo) -> str:
+    """A member's name; many programs write UTF-8 without saying so."""
+    if entry.flag_bits & 0x800:
+        return entry.filename
+    try:
+        return entry.filename.encode("cp437").decode("utf-8")
+    except ValueError:
+        return entry.filename
+
+
+def _open(path: Path, entry: zipfile.ZipInfo, points: RestartPoints) -> IO[bytes]:
+    if entry.compress_type != zipfile.ZIP_DEFLATED:
+        # The file below stays open until the member is closed.
+        with zipfile.ZipFile(path) as archive:
+            return archive.open(entry)
+    with path.open("rb") as file:
+        file.seek(entry.header_offset)
+        signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    if signature != b"PK\x03\x04":
+        raise zipfile.BadZipFile("a member is not where the zip says")
+    start = entry.header_offset + _LOCAL_HEADER.size + name + extra
+    stream = Inflated(
+        partial(open_file, path), RAW, start=start, length=entry.compress_size,
+        size=entry.file_size, crc=entry.CRC, points=points,
+    )  # fmt: skip
+    return cast("IO[bytes]", stream)
