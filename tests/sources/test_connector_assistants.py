@@ -130,7 +130,9 @@ def test_chatgpt_skips_and_counts(tmp_path: Path) -> None:
     assert [record.output for record in records] == [MINE]
     assert report.skipped == {
         "a part of a message is not text": 1,
-        "it is not a message in words": 2,
+        "it is not a message in words": 1,
+        "it holds your custom instructions": 1,
+        "code in a message is left out": 1,
         "it is hidden": 2,
         "it is longer than 2000 characters and was likely pasted": 1,
         "it has fewer than 8 words of yours": 1,
@@ -165,6 +167,109 @@ def test_chatgpt_zip_folder_and_parts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="outside itself"):
         read("chatgpt", archive)
     assert detect(archive) is None
+
+
+def spoken(text: str, direction: str) -> dict[str, Any]:
+    return {"content_type": "audio_transcription", "text": text, "direction": direction}
+
+
+def test_chatgpt_voice(tmp_path: Path) -> None:
+    """What was spoken is a part of its own, beside the recording.
+
+    Shape: exports with voice mode as in voidfreud/chatgpt-export-tool.
+    """
+    sound = {"content_type": "audio_asset_pointer", "asset_pointer": "sediment://file_1"}
+    video = {
+        "content_type": "real_time_user_audio_video_asset_pointer",
+        "audio_asset_pointer": sound,
+    }
+
+    def voiced(role: str, *parts: Any) -> dict[str, Any]:
+        return said(role, "", content={"content_type": "multimodal_text", "parts": list(parts)})
+
+    talk_ = chain(
+        voiced("user", spoken(MINE, "in"), video, spoken("and never of the other side", "out")),
+        voiced("assistant", spoken(THEIRS, "out"), sound),
+        voiced("user", sound, f"typed {MINE}"),
+        voiced("user", sound),
+    )
+    path = export(tmp_path, talk_)
+    records, report = read("chatgpt", path)
+    assert [record.output for record in records] == [MINE, f"typed {MINE}"]
+    assert report.skipped == {"a part of a message is of the other side": 1, "it is empty": 1}
+    answers, _ = read("chatgpt", path, {"side": "answers"})
+    assert [(r.input["instruction"], r.output) for r in answers] == [(MINE, THEIRS)]
+
+
+def test_chatgpt_messages_of_others(tmp_path: Path) -> None:
+    """Quotes, shared conversations, groups and custom instructions are not one's own words."""
+    shared = {"shared_conversation_id": "s1"}
+    profile = {"content_type": "user_editable_context", "user_profile": f"The user says {MINE}"}
+    talk_ = chain(
+        said("user", "", content=profile),
+        said("user", MINE, metadata={"is_user_system_message": True}),
+        said("user", f"foreign {MINE}", metadata=shared),
+        said("user", f"> ANSWER begin with the tide\n> tables\n\nown {MINE}"),
+    )
+    group = chain(said("user", f"foreign {MINE}"), id_="g") | {"is_group_chat": True}
+    [record], report = read("chatgpt", export(tmp_path, talk_, group))
+    assert record.output == f"own {MINE}"
+    assert report.skipped == {
+        "it holds your custom instructions": 2,
+        "it is of a conversation that somebody shared": 1,
+        "a quote in a message is left out": 1,
+        "several people write in it, and it is not clear who wrote what": 1,
+    }
+
+
+def test_one_conversation_alone_and_files_of_any_name(tmp_path: Path) -> None:
+    """Exporters in the browser write an object a file, as pionxzh/chatgpt-exporter does."""
+    alone = tmp_path / "ChatGPT-slugs.json"
+    alone.write_text(json.dumps(chain(said("user", MINE), id_="a")))
+    assert detect(alone) == "chatgpt"
+    assert [r.id for r in read("chatgpt", alone)[0]] == ["a-0"]
+    folder = tmp_path / "json"
+    folder.mkdir()
+    (folder / "settings.json").write_text('{"theme": "dark"}')
+    (folder / "Zucchini.json").write_text(json.dumps(chain(said("user", f"{MINE} z"), id_="z")))
+    (folder / "broken.json").write_text('{"mapping": {')
+    (folder / "Beans.json").write_text(
+        json.dumps({"conversations": [chain(said("user", f"{MINE} b"), id_="b")]})
+    )
+    assert detect(folder) == "chatgpt"
+    records, report = read("chatgpt", folder)
+    assert [r.id for r in records] == ["b-0", "z-0"]
+    assert report.skipped["the file does not hold a list of conversations"] == 1
+    assert any("cut off" in reason for reason in report.skipped)
+    export(folder, chain(said("user", MINE), id_="n"), name="conversations (1).json")
+    assert [r.id for r in read("chatgpt", folder)[0]] == ["n-0"], "the export's own name first"
+    single = tmp_path / "claude_conversation.json"
+    single.write_text(json.dumps(talk(turn("human", MINE))))
+    assert detect(single) == "claude" and len(read("claude", single)[0]) == 1
+
+
+def test_the_error_names_every_reason(tmp_path: Path) -> None:
+    thinking = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": THEIRS}]
+    path = export(
+        tmp_path, talk(turn("human", "How are you?"), turn("assistant", "x", content=thinking))
+    )
+    with pytest.raises(DataError, match=r"none of 2 .*1 because it has fewer than 8 words of you"):
+        read("claude", path)
+
+
+def test_claude_voice_and_attachments(tmp_path: Path) -> None:
+    path = export(
+        tmp_path,
+        talk(
+            turn("human", "", uuid="v", content=[{"type": "voice_note", "transcript": MINE}]),
+            turn("human", f"read this, {MINE}", uuid="w",
+                 attachments=[{"file_name": "paste.txt", "extracted_content": "FOREIGN"}]),
+            turn("human", MINE + " so", uuid="x", content=[{"type": "image"}]),
+        ),
+    )  # fmt: skip
+    records, report = read("claude", path)
+    assert [r.output for r in records] == [MINE, f"read this, {MINE}", f"{MINE} so"]
+    assert report.skipped["an attachment of a message is not read"] == 1
 
 
 @pytest.mark.parametrize("name", ["chatgpt", "claude"])
@@ -251,7 +356,7 @@ def test_claude_sides(tmp_path: Path) -> None:
     [mine], report = read("claude", path)
     assert (mine.id, mine.task, mine.output) == ("human-please tell ", "continuation", MINE)
     assert mine.time == datetime(2023, 1, 25, 9, 5, 7, 500_000, UTC)
-    assert report.skipped["a part of a message is not text"] == 2
+    assert report.skipped["a part of an answer is not text"] == 2
     [answer], _ = read("claude", path, {"side": "answers"})
     assert (answer.input["instruction"], answer.output) == (MINE, f"{THEIRS}\nso")
     assert detect(path) == "claude"
@@ -286,7 +391,8 @@ def test_claude_skips_and_counts(tmp_path: Path) -> None:
     assert records[1].time is not None and records[1].time.year in (1970, 2023)
     assert report.skipped == {
         "it is not a message of you or the assistant": 3,
-        "it is empty": 2,
+        "it is empty": 1,
+        "it has fewer than 8 words of yours": 1,
         "a part of a message is not text": 1,
         "an attachment of a message is not read": 1,
         "it repeats a message": 1,

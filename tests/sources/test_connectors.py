@@ -224,7 +224,7 @@ def test_a_huge_line_takes_little_memory(tmp_path: Path) -> None:
     [
         ("a.jsonl", "", {}, "the file is empty"),
         ("a.jsonl", "\n\n", {}, "holds no records"),
-        ("a.jsonl", "{}\n{", {}, r"none of 2 .*instruction is missing \(a.jsonl, line 1\)"),
+        ("a.jsonl", "{}\n{", {}, r"none of 2 .*1 because instruction is missing \(a.jsonl, line 1\)"),
         ("a.jsonl", '{"prompt": "a", "response": "b"}', {}, "needs instruction, answer .*'prompt'"),
         ("a.jsonl", GOOD, {"map": "time=when"}, "time is missing"),
         ("a.jsonl", GOOD, {"map": "score=when"}, "has no field 'score'"),

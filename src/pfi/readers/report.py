@@ -8,6 +8,9 @@ from pathlib import Path
 
 from pfi.errors import DataError
 
+#: Reasons that an error names.
+REASONS = 5
+
 
 @dataclass
 class ImportReport:
@@ -49,12 +52,18 @@ class ImportReport:
         """Check that not everything was skipped.
 
         Raises:
-            DataError: nothing was read; it names the first reason and its place.
+            DataError: nothing was read; it names the reasons, the most frequent first.
         """
         if self.read:
             return
         what = "the source holds no records"
-        for reason, place in self.examples.items():
-            what = f"none of {self.skipped.total()} records can be used: {reason} ({place})"
-            break
+        if self.skipped:
+            one = len(self.skipped) == 1
+            shown = [
+                f"{'' if one else f'{count} because '}{reason} ({self.examples[reason]})"
+                for reason, count in self.skipped.most_common(REASONS)
+            ]
+            more = len(self.skipped) - len(shown)
+            shown += [f"and {more} other reason{'' if more == 1 else 's'}"] if more else []
+            what = f"none of {self.skipped.total()} records can be used: {'; '.join(shown)}"
         raise DataError(what, path=path, fix=fix)

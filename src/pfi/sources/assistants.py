@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,14 +20,24 @@ from pfi.readers.exports import Member, is_zip, members
 from pfi.readers.json_tree import OPENED, JsonTree
 from pfi.readers.report import ImportReport
 from pfi.readers.values import Unusable
+from pfi.readers.words import count_words
 from pfi.records import Record
 from pfi.sources.connectors import Options
 
 #: Continuation needs some words to begin with and some to go on.
 LEAST_WORDS = 8
 
+QUOTED = "a quote in a message is left out"
+#: Lines that quote somebody, as Markdown and mail do.
+_QUOTE = re.compile(r"^ {0,3}>.*$", re.M)
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1[`~]*\s*$|\Z)", re.M | re.S)
-_NAME = re.compile(r"conversations(-\d+)?\.json")
+#: As ChatGPT and Claude name them, whole or in parts, and as browsers rename second downloads.
+_NAME = re.compile(r"conversations([-_ ]?\(?\d+\)?)?\.json", re.I)
+#: Keys by which one conversation alone is known: those of ChatGPT and Claude.
+_ONE = {"mapping", "chat_messages"}
+_ENTERED = {(), ("conversations",)}
+#: Files that a glance looks into where none has the export's own name.
+GLANCES = 20
 
 
 class AssistantOptions(Options):
@@ -67,33 +77,52 @@ class Talk:
 def conversations(path: Path, report: ImportReport) -> Iterator[tuple[str, Any]]:
     """Yield `(place, conversation)` of an export: a JSON file, a folder or a zip.
 
-    A file that breaks off gives what comes before; that is counted in `report`.
+    A file holds a list of conversations, `{"conversations": [...]}`, or one conversation alone,
+    as the exporters that run in a browser write it.  A file that breaks off gives what comes
+    before; that is counted in `report`.
 
     Raises:
         DataError: there is no such export, or the first of its conversations cannot be read.
     """
-    found = _files(path)
-    if not found:
+    files = _files(path)
+    if not files:
         fix = "give the zip as it was downloaded, or its conversations.json"
         raise DataError("there is no conversations.json", path=path, fix=fix)
-    whole = True
-    for file in found:
+    read = False
+    for file in files:
         number = 0
         try:
-            with file.open() as stream:
-                for spot, value in JsonTree(file.place, lambda spot: spot == ()).values(stream):
-                    if (spot == () and value is not OPENED) or spot not in ((), ("*",)):
-                        fix = "give the conversations.json of the export"
-                        what = "the file does not hold a list of conversations"
-                        raise DataError(what, path=file.place, fix=fix)
-                    if spot:
-                        number += 1
-                        yield f"{file.name}, conversation {number}", value
+            for value in _conversations_in(file):
+                number += 1
+                read = True
+                yield f"{file.name}, conversation {number}", value
         except DataError as error:
-            if not number and whole:
+            if not read and file is files[-1]:
                 raise
-            report.skip(f"the file ends there: {error.what}", f"{file.name}, conversation {number}")
-        whole = False
+            reason = f"the file ends there: {error.what}" if number else error.what
+            report.skip(reason, f"{file.name}, conversation {number}" if number else file.name)
+
+
+def _conversations_in(file: Member) -> Iterator[Any]:
+    alone: dict[str, Any] = {}
+    with file.open() as stream:
+        for spot, value in JsonTree(file.place, _ENTERED.__contains__).values(stream):
+            if spot in (("*",), ("conversations", "*")):
+                yield value
+            elif len(spot) == 1:
+                alone[spot[0]] = value
+            elif spot or value is not OPENED:
+                raise _no_conversations(file)
+    if _ONE.intersection(alone):
+        yield alone
+    elif alone and alone.get("conversations") is not OPENED:
+        raise _no_conversations(file)
+
+
+def _no_conversations(file: Member) -> DataError:
+    fix = "give the conversations.json of the export"
+    what = "the file does not hold a list of conversations"
+    return DataError(what, path=file.place, fix=fix)
 
 
 def talks(
@@ -124,19 +153,26 @@ def talks(
 
 
 def holds(path: Path, key: str) -> bool:
-    """Whether the first conversation of an export has a key."""
+    """Whether a conversation of an export has a key: the first of one of its first files."""
     try:
-        files = _files(path)
-        if not files or (path.is_file() and not is_zip(path) and path.suffix != ".json"):
+        if path.is_file() and not is_zip(path) and path.suffix.lower() != ".json":
             return False
-        first = next(chain(conversations(path, ImportReport()), [("", None)]))[1]
+        files = _files(path)
     except DataError:
         return False
-    return isinstance(first, dict) and key in first
+    for file in files[:GLANCES]:
+        with suppress(DataError):
+            first = next(_conversations_in(file), None)
+            if isinstance(first, dict) and key in first:
+                return True
+    return False
 
 
 def _files(path: Path) -> list[Member]:
-    return members(path, lambda name: bool(_NAME.fullmatch(name.rsplit("/", 1)[-1])))
+    """The files with conversations: those of the export's own name, else all JSON files."""
+    files = members(path, lambda name: name.lower().endswith(".json"))
+    named = [file for file in files if _NAME.fullmatch(file.file_name)]
+    return named or files
 
 
 def records_of(
@@ -154,11 +190,11 @@ def records_of(
         place = f"{talk.place}, message {said.id}"
         if not said.mine:
             continue
-        text = without_code(said.text)
+        text = own_prose(said.text, place, report)
         if len(text) > options.longest:
             reason = f"it is longer than {options.longest} characters and was likely pasted"
             report.skip(reason, place)
-        elif len(text.split()) < LEAST_WORDS:
+        elif count_words(text) < LEAST_WORDS:
             report.skip(f"it has fewer than {LEAST_WORDS} words of yours", place)
         else:
             time = said.time or talk.time
@@ -224,6 +260,10 @@ def _record(
     return record
 
 
-def without_code(text: str) -> str:
-    """A text without its fenced blocks of code."""
-    return re.sub(r"\n{3,}", "\n\n", _FENCE.sub("", text)).strip()
+def own_prose(text: str, place: str, report: ImportReport) -> str:
+    """What somebody typed, without blocks of code and lines that quote others."""
+    for pattern, reason in ((_FENCE, "code in a message is left out"), (_QUOTE, QUOTED)):
+        text, count = pattern.subn("", text)
+        if count:
+            report.skip(reason, place)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()

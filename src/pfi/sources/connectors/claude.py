@@ -31,7 +31,7 @@ class ClaudeConnector(Connector[ClaudeOptions]):
     options = ClaudeOptions
 
     def recognises(self, path: Path) -> bool:
-        """Whether it is the export's zip, folder or `conversations.json`."""
+        """Whether it is the export's zip, folder or JSON, or one conversation of it."""
         return holds(path, "chat_messages")
 
     def read(self, path: Path, options: ClaudeOptions, report: ImportReport) -> Iterator[Record]:
@@ -60,14 +60,13 @@ def _talk(value: Any, place: str, report: ImportReport) -> Talk:
     for number, message in enumerate(_branch(messages, value.get("current_leaf_message_uuid")), 1):
         spot = f"{place}, message {number}"
         try:
-            found = _said(message, f"{id_}-{number}", spot, report)
-            known[found.id] += 1
-            if known[found.id] > 1:
+            one = _said(message, f"{id_}-{number}", spot, report)
+            known[one.id] += 1
+            if known[one.id] > 1:
                 raise Unusable("it repeats a message")
+            said.append(one)
         except Unusable as problem:
             report.skip(problem.reason, spot)
-        else:
-            said.append(found)
     return Talk(place, _time(value.get("created_at")), said)
 
 
@@ -94,31 +93,42 @@ def _said(message: Any, fallback: str, place: str, report: ImportReport) -> Said
     Raises:
         Unusable: it is something else.
     """
-    if not isinstance(message, dict) or message.get("sender") not in ("human", "assistant"):
+    sender = message.get("sender") if isinstance(message, dict) else None
+    if sender not in ("human", "user", "assistant"):
         raise Unusable("it is not a message of you or the assistant")
+    mine = sender != "assistant"
     content = message.get("content")
-    words: list[str] = []
-    for block in content if isinstance(content, list) else []:
-        text = block.get("text") if isinstance(block, dict) else None
-        if isinstance(text, str) and block.get("type") == "text":
-            words.append(text)
-        else:
-            report.skip("a part of a message is not text", place)
-    if not content and isinstance(message.get("text"), str):  # older exports
-        words = [message["text"]]
+    words = list(_words(content if isinstance(content, list) else [], mine, place, report))
+    text = message.get("text")
+    # Older exports have the text alone; of an answer it holds notes on tools too.
+    if isinstance(text, str) and (not content or (mine and not words)):
+        words = [text]
     if message.get("attachments") or message.get("files"):
         report.skip("an attachment of a message is not read", place)
     text = "\n".join(words).strip()
     if not text:
         raise Unusable("it is empty")
     id_ = message.get("uuid")
-    mine = message["sender"] == "human"
     return Said(
         id_ if isinstance(id_, str) and id_ else fallback,
         mine,
         text,
         _time(message.get("created_at")),
     )
+
+
+def _words(blocks: list[Any], mine: bool, place: str, report: ImportReport) -> Iterator[str]:
+    """The blocks of a message that are words: typed, or spoken and transcribed."""
+    for block in blocks:
+        values = block if isinstance(block, dict) else {}
+        kind, text = values.get("type"), values.get("text")
+        if kind == "voice_note" and not isinstance(text, str):
+            text = values.get("transcript")
+        if kind in ("text", "voice_note") and isinstance(text, str):
+            yield text
+        else:
+            side = "a message" if mine else "an answer"
+            report.skip(f"a part of {side} is not text", place)
 
 
 def _time(value: Any) -> datetime | None:
