@@ -33,6 +33,7 @@ from pfi.readers.mail_files import (
 from pfi.readers.mail_text import Text, body_of, divide, header_text, parse_mail
 from pfi.readers.report import ImportReport
 from pfi.readers.values import Unusable, past_time
+from pfi.readers.words import count_words
 from pfi.records import Record
 from pfi.sources.connectors import Connector, Options
 
@@ -185,7 +186,7 @@ class _Mail:
         if _FORWARD.match(subject):
             raise Unusable("it is forwarded")
         text = divide(body_of(self.message), escaped=self.escaped).own
-        if len(text.split()) < LEAST_WORDS:
+        if count_words(text) < LEAST_WORDS:
             raise Unusable(f"it has fewer than {LEAST_WORDS} words of yours")
         if not subject:
             raise Unusable("it has no subject")

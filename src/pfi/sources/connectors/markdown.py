@@ -19,6 +19,7 @@ from pydantic import Field
 from pfi.errors import DataError
 from pfi.readers.report import ImportReport
 from pfi.readers.values import Unusable, past_time
+from pfi.readers.words import count_words
 from pfi.records import Record, parse_time
 from pfi.sources.connectors import Connector, Options
 
@@ -131,7 +132,7 @@ def _records(file: Path, name: str, options: MarkdownOptions, source: str) -> It
         Unusable: there are none.
     """
     note = _note(file)
-    if len(note.text.split()) < LEAST_WORDS:
+    if count_words(note.text) < LEAST_WORDS:
         raise Unusable(f"it has fewer than {LEAST_WORDS} words")
     titled = bool(note.title) and not _NO_TITLE.fullmatch(note.title)
     if options.records != "texts" and titled:
@@ -212,11 +213,11 @@ def _pieces(text: str) -> Iterator[str]:
     piece = ""
     for paragraph in re.split(r"\n\s*\n", text):
         if piece and len(piece) + len(paragraph) > PIECE_LIMIT:
-            if len(piece.split()) >= LEAST_WORDS:
+            if count_words(piece) >= LEAST_WORDS:
                 yield piece
             piece = ""
         piece = f"{piece}\n\n{paragraph}".strip()[: 2 * PIECE_LIMIT]
-    if len(piece.split()) >= LEAST_WORDS:
+    if count_words(piece) >= LEAST_WORDS:
         yield piece
 
 
