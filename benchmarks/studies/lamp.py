@@ -5,7 +5,8 @@
     python benchmarks/studies/lamp.py runs/lamp-test --to benchmarks/results/lamp-test
 
 Writes ``<to>.md`` and ``<to>.json`` (the metrics without the per-user scores).  The baselines
-are computed here from the same files, on the same questions, with the same metrics.
+are computed here from the same files, on the same questions, with the same metrics.  `--beside`
+adds a column with the best arm of another model's ``<to>.json``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pfi.datasets.lamp import read_users
 from pfi.records import User
 from pfi.tasks import METRICS, Task, get_task
 
-PERSONALISED = ("rag", "personal", "personal+rag")
+PERSONALISED = ("rag", "personal", "personal+rag", "pfi")
 Baseline = Callable[[User, str], str]
 
 
@@ -102,34 +103,57 @@ def gain(cell: dict[str, Any]) -> str:
     return f"{cell['gain']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]{mark}"
 
 
-def table(metrics: dict[str, Any], scores: dict[str, dict[str, dict[str, float]]]) -> str:
-    """The Markdown page."""
+def sign_of(metric: str) -> int:
+    return 1 if METRICS[metric].higher_is_better else -1
+
+
+def best_of(values: dict[str, float], metric: str) -> tuple[str, float]:
+    """The name and the value of the best, by a metric."""
+    return max(values.items(), key=lambda pair: sign_of(metric) * pair[1])
+
+
+def means(arms: dict[str, Any], task: str, metric: str) -> dict[str, float]:
+    """By arm the mean of a task's metric."""
+    return {
+        arm: cells[task]["metrics"][metric]["mean"] for arm, cells in arms.items() if task in cells
+    }
+
+
+def table(
+    metrics: dict[str, Any],
+    scores: dict[str, dict[str, dict[str, float]]],
+    beside: dict[str, Any] | None = None,
+) -> str:
+    """The Markdown page; `beside` holds the arms of another model."""
     arms = metrics["arms"]
     tasks = [name for name in scores if name in arms["shared"]]
-    lines = ["| task, metric | " + " | ".join(arms) + " | best baseline |"]
-    lines.append("|---" * (len(arms) + 2) + "|")
-    beats_baselines = beats_shared = clearly = 0
+    head = ["task, metric", *arms, "best baseline", *(["other model's best"] if beside else [])]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in tasks:
-        task = get_task(name)
-        for metric in task.metrics:
-            sign = 1 if METRICS[metric].higher_is_better else -1
-            best_name, best = max(
-                ((b, s[metric]) for b, s in scores[name].items()), key=lambda pair: sign * pair[1]
-            )
-            cells = " | ".join(figure(arms[arm][name], metric) for arm in arms)
-            arrow = "↑" if sign > 0 else "↓"
-            lines.append(f"| {name} {metric} {arrow} | {cells} | {best:.3f} ({best_name}) |")
-            if metric == task.main_metric:
-                value = arms["shared"][name]["metrics"][metric]["mean"]
-                beats_baselines += sign * value > sign * best
-        gains = [arms[arm][name]["gain"] for arm in PERSONALISED if arm in arms]
-        beats_shared += any(g["mean"] > 0 for g in gains)
-        clearly += any(g["ci95"][0] > 0 for g in gains)
+        for metric in get_task(name).metrics:
+            by_name = {baseline: values[metric] for baseline, values in scores[name].items()}
+            best_name, best = best_of(by_name, metric)
+            cells = [figure(arms[arm][name], metric) for arm in arms]
+            cells.append(f"{best:.3f} ({best_name})")
+            if beside:
+                other = means(beside, name, metric)
+                arm, value = best_of(other, metric) if other else ("", float("nan"))
+                cells.append(f"{value:.3f} ({arm})" if other else "")
+            arrow = "↑" if sign_of(metric) > 0 else "↓"
+            lines.append(f"| {name} {metric} {arrow} | " + " | ".join(cells) + " |")
+    lines += ["", *gains_table(arms, tasks), "", *summary(arms, tasks, scores)]
+    first = arms["shared"]
+    counts = ", ".join(f"{n}: {first[n]['n_users']}/{first[n]['n_questions']}" for n in tasks)
     lines += [
-        "",
-        "Gain over `shared`, share of users harmed, mean of the worst tenth of users:",
-        "",
+        f"- Users/questions: {counts}.",
+        f"- Machine: {', '.join(f'{k} {v}' for k, v in metrics['machine'].items())}.",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def gains_table(arms: dict[str, Any], tasks: list[str]) -> list[str]:
+    """The personalised arms beside `shared`, task by task."""
+    lines = ["Gain over `shared`, share of users harmed, mean of the worst tenth of users:", ""]
     present = [arm for arm in PERSONALISED if arm in arms]
     lines.append(
         "| task | " + " | ".join(f"{a}: gain | harmed | worst tenth" for a in present) + " |"
@@ -142,18 +166,50 @@ def table(metrics: dict[str, Any], scores: dict[str, dict[str, dict[str, float]]
             for a in present
         ]
         lines.append(f"| {name} | " + " | ".join(row) + " |")
-    first = arms["shared"]
-    counts = ", ".join(f"{n}: {first[n]['n_users']}/{first[n]['n_questions']}" for n in tasks)
-    lines += [
-        "",
-        f"- `shared` beats every baseline on {beats_baselines} of {len(tasks)} tasks.",
-        f"- The best personalised arm beats `shared` on {beats_shared} of {len(tasks)} tasks; "
-        f"on {clearly} the interval excludes zero. Choosing the best of {len(present)} arms on "
-        "the questions that it is scored on flatters it.",
-        f"- Users/questions: {counts}.",
-        f"- Machine: {', '.join(f'{k} {v}' for k, v in metrics['machine'].items())}.",
+    return lines
+
+
+def summary(
+    arms: dict[str, Any], tasks: list[str], scores: dict[str, dict[str, dict[str, float]]]
+) -> list[str]:
+    """On how many tasks what is ahead of what, by each task's main metric."""
+    main = {name: get_task(name).main_metric for name in tasks}
+
+    def ahead(of_baselines: tuple[str, ...]) -> int:
+        count = 0
+        for name, metric in main.items():
+            _, best = best_of({b: s[metric] for b, s in scores[name].items()}, metric)
+            reached = means({arm: arms[arm] for arm in of_baselines if arm in arms}, name, metric)
+            count += sign_of(metric) * best_of(reached, metric)[1] > sign_of(metric) * best
+        return count
+
+    lines = [
+        f"- `shared` beats every baseline on {ahead(('shared',))} of {len(tasks)} tasks; "
+        f"`shared` or `rag` on {ahead(('shared', 'rag'))}."
     ]
-    return "\n".join(lines) + "\n"
+    for arm in PERSONALISED:
+        if arm not in arms:
+            continue
+        gains = [arms[arm][name]["gain"] for name in tasks]
+        harmed = sum(arms[arm][n]["harmed"] * arms[arm][n]["n_users"] for n in tasks)
+        users = sum(arms[arm][n]["n_users"] for n in tasks)
+        lines.append(
+            f"- `{arm}` beats `shared` on {sum(g['mean'] > 0 for g in gains)} of {len(tasks)} "
+            f"tasks; the interval lies above zero on {sum(g['ci95'][0] > 0 for g in gains)}, below "
+            f"on {sum(g['ci95'][1] < 0 for g in gains)}; harmed: {harmed / users:.1%} of users."
+        )
+    if "pfi" in arms and "generic" in arms:
+        relative = []
+        for name, metric in main.items():
+            value = means(arms, name, metric)
+            relative.append(
+                sign_of(metric) * (value["pfi"] - value["generic"]) / abs(value["generic"])
+            )
+        lines.append(
+            f"- Relative gain of `pfi` over `generic`, mean over tasks: {fmean(relative):+.1%} "
+            f"({', '.join(f'{n} {r:+.0%}' for n, r in zip(main, relative, strict=True))})."
+        )
+    return lines
 
 
 def main() -> None:
@@ -163,15 +219,22 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, tasks divided among them")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/lamp"))
     parser.add_argument("--to", type=Path, required=True, help="result files, without suffix")
+    parser.add_argument("--beside", type=Path, help="the json of another model's table")
     args = parser.parse_args()
     merged: dict[str, Any] = {}
     for run in args.runs:
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        merged = merged or {**metrics, "arms": {arm: {} for arm in metrics["arms"]}}
+        merged = merged or {**metrics, "arms": {arm: {} for arm in metrics["arms"]}, "settings": {}}
+        ignored = ("data", "tasks")
+        settings = {k: v for k, v in metrics["config"].items() if k not in ignored}
+        for name in metrics["arms"]["shared"]:
+            same = {k: v for k, v in settings.items() if v != merged["config"].get(k)}
+            merged["settings"][name] = same  # what differs from the first run's
         for arm, cells in metrics["arms"].items():
             merged["arms"][arm] |= cells
     merged["config"]["tasks"] = sorted(merged["arms"]["shared"])
     merged["config"]["data"] = "LAMP"  # the folder's path is nobody's business
+    merged["config"]["backbone"] = Path(merged["config"]["backbone"]).name
     scores = {}
     for name in merged["config"]["tasks"]:
         task = get_task(name)
@@ -181,7 +244,8 @@ def main() -> None:
         for cell in cells.values():
             del cell["users"]
     write_json(args.to.with_suffix(".json"), {**merged, "baselines": scores})
-    page = table(merged, scores)
+    beside = json.loads(args.beside.read_text(encoding="utf-8"))["arms"] if args.beside else None
+    page = table(merged, scores, beside)
     head = args.to.with_suffix(".md")
     old = head.read_text(encoding="utf-8") if head.exists() else f"# {args.to.name}\n\n"
     write_atomic(head, old.split("<!-- table -->")[0].rstrip() + "\n\n<!-- table -->\n" + page)

@@ -98,3 +98,35 @@ def test_the_gate_is_compared_with_every_other_arm(load: Any, tmp_path: Path) ->
     assert (tmp_path / "plot.png").stat().st_size > 5000
     _, without = module.results([run("old", 8, shared=shared)])
     assert "No run has the arm `pfi` beside another one." in without
+
+
+def test_the_lamp_page_counts_what_is_ahead_of_what(load: Any) -> None:
+    lamp = load("lamp")
+
+    def cell(metric: str, mean: float, gain: tuple[float, float, float]) -> dict[str, Any]:
+        middle, low, high = gain
+        return {
+            "metrics": {metric: {"mean": mean, "ci95": [mean, mean]}},
+            "gain": {"mean": middle, "ci95": [low, high]},
+            "harmed": 0.25,
+            "n_users": 4,
+        }
+
+    none = (0.0, 0.0, 0.0)
+    arms = {
+        "generic": {"LaMP_3": cell("mae", 2.0, none), "LaMP_4": cell("rouge_1", 0.1, none)},
+        "shared": {"LaMP_3": cell("mae", 0.9, none), "LaMP_4": cell("rouge_1", 0.12, none)},
+        "rag": {"LaMP_3": cell("mae", 0.7, none), "LaMP_4": cell("rouge_1", 0.1, none)},
+        "pfi": {
+            "LaMP_3": cell("mae", 1.0, (-0.1, -0.2, -0.05)),
+            "LaMP_4": cell("rouge_1", 0.15, (0.03, 0.01, 0.05)),
+        },
+    }
+    # Of an error the smaller is better: 0.8 is beaten by 0.7 only, 0.14 by nobody but pfi.
+    scores = {"LaMP_3": {"mean": {"mae": 0.8}}, "LaMP_4": {"first": {"rouge_1": 0.14}}}
+    lines = lamp.summary(arms, ["LaMP_3", "LaMP_4"], scores)
+    assert "every baseline on 0 of 2 tasks; `shared` or `rag` on 1." in lines[0]
+    ahead = next(line for line in lines if line.startswith("- `pfi`"))
+    assert "on 1 of 2 tasks; the interval lies above zero on 1, below on 1" in ahead
+    assert "harmed: 25.0%" in ahead
+    assert "mean over tasks: +50.0% (LaMP_3 +50%, LaMP_4 +50%)" in lines[-1]
