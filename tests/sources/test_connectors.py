@@ -162,7 +162,7 @@ def test_unusable_rows_are_skipped_and_counted(tmp_path: Path) -> None:
         b'{"instruction": "ask", "answer": ' + b"9" * 5000 + b"}",
         b"[" * 100_000,
         b'{"instruction": "' + b"x" * 200_000 + b'", "answer": "x", "time": "2020", "id": 11}',
-        b'{"instruction": "ask", "answer": "x", "time": "2021", "id": 12}',
+        '{"instruction": "café", "answer": "x", "time": "2021", "id": 12}'.encode(),
     ]
     records, report = table(tmp_path, "a.jsonl", b"\n".join(lines), line_limit=150_000)
     assert [record.id for record in records] == ["1", "12"]
@@ -175,7 +175,7 @@ def test_unusable_rows_are_skipped_and_counted(tmp_path: Path) -> None:
         "answer is not text": "a.jsonl, line 7",
         "time is in the future": "a.jsonl, line 8",
         "time is not understood": "a.jsonl, line 9",
-        "it has no time although the first record has one": "a.jsonl, line 10",
+        "it has no time although other rows have one": "a.jsonl, line 10",
         "an earlier row has its id": "a.jsonl, line 11",
         "answer is not valid Unicode": "a.jsonl, line 12",
         "the line is longer than 150000 characters": "a.jsonl, line 16",
@@ -187,7 +187,7 @@ def test_unusable_rows_are_skipped_and_counted(tmp_path: Path) -> None:
 def test_unusable_csv_rows(tmp_path: Path) -> None:
     text = (
         'instruction,answer,id\n"a\nb",c,1\nd,e,2,f\ng,,3\nh\n"i"j,k,4\n'
-        f'{"x" * 300},y,5\n"p\n{"q" * 300}\n",r,6\nl,caf\u00e9,7\nm,n,8\n"o,p,9\n'
+        f'{"x" * 300},y,5\n"p\n{"q" * 300}\n",r,6\nl,caf\u00e9,7\nm,\u00f1,8\n"o,p,9\n'
     )
     data = text.encode().replace("caf\u00e9".encode(), b"caf\xe9")
     records, report = table(tmp_path, "a.csv", data, line_limit=200)
@@ -224,17 +224,27 @@ def test_a_huge_line_takes_little_memory(tmp_path: Path) -> None:
     [
         ("a.jsonl", "", {}, "the file is empty"),
         ("a.jsonl", "\n\n", {}, "holds no records"),
-        ("a.jsonl", "{}\n{", {}, r"none of 2 .*1 because instruction is missing \(a.jsonl, line 1\)"),
+        (
+            "a.jsonl",
+            "{}\n{",
+            {},
+            r"none of 2 .*1 because instruction is missing \(a.jsonl, line 1\)",
+        ),
         ("a.jsonl", '{"prompt": "a", "response": "b"}', {}, "needs instruction, answer .*'prompt'"),
         ("a.jsonl", GOOD, {"map": "time=when"}, "time is missing"),
         ("a.jsonl", GOOD, {"map": "score=when"}, "has no field 'score'"),
         ("a.jsonl", GOOD, {"task": "LaMP_9"}, "unknown task 'LaMP_9'"),
-        ("a.jsonl", GOOD.encode("utf-16"), {}, "looks like UTF-16"),
+        ("a.jsonl", GOOD.encode("utf-16"), {"encoding": "utf-8"}, "looks like UTF-16"),
         ("a.jsonl", GOOD, {"encoding": "utf-16"}, "line 1: the text is not utf-16"),
         ("a.jsonl", GOOD, {"encoding": "hex"}, "unknown encoding 'hex'"),
         ("a.json", GOOD, {}, "unknown kind of table '.json'"),
         ("a.csv", "prompt,answer\na,b\n", {}, "line 1: there is no column 'instruction'.*'prompt'"),
-        ("a.csv", "instruction;answer\na;b\n", {}, "there is no column 'instruction'"),
+        (
+            "a.csv",
+            "instruction;answer\na;b\n",
+            {"delimiter": ","},
+            "there is no column 'instruction'.*divided by ';': --set delimiter=';'",
+        ),
         ("a.csv", "instruction,answer,answer\n", {}, "column 'answer' comes twice"),
         ("a.csv", "instruction,answer\n", {}, "holds no records"),
         ("a.csv", 'instruction,"answer\n', {}, "line 1: the row is not valid CSV"),

@@ -205,11 +205,14 @@ def read_object(file: IO[bytes], place: tuple[int, int]) -> dict[str, Any] | Non
     return value if isinstance(value, dict) else None
 
 
-def bounded_lines(path: Path, encoding: str, limit: int) -> Iterator[tuple[int, str | None]]:
+def bounded_lines(
+    path: Path, encoding: str, limit: int, newline: str = "\n"
+) -> Iterator[tuple[int, str | None]]:
     """Yield `(line number, line)`; a line of more than `limit` characters comes as None.
 
-    Lines end with a line feed, which is kept.  Bytes that do not fit the encoding come as lone
-    surrogates (see `values.as_text`).  Never more than `limit` characters are held.
+    Lines end with `newline`, a line feed or (old Macs) a carriage return, which is kept.  Bytes
+    that do not fit the encoding come as lone surrogates (see `values.as_text`).  Never more than
+    `limit` characters are held.
 
     Raises:
         DataError: the file is missing, unreadable, empty, or in another encoding throughout.
@@ -221,13 +224,13 @@ def bounded_lines(path: Path, encoding: str, limit: int) -> Iterator[tuple[int, 
         raise DataError("there is no such file", path=path, fix="check the path")
     number = 0
     try:
-        with path.open(encoding=encoding, errors="surrogateescape", newline="\n") as file:
+        with path.open(encoding=encoding, errors="surrogateescape", newline=newline) as file:
             while line := file.readline(limit + 1):
                 number += 1
                 if len(line) <= limit:
                     yield number, line
                     continue
-                while line and not line.endswith("\n"):
+                while line and not line.endswith(newline):
                     line = file.readline(CHUNK)
                 yield number, None
     except LookupError:

@@ -20,11 +20,18 @@ class ImportReport:
         read: records that can be used.
         skipped: how many were left out, by reason.
         examples: the first place of each reason, e.g. ``notes.jsonl, line 7``.
+        notes: sentences on how the source was understood, where it could be otherwise.
     """
 
     read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, sentence: str) -> None:
+        """Say once how the source is understood."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def skip(self, reason: str, place: str) -> None:
         """Count something that is left out."""
@@ -36,6 +43,7 @@ class ImportReport:
         self.read += other.read
         self.skipped.update(other.skipped)
         self.examples = {**other.examples, **self.examples}
+        self.notes += [note for note in other.notes if note not in self.notes]
 
     def summary(self) -> str:
         """One line for people."""

@@ -1,30 +1,39 @@
 """Connector for JSONL, CSV and TSV files: one record a row, columns named by the user.
 
-Rows are read one at a time and lines of any length in bounded memory; a row that cannot be used
-is skipped and counted.
+Encoding, delimiter and the form of times are found from the file.  It is read twice, first for the
+times; rows are read one at a time and lines of any length in bounded memory.  A row that cannot be
+used is skipped and counted.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from pfi.errors import ConfigError, DataError
+from pfi.readers.columns import Order, TimeColumn
+from pfi.readers.delimited import DELIMITERS, rows_of, separator_line, sniff
+from pfi.readers.encodings import detect_encoding
 from pfi.readers.pieces import bounded_lines, parse_json
 from pfi.readers.report import ImportReport
-from pfi.readers.values import Unusable, all_keys, as_id, needed_keys, past_time, record_fields
+from pfi.readers.values import Unusable, all_keys, as_id, needed_keys, record_fields
 from pfi.records import Record
 from pfi.sources.connectors import Connector, Options
 from pfi.tasks import Task, get_task
 
 _JSON = (".jsonl", ".ndjson")
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+#: Delimiters by suffix, for files whose lines do not tell.
+_SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+#: Lines and characters of the beginning that the delimiter is found in.
+_HEAD_LINES, _HEAD_LIMIT = 50, 1 << 16
 #: Columns that are taken without being asked for, besides those named like the task's fields.
 _USUAL = {"id": ("id",), "time": ("time", "date")}
 
@@ -40,9 +49,12 @@ class TableOptions(Options):
         {}, description="field=column pairs: which column holds a task field, time or id"
     )
     delimiter: str | None = Field(
-        None, min_length=1, max_length=1, description="between cells; by default from the suffix"
+        None, min_length=1, max_length=1, description="between cells; by default found in the file"
     )
-    encoding: str = Field("utf-8-sig", description="text encoding of the file")
+    encoding: str = Field("auto", description="text encoding; auto finds it in the file")
+    order: Order = Field(
+        "auto", description="order of day, month and year in dates; auto finds it in the column"
+    )
     line_limit: int = Field(
         10_000_000, ge=1, description="longer lines, in characters, are skipped"
     )
@@ -57,7 +69,8 @@ class TableOptions(Options):
     @classmethod
     def _known(cls, value: str) -> str:
         try:
-            codecs.lookup(value)
+            if value != "auto":
+                codecs.lookup(value)
         except (LookupError, ValueError):
             raise ValueError(f"there is no text encoding {value!r}") from None
         return value
@@ -89,12 +102,11 @@ class TableConnector(Connector[TableOptions]):
     options = TableOptions
 
     def recognises(self, path: Path) -> bool:
-        """Whether it is a table whose first line has the fields of the usual task."""
-        if path.suffix.lower() not in (*_JSON, *_DELIMITERS) or not path.is_file():
+        """Whether it is a table whose columns are the fields of the usual task."""
+        if path.suffix.lower() not in (*_JSON, *_SUFFIXES, ".txt") or not path.is_file():
             return False
-        with path.open("rb") as file:
-            line = file.readline(4096)
-        return all(name.encode() in line for name in needed_keys(get_task("instruction")))
+        columns = {name.casefold() for name in columns_of(path)}
+        return columns.issuperset(needed_keys(get_task("instruction")))
 
     def read(self, path: Path, options: TableOptions, report: ImportReport) -> Iterator[Record]:
         """Yield a record a row; without an id column its id comes from its content.
@@ -109,17 +121,14 @@ class TableConnector(Connector[TableOptions]):
         if unknown:
             fix = f"{task.name} has {', '.join(all_keys(task))}, and there are time and id"
             raise ConfigError(f"{task.name} has no field {unknown[0]!r}", where="map", fix=fix)
-        suffix = path.suffix.lower()
-        maker = _Maker(path, task, options.map)
-        if suffix in _JSON:
-            rows = _json_rows(path, options)
-        elif suffix in _DELIMITERS or options.delimiter:
-            delimiter = options.delimiter or _DELIMITERS[suffix]
-            rows = _csv_rows(path, options, delimiter, maker)
-        else:
-            fix = f"give a file ending in {', '.join((*_JSON, *_DELIMITERS))}"
-            raise DataError(f"unknown kind of table {suffix!r}", path=path, fix=fix)
-        for place, row in rows:
+        maker = _Maker(path, task, options.map, TimeColumn("time", options.order))
+        layout = _layout(path, options, [options.map.get(key, key) for key in needed_keys(task)])
+        for _, row in _rows(path, layout, options, maker):
+            maker.survey(row)
+        for note in (layout.note(options), maker.times.note()):
+            if note:
+                report.note(note)
+        for place, row in _rows(path, layout, options, maker):
             try:
                 record = maker.record(row)
             except Unusable as problem:
@@ -127,21 +136,102 @@ class TableConnector(Connector[TableOptions]):
             else:
                 report.read += 1
                 yield record
+        if maker.untimed:
+            report.note(f"{maker.untimed} rows have a time; as most have none it is left out")
         report.require_records(path, maker.advice())
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a file is written: `delimiter` is None for JSON, `skip` the lines before the header."""
+
+    encoding: str
+    newline: str = "\n"
+    delimiter: str | None = None
+    skip: int = 0
+
+    def note(self, options: TableOptions) -> str | None:
+        """What was found that is not the usual."""
+        parts = []
+        if options.encoding == "auto" and self.encoding != "utf-8-sig":
+            parts.append(f"as {self.encoding}")
+        if self.delimiter and not options.delimiter and self.delimiter != ",":
+            parts.append(f"with {_shown(self.delimiter)} between cells")
+        return f"the file is read {' and '.join(parts)}" if parts else None
+
+
+def _shown(delimiter: str) -> str:
+    return "a tab" if delimiter == "\t" else repr(delimiter)
+
+
+def columns_of(path: Path) -> list[str]:
+    """The columns of a table by a glance at its first line; none if it is no table."""
+    with suppress(DataError, ConfigError, ValueError):
+        layout = _layout(path, TableOptions(), needed_keys(get_task("instruction")))
+        head = _head(path, layout.encoding, layout.newline)[layout.skip :]
+        if layout.delimiter is None:
+            row = parse_json(next((line for line in head if line.strip()), ""))
+            return list(row) if isinstance(row, dict) else []
+        for _, cells in rows_of(head, layout.delimiter, _HEAD_LIMIT):
+            if isinstance(cells, Unusable):
+                break
+            if cells:
+                return [cell.strip() for cell in cells]
+    return []
+
+
+def _layout(path: Path, options: TableOptions, wanted: Sequence[str]) -> _Layout:
+    """How a file is written, from the options and from its beginning.
+
+    Raises:
+        DataError: it is missing or of an unknown kind.
+    """
+    suffix = path.suffix.lower()
+    known = suffix in (*_JSON, *_SUFFIXES, ".txt") or options.delimiter
+    if not known:
+        fix = f"give a file ending in {', '.join((*_JSON, *_SUFFIXES))}"
+        raise DataError(f"unknown kind of table {suffix!r}", path=path, fix=fix)
+    if not path.is_file():
+        raise DataError("there is no such file", path=path, fix="check the path")
+    encoding = detect_encoding(path) if options.encoding == "auto" else options.encoding
+    if suffix in _JSON:
+        return _Layout(encoding)
+    try:
+        head = _head(path, encoding, "\n")
+    except DataError as error:
+        better = detect_encoding(path)
+        fix = f"leave encoding out, or give --set encoding={better}"
+        raise DataError(error.what, path=path, line=error.line, fix=fix) from error
+    newline = "\n"
+    if head and "\r" in head[0].rstrip("\r\n"):
+        newline, head = "\r", _head(path, encoding, "\r")
+    named = separator_line(head[0]) if head else None
+    skip = int(named is not None)
+    delimiter = (
+        options.delimiter
+        or named
+        or sniff(head[skip:], wanted)
+        or _SUFFIXES.get(suffix, DELIMITERS[0])
+    )
+    return _Layout(encoding, newline, delimiter, skip)
+
+
+def _head(path: Path, encoding: str, newline: str) -> list[str]:
+    lines = bounded_lines(path, encoding, _HEAD_LIMIT, newline)
+    return [line or "" for _, line in islice(lines, _HEAD_LINES)]
 
 
 @dataclass
 class _Maker:
-    """Makes records of rows; remembers the ids seen and whether the file is dated."""
+    """Makes records of rows; remembers the ids seen and the form of the times."""
 
     path: Path
     task: Task
     map: Mapping[str, str]
+    times: TimeColumn
     columns: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        self._ids: set[str] = set()
-        self._dated: bool | None = None
+    untimed: int = 0  # records whose time is left out, as most rows have none
+    _ids: set[str] = field(default_factory=set)
 
     def advice(self) -> str:
         """What to do if nothing fits: the columns found and those needed."""
@@ -149,12 +239,21 @@ class _Maker:
         found = ", ".join(map(repr, self.columns[:12])) or "no columns"
         return f"{self.task.name} needs {needs} and the file has {found}: map field=column"
 
-    def check_columns(self, columns: Sequence[str]) -> None:
-        """Check the header of a file that has one.
+    def check_columns(self, columns: Sequence[str]) -> list[str]:
+        """Check the header of a file that has one; the columns as they are called here.
+
+        A column that differs from a wanted one in case only is taken for it.
 
         Raises:
             DataError: a column comes twice, or a mapped or needed one is not there.
         """
+        wanted = [
+            *self.map.values(),
+            *all_keys(self.task),
+            *(c for n in _USUAL.values() for c in n),
+        ]
+        names = {name.casefold(): name for name in reversed(wanted)}
+        columns = [c if c in wanted else names.get(c.casefold(), c) for c in columns]
         self.columns = columns
         problem = None
         missing = [self.map.get(key, key) for key in needed_keys(self.task)]
@@ -166,7 +265,26 @@ class _Maker:
                 problem = f"the column {column!r} comes twice"
                 break
         if problem:
-            raise DataError(problem, path=self.path, line=1, fix=self.advice())
+            raise DataError(problem, path=self.path, line=1, fix=self.advice() + self._better())
+        return columns
+
+    def _better(self) -> str:
+        """The delimiter that would give more columns than the one in use."""
+        with suppress(DataError, ConfigError):
+            head = _head(self.path, detect_encoding(self.path), "\n")
+            start = int(bool(head) and separator_line(head[0]) is not None)
+            needed = [self.map.get(key, key) for key in needed_keys(self.task)]
+            better = sniff(head[start:], needed)
+            if better is not None and better in "".join(self.columns):
+                name = "tab" if better == "\t" else f"'{better}'"
+                return f"; cells seem to be divided by {_shown(better)}: --set delimiter={name}"
+        return ""
+
+    def survey(self, row: Mapping[str, Any] | Unusable) -> None:
+        """Take the time of a row into account."""
+        if not isinstance(row, Unusable):
+            with suppress(Unusable):
+                self.times.add(self._usual(row, "time"))
 
     def record(self, row: Mapping[str, Any] | Unusable) -> Record:
         """The record of a row.
@@ -182,17 +300,17 @@ class _Maker:
             for key in all_keys(self.task)
             if (column := self.map.get(key, key)) in row
         }
+        if self.task.labels and self.task.output in values:
+            values[self.task.output] = _plain_label(values[self.task.output])
         fields, output = record_fields(self.task, values)
-        time = past_time(self._usual(row, "time"))
-        if self._dated is None:
-            self._dated = time is not None
-        if self._dated and time is None:
-            raise Unusable("it has no time although the first record has one")
-        if not self._dated and time is not None:
-            raise Unusable("it has a time although the first record has none")
+        time = self.times.time(self._usual(row, "time"))
+        if self.times.dated and time is None:
+            raise Unusable("it has no time although other rows have one")
         given = self._usual(row, "id")
         source = f"table:{self.path.name}"
         name = "?" if given is None else as_id(given, "id")
+        if not self.times.dated and time is not None:
+            self.untimed, time = self.untimed + 1, None
         record = Record(name, self.task.name, fields, output, time, source=source)
         if given is None:
             record = replace(record, id=record.content_hash[:16])
@@ -209,19 +327,32 @@ class _Maker:
         return None if found is None else row[found]
 
 
+def _plain_label(value: Any) -> Any:
+    """A whole number as spreadsheets write it, `4,0`, as `4`."""
+    match = re.fullmatch(r"\s*(\d+)[.,]0+\s*", value) if isinstance(value, str) else None
+    return match[1] if match else value
+
+
 def _place(path: Path, line: int) -> str:
     return f"{path.name}, line {line}"
 
 
-def _json_rows(path: Path, options: TableOptions) -> Iterator[Row]:
-    for number, line in bounded_lines(path, options.encoding, options.line_limit):
+def _rows(path: Path, layout: _Layout, options: TableOptions, maker: _Maker) -> Iterator[Row]:
+    if layout.delimiter is None:
+        yield from _json_rows(path, layout.encoding, options.line_limit)
+    else:
+        yield from _csv_rows(path, layout, layout.delimiter, options.line_limit, maker)
+
+
+def _json_rows(path: Path, encoding: str, limit: int) -> Iterator[Row]:
+    for number, line in bounded_lines(path, encoding, limit):
         row: Mapping[str, Any] | Unusable
         if line is None:
-            row = Unusable(f"the line is longer than {options.line_limit} characters")
+            row = Unusable(f"the line is longer than {limit} characters")
         elif not line.strip():
             continue
         elif not line.isascii() and _undecodable(line):
-            row = Unusable(f"the line is not {options.encoding}")
+            row = Unusable(f"the line is not {encoding}")
         else:
             try:
                 row = parse_json(line)
@@ -240,52 +371,26 @@ def _undecodable(line: str) -> bool:
     return False
 
 
-def _csv_rows(path: Path, options: TableOptions, delimiter: str, maker: _Maker) -> Iterator[Row]:
-    too_long = False
-
-    def lines() -> Iterator[str]:
-        nonlocal too_long
-        for _, line in bounded_lines(path, options.encoding, options.line_limit):
-            too_long = too_long or line is None
-            # An empty line keeps the count of lines and ends nothing that is open.
-            yield "\n" if line is None else line
-
-    # The limit is the csv module's only guard against a quote that is never closed.
-    csv.field_size_limit(max(csv.field_size_limit(), options.line_limit))
-    try:
-        reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-    except (TypeError, ValueError) as error:
-        fix = "use a comma, a semicolon or a tab"
-        raise ConfigError(
-            f"{delimiter!r} cannot divide cells", where="delimiter", fix=fix
-        ) from error
+def _csv_rows(
+    path: Path, layout: _Layout, delimiter: str, limit: int, maker: _Maker
+) -> Iterator[Row]:
+    lines = (line for _, line in bounded_lines(path, layout.encoding, limit, layout.newline))
     header: list[str] | None = None
-    while True:
-        start, too_long = reader.line_num + 1, False
-        cells: list[str] | Unusable
-        try:
-            cells = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            problem = str(error).replace("unexpected end of data", "a quote is never closed")
-            cells = Unusable(f"the row is not valid CSV ({problem})")
-        if too_long:
-            cells = Unusable(f"the line is longer than {options.line_limit} characters")
-        elif isinstance(cells, list) and any(_undecodable(cell) for cell in cells):
-            cells = Unusable(f"the line is not {options.encoding}")
+    for number, cells in rows_of(islice(lines, layout.skip, None), delimiter, limit):
+        start = number + layout.skip
+        if isinstance(cells, list) and any(_undecodable(cell) for cell in cells):
+            cells = Unusable(f"the line is not {layout.encoding}")
         if header is None:
             if isinstance(cells, Unusable):
                 fix = "the first line must name the columns"
                 raise DataError(cells.reason, path=path, line=start, fix=fix)
             if cells:
-                header = [cell.strip() for cell in cells]
-                maker.check_columns(header)
+                header = maker.check_columns([cell.strip() for cell in cells])
         elif isinstance(cells, Unusable):
             yield _place(path, start), cells
-        elif len(cells) > len(header):
+        elif len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
             yield _place(path, start), Unusable("the row has more cells than the first line")
-        elif cells:
+        elif any(cells):
             # Some programs leave empty cells out at the end of a row.
             cells += [""] * (len(header) - len(cells))
-            yield _place(path, start), dict(zip(header, cells, strict=True))
+            yield _place(path, start), dict(zip(header, cells, strict=False))
