@@ -294,9 +294,10 @@ def test_connector_reads_one_user(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"u, v"):
             list(lamp.read(path, lamp.configure({"user": user}), ImportReport()))
     moved = tmp_path / "questions.json"
-    write_json(moved, [question(1, "u", item(1))])
+    write_json(moved, [question(1, "u") | {"input": "?"}])
     with pytest.raises(ConfigError, match="task is not clear"):
         list(lamp.read(moved, lamp.configure({}), ImportReport()))
+    write_json(moved, [question(1, "u", item(1))])
     assert len(list(lamp.read(moved, lamp.configure({"task": "LaMP_3"}), ImportReport()))) == 1
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from pfi._util.files import write_json
+from pfi.datasets.lamp_layout import QUESTIONS, questions_files, task_of
 from pfi.errors import ConfigError, DataError
 from pfi.readers.pieces import JsonArray, open_file, parse_json, read_object
 from pfi.readers.report import ImportReport
@@ -33,12 +35,17 @@ __all__ = [
     "write_predictions",
 ]
 
-_QUESTIONS = "_questions.json"
-
 
 def available_tasks(folder: Path, split: str) -> list[str]:
-    """The names of the task folders inside `folder` that have this split."""
-    return sorted(path.parent.name for path in folder.glob(f"*/{split}{_QUESTIONS}"))
+    """The tasks that have this split in `folder`, in whatever layout; see `lamp_layout`."""
+    plain = {path.parent.name for path in folder.glob(f"*/{split}{QUESTIONS}")}
+    if plain - {split}:
+        return sorted(plain)
+    names = set()
+    for path in questions_files(folder, split):
+        with suppress(ConfigError):
+            names.add(task_of(path))
+    return sorted(names)
 
 
 class LampUsers(Sequence[User]):
@@ -262,17 +269,21 @@ def write_predictions(
 
 def _questions_path(folder: Path, task: str, split: str) -> Path:
     inside = folder / task
-    path = (inside if inside.is_dir() else folder) / f"{split}{_QUESTIONS}"
+    path = (inside if inside.is_dir() else folder) / f"{split}{QUESTIONS}"
     if path.is_file():
         return path
-    splits = sorted(p.name.removesuffix(_QUESTIONS) for p in path.parent.glob(f"*{_QUESTIONS}"))
-    others = sorted(p.name for p in folder.glob("*") if any(p.glob(f"*{_QUESTIONS}")))
+    for official in questions_files(folder, split):
+        with suppress(ConfigError):
+            if task_of(official) == task:
+                return official
+    splits = sorted(p.name.removesuffix(QUESTIONS) for p in path.parent.glob(f"*{QUESTIONS}"))
+    others = sorted(p.name for p in folder.glob("*") if any(p.glob(f"*{QUESTIONS}")))
     if splits:
         fix = f"the splits there are {', '.join(splits)}"
     elif others:
         fix = f"the tasks there are {', '.join(others)}"
     else:
-        fix = f"give the folder that holds {task}/{split}{_QUESTIONS}"
+        fix = f"give the folder that holds {task}/{split}{QUESTIONS}"
     raise DataError(f"there is no split {split!r} of {task}", path=path, fix=fix)
 
 
