@@ -52,6 +52,12 @@ def make_home(root: Path, profile: str, records: Sequence[Record] = ()) -> Home:
     return home
 
 
+def configure(home: Home, **teacher: str) -> None:
+    """Write a teacher into a profile's `config.yaml`, as who runs the server does."""
+    home.config.augment = {"teacher": {"kind": "openai", **teacher}}
+    home.save_config()
+
+
 @dataclass
 class Words:
     """An answer, a word a piece."""

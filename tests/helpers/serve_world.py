@@ -195,7 +195,8 @@ def serving(
     """A server in a thread."""
     config = config or ServeConfig()  # type: ignore[call-arg]
     config = replace_config(config, port=0)
-    tokens = {name: new_token(home)[1] for name, home in homes.items()}
+    scopes = ("answer", "memory")
+    tokens = {name: new_token(home, scopes=scopes)[1] for name, home in homes.items()}
     prompter()  # two threads that import transformers at once may fail
     service = Service(homes, config, engine=engine)
     app = create_app(service, config)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from serve_world import FakeEngine, make_homes
 from typer.testing import CliRunner, Result
 
 from pfi.cli.app import app
-from pfi.serve.auth import Gatekeeper, new_token, tokens_of
+from pfi.serve.auth import new_token, tokens_of
+from pfi.serve.gatekeeper import Gatekeeper
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +60,19 @@ def test_tokens_are_made_listed_and_revoked(root: Path) -> None:
     assert Gatekeeper({"default": home}).caller(text) is not None
     shown = pfi("tokens", "list").stdout
     (entry,) = json.loads(pfi("tokens", "list", "--json").stdout)
-    assert entry["label"] == "editor" and set(entry) == {"id", "label", "created"}
+    assert entry["label"] == "editor" and entry["scopes"] == ["answer"]
+    assert entry["expires"] is entry["parent"] is None and not {"sha256", "text"} & {*entry}
     assert entry["id"] in shown and "editor" in shown and text not in shown
     assert "nothing" in pfi("tokens", "revoke", entry["id"]).stdout
     assert tokens_of(home) == [] and Gatekeeper({"default": home}).caller(text) is None
     assert "there is no token" in pfi("tokens", "revoke", entry["id"], code=2).stderr
+    assert "whole console" in pfi("tokens", "new", "--scope", "admin").stderr
+    assert "records" in pfi("tokens", "new", "--scope", "memory", "--days", "3").stderr
+    admin, memory = tokens_of(home)
+    days = [datetime.fromisoformat(t.expires or "") - datetime.now(UTC) for t in (admin, memory)]
+    assert [round(left.total_seconds() / 86400) for left in days] == [90, 3]
+    assert "admin" in pfi("tokens", "list").stdout
+    assert "no scope" in pfi("tokens", "new", "--scope", "all", code=2).stderr
 
 
 def test_serve_says_where_and_what_is_missing(root: Path, started: list[Any]) -> None:

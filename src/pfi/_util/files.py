@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,6 +69,14 @@ def sha256_file(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def disk_full(path: Path) -> bool:
+    """Whether the disk that a file or folder lies on has no room for a page more."""
+    try:
+        return shutil.disk_usage(path).free < 4096
+    except OSError:
+        return False
 
 
 def sync_folder(folder: Path) -> None:

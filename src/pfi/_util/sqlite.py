@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from pfi._util.files import disk_full
 from pfi.errors import StorageError
 
 if TYPE_CHECKING:  # which SQLCipher's module spells out nothing of
@@ -171,6 +172,8 @@ def user_errors(name: str, path: Path, recovery: str, key: bytes | None = None) 
             what = f"the {name} {_wrong(path, key) or f'is damaged: {error}'}"
         elif "locked" in str(error):
             what, fix = f"the {name} is in use", "wait for the other pfi process or end it"
+        elif "full" in str(error) or disk_full(path.parent):
+            what, fix = f"the {name} cannot be used: no space left on the device", "free some"
         else:
             what, fix = f"the {name} cannot be used: {error}", None
         raise StorageError(what, where=str(path), fix=fix) from error

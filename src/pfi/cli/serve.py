@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,7 +45,12 @@ def register(app: typer.Typer) -> None:
         rich_markup_mode=None,
         epilog=examples("pfi tokens new --label editor", "pfi tokens list"),
     )
-    add_command(group, new, ["pfi tokens new", "pfi tokens new --profile work --label editor"])
+    lines = [
+        "pfi tokens new --label editor",
+        "pfi tokens new --profile work --scope memory --days 30",
+        "pfi tokens new --scope admin --label 'my browser'",
+    ]
+    add_command(group, new, lines)
     add_command(group, list_tokens, ["pfi tokens list"], name="list")
     add_command(group, revoke, ["pfi tokens revoke 1f2e3d4c"])
     app.add_typer(group, name="tokens")
@@ -124,14 +130,40 @@ def _is_loopback(host: str) -> bool:
 
 def new(
     label: Annotated[str, typer.Option(help="What it is for, in your words.")] = "",
+    scopes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scope",
+            metavar="SCOPE",
+            help="answer: asks the models; memory: is also shown the records that answers rest "
+            "on; admin: also signs in to the console. Repeatable; answer if none.",
+        ),
+    ] = None,
+    days: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=36500, help="Days until it ends; if none never, or 90 for an admin's."
+        ),
+    ] = None,
     profile: Profile = "default",
 ) -> None:
     """Make a token; it is shown this once."""
-    from pfi.serve.auth import new_token
+    from pfi.serve.auth import ADMIN_DAYS, LEAST, new_token
 
-    token, text = new_token(open_profile(profile), label)
+    if days is None and "admin" in (scopes or ()):
+        days = ADMIN_DAYS
+    expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    token, text = new_token(
+        open_profile(profile), label, scopes=scopes or LEAST, expires=expires
+    )
     typer.echo(text)
-    note(f"Token {token.id} opens the models of profile {profile}; it is not shown again.")
+    opens = {
+        "answer": f"opens the models of profile {profile}",
+        "memory": f"opens the models of profile {profile} and shows the records they rest on",
+        "admin": f"opens the models and the whole console of profile {profile}",
+    }[token.scopes[-1]]
+    until = f" until {token.expires[:10]}" if token.expires else ""
+    note(f"Token {token.id} {opens}{until}; it is not shown again.")
 
 
 def list_tokens(profile: Profile = "default", as_json: AsJson = False) -> None:
@@ -139,18 +171,36 @@ def list_tokens(profile: Profile = "default", as_json: AsJson = False) -> None:
     from pfi.serve.auth import tokens_of
 
     tokens = tokens_of(open_profile(profile))
+    shown = [
+        {
+            "id": token.id,
+            "profile": profile,
+            "label": token.label,
+            "scopes": list(token.scopes),
+            "created": token.created,
+            "expires": token.expires,
+            "used": token.used,
+            "parent": token.parent,
+        }
+        for token in tokens
+    ]
     if as_json:
-        print_json([{"id": t.id, "label": t.label, "created": t.created} for t in tokens])
+        print_json(shown)
         return
     for token in tokens:
-        typer.echo(f"{token.id}  {token.created[:10]}  {token.label}".rstrip())
+        ends = f"ends {token.expires[:10]}" if token.expires else "no end"
+        used = f"used {token.used[:10]}" if token.used else "never used"
+        line = f"{token.id}  {token.created[:10]}  {','.join(token.scopes)}  {ends}  {used}"
+        typer.echo(f"{line}  {token.label}".rstrip())
     if not tokens:
         note(f"Profile {profile} has no token; `pfi tokens new{flags(profile)}` makes one.")
 
 
 def revoke(token: Annotated[str, typer.Argument()], profile: Profile = "default") -> None:
-    """Let the token with this id open nothing any more."""
+    """Let the token with this id open nothing any more, nor those made in its sessions."""
     from pfi.serve.auth import revoke_token
 
-    found = revoke_token(open_profile(profile), token)
-    typer.echo(f"Token {found.id} opens nothing any more.")
+    revoked, *others = revoke_token(open_profile(profile), token)
+    typer.echo(f"Token {revoked.id} opens nothing any more.")
+    for other in others:
+        typer.echo(f"Token {other.id}, made with it, neither.")

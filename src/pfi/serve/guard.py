@@ -20,6 +20,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pfi._util.files import disk_full
+from pfi.errors import PfiError
 from pfi.serve.auth import Caller
 from pfi.serve.config import ServeConfig
 from pfi.serve.errors import ApiError
@@ -30,6 +32,8 @@ API = "/v1"
 METRICS = "/metrics"
 #: Bytes of a refused request's body that are read all the same.
 _SKIPPED = 16 << 20
+#: How long a vault may take to tell whose a token is.
+_CHECK_SECONDS = 10.0
 _log = logging.getLogger("pfi.serve")
 _ALWAYS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
@@ -111,10 +115,17 @@ class Guard:
 
     async def _caller(self, headers: Headers) -> Caller:
         kind, _, text = headers.get("authorization", "").partition(" ")
-        caller = None
+        keeper, caller = self._service.gatekeeper, None
         if kind.lower() == "bearer":
             # The vault may have to be read.
-            caller = await asyncio.to_thread(self._service.gatekeeper.caller, text.strip())
+            checking = asyncio.get_running_loop().run_in_executor(
+                keeper.pool, keeper.caller, text.strip()
+            )
+            try:
+                caller = await asyncio.wait_for(checking, _CHECK_SECONDS)
+            except (PfiError, TimeoutError) as error:
+                # Not 401: clients throw away a key that they are told is wrong.
+                raise self._unchecked() from error
         if caller is None:
             raise ApiError(
                 401,
@@ -123,6 +134,17 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return caller
+
+    def _unchecked(self) -> ApiError:
+        folders = [home.path for home in self._service.homes.values()]
+        full = any(disk_full(folder) for folder in folders)
+        why = "no space is left on its disk" if full else "the vault cannot be read now"
+        return ApiError(
+            503,
+            f"The server cannot check the key: {why}. Keep the key and try again later.",
+            code="unavailable",
+            headers={"Retry-After": "5"},
+        )
 
 
 class _Body:

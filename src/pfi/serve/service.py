@@ -19,8 +19,8 @@ from pfi.memory.embedders import SentenceModel
 from pfi.profile.answer.engines import EngineChoice
 from pfi.profile.answer.runtime import Prepared, Runtime
 from pfi.profile.home import Home
-from pfi.serve.auth import Gatekeeper
 from pfi.serve.config import ServeConfig
+from pfi.serve.gatekeeper import Gatekeeper
 from pfi.tasks import Task
 
 GENERIC = "generic"
@@ -263,6 +263,7 @@ class Service:
             runtime.close()
         for engine in [*self._engines.values(), *([self._engine] if self._engine else [])]:
             engine.close()
+        self.gatekeeper.close()
 
 
 def all_profiles(root: Path | None = None) -> list[str]:

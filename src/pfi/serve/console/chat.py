@@ -10,12 +10,13 @@ import json
 import re
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from pfi.errors import ConfigError, PfiError
 from pfi.inference.engine import Stream
@@ -23,7 +24,7 @@ from pfi.profile.answer.conversation import with_system
 from pfi.profile.answer.runtime import Prepared
 from pfi.profile.vault.feedback import Rating
 from pfi.serve.console.progress import refresh_if_due
-from pfi.serve.console.view import ConsoleRoute, Signed, Visit, environment, said
+from pfi.serve.console.view import ConsoleRoute, Signed, Visit, environment, parsed, said
 from pfi.tasks import Task
 
 router = APIRouter(route_class=ConsoleRoute)
@@ -97,6 +98,7 @@ async def ask(
 
     Raises:
         ConfigError: a field is missing or the task unknown.
+        ApiError: too many of the profile's questions are being answered.
     """
     form = await request.form()
     values = {
@@ -109,11 +111,26 @@ async def ask(
     talk = _Talk(visit, chosen, _checked(chosen, values), history, named, more)
     compare = compare and not more
     columns = {"mine": talk.mine, **({"generic": talk.generic} if compare else {})}
-    return StreamingResponse(
+    held = ExitStack()
+    held.enter_context(visit.console.limits.running(visit.profile))
+    return _Streamed(
+        held,
         _lines(talk, columns),
         media_type="application/x-ndjson",
         headers={"X-Accel-Buffering": "no"},
     )
+
+
+class _Streamed(StreamingResponse):
+    """A streamed answer; whatever ends it, what is held for it is let go of."""
+
+    def __init__(self, held: ExitStack, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
 def _checked(task: Task, values: Mapping[str, str]) -> dict[str, str]:
@@ -126,8 +143,9 @@ def _checked(task: Task, values: Mapping[str, str]) -> dict[str, str]:
 
 def _turns(text: str) -> list[tuple[str, str]]:
     """Earlier turns of the conversation, as the page kept them."""
+    listed = parsed(text, "the earlier turns")
     try:
-        found = [(str(role), str(said)) for role, said in json.loads(text)]
+        found = [(str(role), str(said)) for role, said in listed]
     except (ValueError, TypeError) as error:
         raise ConfigError("the earlier turns cannot be read", fix="reload the page") from error
     kept = [turn for turn in found if turn[0] in ("user", "assistant") and turn[1].strip()]
@@ -267,10 +285,8 @@ async def _lines(
         finally:
             tell(column, None)
 
-    threads = [
-        asyncio.create_task(asyncio.to_thread(work, column, make))
-        for column, make in columns.items()
-    ]
+    pool = talk.visit.console.answers
+    threads = [loop.run_in_executor(pool, work, column, make) for column, make in columns.items()]
     done: dict[str, _Whole] = {}
     answers: dict[str, str] = {}
     waiting = len(threads)
@@ -325,8 +341,9 @@ def feedback(
     """
     from pfi.profile.learn.feedback import give
 
+    asked = parsed(input, "the question")
     try:
-        fields = {str(name): str(text) for name, text in json.loads(input).items()}
+        fields = {str(name): str(text) for name, text in asked.items()}
     except (ValueError, AttributeError) as error:
         raise ConfigError("the question cannot be read", fix="ask it again") from error
     if rating not in ("", "good", "bad"):

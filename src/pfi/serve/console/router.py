@@ -10,11 +10,11 @@ from starlette.exceptions import HTTPException
 
 from pfi.serve.console import adapters, chat, data, ledger, progress, settings, upload
 from pfi.serve.console.view import (
-    COOKIE,
     HERE,
     ROOT,
     ConsoleRoute,
     console_of,
+    cookie_name,
     environment,
     signed_in,
 )
@@ -65,19 +65,22 @@ def signin(
     token: Annotated[str, Form()] = "",
     code: Annotated[str, Form()] = "",
 ) -> Response:
-    """Sign in with a profile's token, or the code of the link that `pfi serve` shows."""
+    """Sign in with an admin's token, or the code of the link that `pfi serve` shows."""
     console = console_of(request.app)
     profile, token_id = console.sessions.take_code(code.strip()) if code else None, ""
     if profile is None and (caller := console.service.gatekeeper.caller(token.strip())):
+        if not caller.may("admin"):
+            return _signin("This token is an app's: it opens the API and no console.", status=403)
         profile, token_id = caller.profile, caller.token
     if profile is None:
         return _signin(
             "This link was used before, or is too old." if code else "No profile has this token.",
             status=401,
         )
+    console.sessions.end(request.cookies.get(cookie_name(request), ""))
     response = RedirectResponse(f"{ROOT}/chat", 303)
     response.set_cookie(
-        COOKIE,
+        cookie_name(request),
         console.sessions.new(profile, token_id),
         path=ROOT,
         httponly=True,
@@ -90,9 +93,9 @@ def signin(
 @router.post(f"{ROOT}/signout", dependencies=[Depends(signed_in)])
 async def signout(request: Request) -> Response:
     """Sign this browser out."""
-    console_of(request.app).sessions.end(request.cookies.get(COOKIE, ""))
+    console_of(request.app).sessions.end(request.cookies.get(cookie_name(request), ""))
     response = RedirectResponse(f"{ROOT}/signin", 303)
-    response.delete_cookie(COOKIE, path=ROOT)
+    response.delete_cookie(cookie_name(request), path=ROOT)
     return response
 
 

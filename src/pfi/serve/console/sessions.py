@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 IDLE_SECONDS = 12 * 3600.0
+#: However much it is used.
+LONGEST_SECONDS = 7 * 24 * 3600.0
 CODE_SECONDS = 600.0
-CHECK_SECONDS = 5.0
 _MOST = 1000
 
 
@@ -25,14 +26,14 @@ class Session:
     Attributes:
         profile: its name.
         token: id of the token that it signed in with; "" for a code.
-        used: by the clock of ``Sessions``.
-        checked: when it was last made sure that the token still opens the profile.
+        begun: by the clock of ``Sessions``.
+        used: the last time, by the same.
     """
 
     profile: str
     token: str
+    begun: float
     used: float
-    checked: float
 
 
 class Sessions:
@@ -59,24 +60,19 @@ class Sessions:
         return text
 
     def find(self, text: str) -> Session | None:
-        """The session of a cookie; None when there is none or it was idle for too long."""
+        """The session of a cookie; None when there is none, or it was idle or open for too long."""
         key, now = _digest(text), self._clock()
         with self._lock:
             found = self._open.get(key)
-            if found is None or now - found.used > IDLE_SECONDS:
+            if (
+                found is None
+                or now - found.used > IDLE_SECONDS
+                or now - found.begun > LONGEST_SECONDS
+            ):
                 self._open.pop(key, None)
                 return None
             found.used = now
             return found
-
-    def is_due(self, session: Session) -> bool:
-        """Whether its token should be looked up again; true once in ``CHECK_SECONDS``."""
-        with self._lock:
-            now = self._clock()
-            due = now - session.checked > CHECK_SECONDS
-            if due:
-                session.checked = now
-            return due
 
     def end(self, text: str) -> None:
         """Sign a browser out."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Form
 from fastapi.responses import Response
 
+from pfi.augment.config import TeacherConfig
 from pfi.errors import ConfigError
 from pfi.serve.console.data import erased
 from pfi.serve.console.view import ConsoleRoute, Signed, Visit, said, toast
@@ -29,6 +31,7 @@ def page(visit: Signed) -> Response:
         config=visit.home.config,
         names=names_of(visit),
         augment=augment_config(visit.home, {}),
+        other=configured(visit),
         tasks=tasks(),
         tokens=_tokens(visit),
         fresh="",
@@ -93,29 +96,48 @@ def save(
 def teacher(
     visit: Signed,
     kind: Annotated[str, Form()],
-    model: Annotated[str, Form()] = "",
-    base_url: Annotated[str, Form()] = "",
     policy: Annotated[str, Form()] = "redact",
     budget_tokens: Annotated[str, Form()] = "",
+    model: Annotated[str | None, Form()] = None,
+    base_url: Annotated[str | None, Form()] = None,
 ) -> Response:
-    """Change who writes synthetic records, under which policy, and the budget.
+    """Change whether the configured teacher is used, under which policy, and the budget.
+
+    Where a teacher is and which key it gets is said in ``config.yaml``, by who runs the server.
 
     Raises:
-        ConfigError: a value makes no sense; nothing is changed.
+        ConfigError: a value makes no sense, or is not the console's to say; nothing is changed.
     """
     from pfi._util.settings import checked
     from pfi.augment.config import AugmentConfig
     from pfi.profile.learn.augmenting import joined
 
-    given: dict[str, object] = {"kind": kind, "model": model.strip()}
-    if base_url.strip():
-        given["base_url"] = base_url.strip()
+    stored = dict(visit.home.config.augment.get("teacher") or {})
+    other = configured(visit)
+    fix = "write the teacher's kind, model and base_url into the profile's config.yaml"
+    if kind not in ("embedded", other):
+        raise ConfigError(f"no teacher of kind {kind!r} is configured", fix=fix)
+    for name, value in (("model", model), ("base_url", base_url)):
+        if value is not None and value.strip() not in ("", str(stored.get(name, ""))):
+            raise ConfigError(f"the teacher's {name} is not set in the console", fix=fix)
+    given: dict[str, object] = {"kind": kind}
+    if other == "openai":  # so that it can be chosen again
+        given["base_url"] = stored.get("base_url") or TeacherConfig().base_url
     tokens = _whole(budget_tokens, "budget")
     new = {"teacher": given, "policy": policy, "budget_tokens": tokens}
     values = joined(visit.home.config.augment, new)
     checked(AugmentConfig, values, "augmentation settings")
     _change(visit, {"augment": values})
     return said("Saved.")
+
+
+def configured(visit: Visit) -> str | None:
+    """The kind of the teacher in ``config.yaml`` beside the embedded one; None without one."""
+    stored = visit.home.config.augment.get("teacher") or {}
+    kind = str(stored.get("kind", "embedded"))
+    if kind != "embedded":
+        return kind
+    return "openai" if stored.get("base_url") else "local" if stored.get("model") else None
 
 
 def _change(visit: Visit, values: Mapping[str, object]) -> None:
@@ -139,8 +161,8 @@ def _change(visit: Visit, values: Mapping[str, object]) -> None:
 def _whole(text: str, name: str) -> int | None:
     if not text.strip():
         return None
-    if not text.strip().isdecimal():
-        raise ConfigError(f"{text!r} is no whole number", where=name)
+    if not text.strip().isdecimal() or len(text.strip()) > 12:
+        raise ConfigError(f"{text[:40]!r} is no whole number", where=name)
     return int(text)
 
 
@@ -154,11 +176,26 @@ def _tokens(visit: Visit) -> list[object]:
 
 
 @router.post("/settings/tokens")
-def new_token(visit: Signed, label: Annotated[str, Form()] = "") -> Response:
-    """Make a token for an app; it is shown once."""
+def new_token(
+    visit: Signed,
+    label: Annotated[str, Form()] = "",
+    memory: Annotated[bool, Form()] = False,
+    days: Annotated[int | None, Form(ge=1, le=36500)] = None,
+) -> Response:
+    """Make a token for an app; it is shown once.
+
+    Those that open the console are made on the command line alone.  What is made in a session
+    that a token began ends with that token.
+    """
     from pfi.serve.auth import new_token as make
 
-    _, text = make(visit.home, label.strip() or "made in the console")
+    _, text = make(
+        visit.home,
+        label.strip() or "made in the console",
+        scopes=("answer", "memory") if memory else ("answer",),
+        expires=None if days is None else datetime.now(UTC) + timedelta(days=days),
+        parent=visit.token or None,
+    )
     return visit.page("_tokens.html", tokens=_tokens(visit), fresh=text)
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from collections import Counter
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -17,15 +20,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from pfi.errors import PfiError
+from pfi.errors import ConfigError, PfiError, StorageError
 from pfi.profile.home import Home
-from pfi.serve.auth import tokens_of
 from pfi.serve.console.jobs import Jobs
-from pfi.serve.console.sessions import Sessions
+from pfi.serve.console.sessions import Session, Sessions
+from pfi.serve.errors import ApiError
+from pfi.serve.limits import Limits
 from pfi.serve.service import Service
 from pfi.tasks import Task
 
@@ -34,7 +39,10 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ROOT = "/console"
-COOKIE = "pfi_console"
+#: Requests of all consoles that are worked on at once: threads are left for the API.
+_AT_ONCE = 24
+#: And of one profile.
+_AT_ONCE_EACH = 8
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -49,20 +57,57 @@ HEADERS = {
 
 @dataclass
 class Console:
-    """What the console of one server keeps beside the service."""
+    """What the console of one server keeps beside the service.
+
+    Attributes:
+        service: the opened profiles.
+        sessions: who is signed in.
+        jobs: what runs in the background.
+        limits: of its own, by profile: the API's are not used up by pages.
+        answers: threads that read answers.
+        busy: requests that are worked on, by profile.
+        importing: profiles that files are being read for.
+    """
 
     service: Service
     sessions: Sessions
     jobs: Jobs
+    limits: Limits
+    answers: ThreadPoolExecutor
+    busy: Counter[str] = field(default_factory=Counter)
+    importing: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def place(self, profile: str) -> Iterator[None]:
+        """One of the places for requests that are worked on; used by the event loop alone.
+
+        Raises:
+            ApiError: the profile holds its share, or all are taken.
+        """
+        if self.busy[profile] >= _AT_ONCE_EACH or self.busy.total() >= _AT_ONCE:
+            raise ApiError(503, "The console is busy; try again.", headers={"Retry-After": "1"})
+        self.busy[profile] += 1
+        try:
+            yield
+        finally:
+            self.busy[profile] -= 1
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A request of somebody who is signed in."""
+    """A request of somebody who is signed in.
+
+    Attributes:
+        request: as it came.
+        console: of this server.
+        profile: whose it is.
+        token: id of the token of the session; "" for one that a sign-in code began.
+    """
 
     request: Request
     console: Console
     profile: str
+    token: str = ""
 
     @property
     def home(self) -> Home:
@@ -94,12 +139,22 @@ class SignInNeeded(Exception):
 def console_of(app: FastAPI) -> Console:
     """The console of a server, made when it is first asked for."""
     from pfi.serve.console.jobs import Jobs
-    from pfi.serve.console.sessions import Sessions
+    from pfi.serve.console.sessions import Session, Sessions
 
     state = app.state
     if not hasattr(state, "console"):
-        state.console = Console(state.service, Sessions(), Jobs())
-    return state.console
+        # Two for each answer: one's own model and the generic one.
+        threads = ThreadPoolExecutor(2 * state.config.running, "pfi-console")
+        limits = Limits(state.config)
+        state.console = Console(state.service, Sessions(), Jobs(), limits, threads)
+    console: Console = state.console
+    return console
+
+
+def cookie_name(request: Request) -> str:
+    """The session's cookie: browsers keep cookies by host, and another port is another server."""
+    _, port = request.scope.get("server") or ("", 0)
+    return f"pfi_console_{port}"
 
 
 async def signed_in(request: Request) -> Visit:
@@ -109,15 +164,20 @@ async def signed_in(request: Request) -> Visit:
         SignInNeeded: nobody, or somebody whose session is over.
     """
     console = console_of(request.app)
-    session = console.sessions.find(request.cookies.get(COOKIE, ""))
+    cookie = request.cookies.get(cookie_name(request), "")
+    session = console.sessions.find(cookie)
     if session is None or session.profile not in console.service.profiles:
         raise SignInNeeded
-    if session.token and console.sessions.is_due(session):
-        known = await asyncio.to_thread(tokens_of, console.service.home(session.profile))
-        if session.token not in [token.id for token in known]:
-            console.sessions.end(request.cookies[COOKIE])
-            raise SignInNeeded  # its token was revoked
-    return Visit(request, console, session.profile)
+    if session.token:
+        keeper = console.service.gatekeeper
+        known = await asyncio.get_running_loop().run_in_executor(
+            keeper.pool, keeper.still, session.profile, session.token, "admin"
+        )
+        if not known:
+            console.sessions.end(cookie)
+            raise SignInNeeded  # its token was revoked, or has ended
+    console.limits.count(session.profile)
+    return Visit(request, console, session.profile, session.token)
 
 
 Signed = Annotated[Visit, Depends(signed_in)]
@@ -131,14 +191,30 @@ class ConsoleRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handled(request: Request) -> Response:
+            console = console_of(request.app)
+            session = console.sessions.find(request.cookies.get(cookie_name(request), ""))
             try:
                 if request.method not in ("GET", "HEAD"):
                     _refuse_foreign(request)
-                response = await handle(request)
+                if request.url.path.startswith(f"{ROOT}/static/"):
+                    response = await handle(request)
+                else:
+                    with console.place(session.profile if session else ""):
+                        response = await handle(request)
             except SignInNeeded:
                 response = _to_sign_in(request)
+            except ApiError as error:
+                response = failure(request, error.message, error.status)
+                response.headers.update(error.headers)
             except PfiError as error:
-                response = failure(request, " ".join(str(error).split()), 400)
+                away = isinstance(error, StorageError) and await _vault_away(console, session)
+                status = 503 if away else 400
+                response = failure(request, " ".join(str(error).split()), status)
+            except RequestValidationError as error:
+                where = ".".join(str(part) for part in error.errors()[0]["loc"][1:])
+                response = failure(request, f"{where}: {error.errors()[0]['msg']}", 400)
+            except (OverflowError, RecursionError):  # of numbers and texts that no page sends
+                response = failure(request, "The request cannot be read.", 400)
             except HTTPException as error:
                 response = failure(request, str(error.detail), error.status_code)
             for name, value in HEADERS.items():
@@ -146,6 +222,18 @@ class ConsoleRoute(APIRoute):
             return response
 
         return handled
+
+
+async def _vault_away(console: Console, session: Session | None) -> bool:
+    """Whether an error is the device's, not the request's: the vault cannot be read now."""
+    keeper = console.service.gatekeeper
+    loop = asyncio.get_running_loop()
+    try:
+        for profile in [session.profile] if session else console.service.profiles:
+            await loop.run_in_executor(keeper.pool, keeper.has_tokens, profile)
+    except PfiError:
+        return True
+    return False
 
 
 def _refuse_foreign(request: Request) -> None:
@@ -186,6 +274,22 @@ def toast(text: str, **headers: str) -> dict[str, str]:
 def said(text: str, **headers: str) -> Response:
     """Nothing but a line that is shown."""
     return Response(status_code=204, headers=toast(text, **headers))
+
+
+def parsed(text: str, what: str) -> Any:
+    """The JSON that a page sends.
+
+    Args:
+        text: of a form's field.
+        what: what it is to the user.
+
+    Raises:
+        ConfigError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} cannot be read", fix="reload the page") from error
 
 
 # Words ------------------------------------------------------------------------------
