@@ -73,6 +73,11 @@ def block_count(config: Any) -> int:
     raise ConfigError("the backbone does not say how many blocks it has", fix="use layers=all")
 
 
+def kept_numbers(tokens: int, length: int, *, hidden: int, intermediate: int, heads: int) -> int:
+    """Numbers that a block keeps of so many tokens in rows of a length, for its backward pass."""
+    return tokens * (8 * hidden + 4 * intermediate + 2 * heads * length)
+
+
 def context_length(config: Any) -> int:
     """The longest sequence that a model accepts, in tokens.
 

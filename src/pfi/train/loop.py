@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -34,6 +35,7 @@ from pfi.models.bank.packing import (
     passes,
     target_losses,
 )
+from pfi.models.bank.recompute import activations_fit, recomputing
 from pfi.models.families import block_count, width_of
 from pfi.train import _state as bank_state
 from pfi.train._state import JobState, RunState
@@ -208,6 +210,7 @@ class BankRun:
         self.optimizer = SlotAdamW(self.bank, config.weight_decay)
         self.active_jobs: list[ActiveJob] = []
         self._release = Releaser()
+        self._recompute = False  # once memory ran out though nothing was left to divide
         self.drawn = 0
         #: The layers below the lowest adapter, and the model without them; None for a whole model.
         self._frozen_layers: Any = None
@@ -406,9 +409,12 @@ class BankRun:
             if not any(text in str(error).lower() for text in _OUT_OF_MEMORY):
                 raise
             if len(group) == 1 and all(len(part) == 1 for part in self._micro_batches(group)):
-                raise  # a single part cannot be made smaller
-            size = sum(step.size for step in group)
-            self.tokens = max(1, min(self.tokens, size) // 2)
+                if self._recompute or self.config.dropout:
+                    raise  # a single part cannot be made smaller
+                self._recompute = True
+            else:
+                size = sum(step.size for step in group)
+                self.tokens = max(1, min(self.tokens, size) // 2)
         else:
             self._update(group, losses, gradients)
             seconds = (time.perf_counter() - started) / len(group)
@@ -431,8 +437,12 @@ class BankRun:
             rows = [row for _, part in micro_batch for row in part.rows]
             owners = [number for number, part in micro_batch for _ in part.rows]
             dropout = self._dropout([group[number].active for number in owners], rows)
-            with self.bank.recording([slots[i] for i in owners], dropout=dropout) as recorded:
-                token_losses = target_losses(self._model(group[0].cached), rows)
+            model = self._model(group[0].cached)
+            with (
+                self.bank.recording([slots[i] for i in owners], dropout=dropout) as recorded,
+                recomputing(model.model) if self._recomputes(model, rows) else nullcontext(),
+            ):
+                token_losses = target_losses(model, rows)
                 losses = self._losses([part for _, part in micro_batch], token_losses)
                 step_of, scales = [], []
                 for number, part in micro_batch:
@@ -449,6 +459,13 @@ class BankRun:
             gradients = recorded if gradients is None else gradients.add_(recorded)
         assert gradients is not None
         return total.tolist(), gradients
+
+    def _recomputes(self, model: Backbone, rows: Sequence[Row]) -> bool:
+        """Whether a micro-batch's backward pass computes activations again, to save memory."""
+        if self.config.dropout:
+            return False  # masks would be drawn anew
+        length = padded_length(model, rows)
+        return self._recompute or not activations_fit(model.model, len(rows) * length, length)
 
     def _losses(self, parts: Sequence[Part], token_losses: torch.Tensor) -> torch.Tensor:
         """The objective's losses ``(examples,)`` of some parts."""

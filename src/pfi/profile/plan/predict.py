@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pfi.models.families import kept_numbers
 from pfi.profile.answer.engines import Bits, EngineName
 from pfi.profile.plan.machine import Machine, Processor
 from pfi.profile.plan.shapes import ModelShape
@@ -225,7 +226,8 @@ def training_memory(
     share, number = blocks / shape.layers, 4 if bits == "f32" else 2
     tokens = max(_TRAIN_PASS, work.longest)
     tokens = min(tokens, work.longest * min(work.batch_size, work.examples))
-    kept = tokens * (8 * shape.hidden + 4 * shape.intermediate + 2 * shape.heads * work.longest)
+    sizes = {"hidden": shape.hidden, "intermediate": shape.intermediate, "heads": shape.heads}
+    kept = kept_numbers(tokens, work.longest, **sizes)
     logits = min(3 * work.targets * shape.vocabulary, _TRAIN_LOGITS)
     # The factors, their gradients, two moments, and copies while they change.
     factors = 8 * rank * shape.adapter_numbers * share
