@@ -137,12 +137,12 @@ def members(path: Path, wanted: Callable[[str], bool], *, depth: int = 2) -> lis
         files = (
             (file, _composed(file.relative_to(path).as_posix())) for file in _walk(path, depth)
         )
-        return sorted((_in_folder(file, name) for file, name in files if wanted(name)), key=_name)
+        return sorted((open_member(file, name) for file, name in files if wanted(name)), key=_name)
     if not path.is_file():
         raise DataError("there is no such file or folder", path=path, fix="check the path")
     if is_zip(path):
         return sorted(_zipped(path, wanted), key=_name)
-    return [_in_folder(path, path.name)]
+    return [open_member(path, path.name)]
 
 
 def all_members(
@@ -218,7 +218,8 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
                 yield entry
 
 
-def _in_folder(file: Path, name: str) -> Member:
+def open_member(file: Path, name: str) -> Member:
+    """A file that is in no zip as a member."""
     return Member(name, file, partial(open_file, file), file.stat().st_size)
 
 
