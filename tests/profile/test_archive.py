@@ -313,6 +313,99 @@ def test_changed_content_is_refused_even_where_it_is_signed(
     refused(tmp_path / "x", tmp_path / "e", says)
 
 
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_edit("config.yaml", lambda data: DEEP), "settings make no sense"),
+        (_edit("config.yaml", lambda data: b"train: &a {x: 1}\nmix: *a\n"), "an alias"),
+        (_edit("archive.json", lambda data: DEEP), "does not say what it is"),
+        (_edit("gate.json", lambda data: DEEP), "nested too deeply"),
+        (_edit("ledger.jsonl", lambda data: DEEP + b"\n"), "too deep|line 1"),
+        (_edit("adapters/personal/active.json", lambda data: DEEP), "damaged"),
+        (_edit("adapters/personal/0002/manifest.json", lambda data: DEEP), "no manifest"),
+        (lambda files: files.update({"erasures/x.json": b"no"}), "no JSON"),
+        (_edit("config.yaml", lambda data: b" " * (16 << 20) + data), "a part of it has 167"),
+    ],
+)
+def test_what_would_eat_memory_or_stack_is_refused(
+    home: Home, made: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], Any], says: str
+) -> None:
+    files = unpacked(made)
+    change(files)
+    packed(tmp_path / "x", resigned(files, home))
+    refused(tmp_path / "x", tmp_path / "e", says)
+
+
+def hostile(path: Path, info: tarfile.TarInfo, data: bytes, home: Home) -> None:
+    """An archive whose second member is that one."""
+    head = {"created": "2026-01-01", "version": "0.1.0", "name": "evil", "profile": "0" * 32}
+    head |= {"public": "1" * 64, "database": "2" * 64, "what": "pfi archive"}
+    first, out = tarfile.TarInfo("archive.json"), io.BytesIO()
+    body = json.dumps({**head, "format": 1}).encode()
+    first.size = len(body)
+    out.write(first.tobuf() + body.ljust(-(-len(body) // 512) * 512, b"\0"))
+    out.write(info.tobuf(tarfile.PAX_FORMAT) + data.ljust(-(-len(data) // 512) * 512, b"\0"))
+    out.write(bytes(1024))
+    path.write_bytes(pyrage.encrypt(out.getvalue(), [ME.to_public()]))
+
+
+SPARSE_1_0 = {
+    "GNU.sparse.major": "1",
+    "GNU.sparse.minor": "0",
+    "GNU.sparse.name": "config.yaml",
+    "GNU.sparse.realsize": "6000000000",
+}
+SPARSE_0_1 = {"GNU.sparse.map": "0,1,5999999999,1", "GNU.sparse.size": "6000000000"}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "vault.db", "ledger.jsonl"])
+@pytest.mark.parametrize("pax", [SPARSE_1_0, SPARSE_0_1])
+def test_sparse_members_are_refused(
+    home: Home, tmp_path: Path, name: str, pax: dict[str, str]
+) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = 512
+    info.pax_headers = {**pax, **({"GNU.sparse.name": name} if "GNU.sparse.major" in pax else {})}
+    hostile(tmp_path / "x", info, b"0\n", home)
+    refused(tmp_path / "x", tmp_path / "e", "is no part of an archive")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
+     tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE],
+)  # fmt: skip
+def test_links_devices_and_folders_are_refused(home: Home, tmp_path: Path, kind: bytes) -> None:
+    info = tarfile.TarInfo("config.yaml")
+    info.type, info.linkname = kind, "/etc/passwd"
+    hostile(tmp_path / "x", info, b"", home)
+    refused(tmp_path / "x", tmp_path / "e", "is no part of an archive|is no regular file")
+
+
+def test_sizes_are_looked_at_before_anything_is_read(home: Home, tmp_path: Path) -> None:
+    for kind in (tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
+        info = tarfile.TarInfo("config.yaml")
+        info.type, info.size = kind, 6 * 10**9
+        hostile(tmp_path / "x", info, b"", home)
+        refused(tmp_path / "x", tmp_path / "e", "is no part of an archive|is no regular file")
+
+
+def test_an_archive_does_not_say_which_variable_is_a_key(
+    home: Home, made: Path, tmp_path: Path
+) -> None:
+    files = unpacked(made)
+    teacher = (
+        b"augment: {teacher: {kind: openai, base_url: 'https://evil.example', api_key_env: PATH}}"
+    )
+    files["config.yaml"] = teacher
+    packed(tmp_path / "x", resigned(files, home))
+    config = restored(tmp_path / "x", tmp_path / "e").config
+    assert config.augment["teacher"] == {"kind": "openai", "base_url": "https://evil.example"}
+
+
 def test_content_that_is_signed_and_right_is_taken(home: Home, made: Path, tmp_path: Path) -> None:
     """It is the change that is refused above."""
     packed(tmp_path / "x", resigned(unpacked(made), home))

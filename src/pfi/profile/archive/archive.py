@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pfi._util.files import locked, sync_folder
+from pfi._util.files import locked, sync_folder, write_atomic
 from pfi._util.settings import one_line
 from pfi._util.sqlite import connect, copy_to_attached, key_text, sqlite3, user_errors
 from pfi._util.version import __version__
@@ -238,7 +238,11 @@ def read_archive(
             reading = Reading(path, identities or [], passphrase)
             home = Home(profile or "restored", place, HomeConfig())
             home.__dict__["keys"] = make_keys(place, lock, lock_passphrase)
-            archived = _fill(home, reading)
+            try:
+                archived = _fill(home, reading)
+            except (RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
+                what = "the archive is damaged: a part of it is no JSON, or nested too deeply"
+                raise DataError(what, path=path) from error
             _refuse_existing(target := home_path(profile or archived.name, root))
             sync_folder(place)
             place.rename(target)
@@ -264,28 +268,47 @@ def _fill(home: Home, reading: Reading) -> Archived:
         elif name == form.CONFIG:
             config = _config(member.read(), where)
         elif name == form.LEDGER:
-            lines = member.read().splitlines(keepends=True)
-            home.open_ledger().restore((line[:-1] for line in lines), device=home.profile)
+            home.open_ledger().restore(member.lines(), device=home.profile)
         elif name.startswith("adapters/"):
             _, kind, version, *rest = name.split("/")
             if not rest:
                 trails[kind] = member.read()
             else:
+                if files.keys() - {f"{kind}/{version}"}:  # which would be kept in memory
+                    raise DataError("the archive is damaged: files are missing", path=where)
                 files.setdefault(f"{kind}/{version}", {})[rest[0]] = member.read()
                 _take_version(home, files, f"{kind}/{version}", where)
         else:  # the gate's choices and statements, which are as they were
+            data = member.read()
+            json.loads(data)
             target = home.path / name
             target.parent.mkdir(exist_ok=True)
-            member.copy(target)
+            write_atomic(target, data, private=True)
     assert reading.head is not None
     if config is None or files or not home.vault_file.exists():
         raise DataError("the archive is damaged: files are missing", path=where)
     return _check(home, reading, config, trails)
 
 
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases, of which a few lines can make more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
 def _config(data: bytes, where: str) -> HomeConfig:
     try:
-        return HomeConfig.model_validate(yaml.safe_load(data) or {})
+        config = HomeConfig.model_validate(yaml.load(data, _Plain) or {})
+        teacher = config.augment.get("teacher")
+        if isinstance(teacher, dict):
+            # Which of this machine's variables is sent as a key is not for an archive to say.
+            teacher.pop("api_key_env", None)
+        return config
+    except RecursionError as error:
+        raise DataError("the archive's settings make no sense: too deep", path=where) from error
     except (yaml.YAMLError, ValidationError) as error:
         what = f"the archive's settings make no sense: {one_line(error)}"
         raise DataError(what, path=where) from error
@@ -320,7 +343,7 @@ def _take_version(home: Home, files: dict[str, dict[str, bytes]], place: str, wh
     found = files[place]
     try:
         manifest = Manifest.model_validate_json(found["manifest.json"])
-    except (KeyError, ValidationError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise DataError(f"the archive is damaged: {place} has no manifest", path=where) from error
     if len(found) <= len(manifest.sha256):
         return
@@ -350,7 +373,7 @@ def _check(home: Home, reading: Reading, config: HomeConfig, trails: dict[str, A
             for version in store.versions():
                 store.verify(version)
                 adapters += 1
-    except (PfiError, ValueError, AttributeError, TypeError) as error:
+    except (PfiError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(f"the archive is damaged: {error}", path=str(reading.path)) from error
     home.memory_folder.mkdir(exist_ok=True)
     Home(home.profile, home.path, config).save_config()

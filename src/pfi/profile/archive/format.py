@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.errors import ConfigError, DataError
 
@@ -41,6 +41,14 @@ _NAMES = re.compile(
 )
 _AGE = b"age-encryption.org/v1\n"
 _BLOCK = 1 << 16
+#: Bytes of what is read into memory: settings, lists and statements, ...
+_MOST_JSON = 16 << 20
+#: ... and a file of an adapter.
+_MOST_READ = 1 << 30
+#: Bytes of a line of the ledger.
+_MOST_LINE = 64 << 20
+#: Bytes of what tar says of a member beside its header.
+_MOST_EXTENDED = 1 << 14
 _FIX = "take another copy of the archive"
 
 
@@ -264,7 +272,7 @@ class Reading:
                 what = f"the archive has format {values['format']}, this pfi reads up to {FORMAT}"
                 raise DataError(what, path=self.path, fix="update pfi")
             return Head.model_validate(values)
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damaged("it does not say what it is") from error
 
     def _check(self, listed: bytes | None) -> None:
@@ -277,7 +285,7 @@ class Reading:
             raise self._damaged("its end is missing")
         try:
             found = without_signature(bytes.fromhex(self.head.public), PURPOSE, json.loads(listed))
-        except ValueError:
+        except (ValueError, TypeError, AttributeError, RecursionError):
             found = None
         if found is None:
             raise self._damaged("its list of files was changed: the signature is wrong")
@@ -303,14 +311,18 @@ class Reading:
 
     def _tar(self, stream: IO[bytes]) -> Iterator[tuple[str, _Member]]:
         seen: set[str] = set()
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
+        whole = self.path.stat().st_size  # nothing in it is compressed
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Plain) as tar:
             for info in tar:
-                if not info.isreg() or not _NAMES.fullmatch(info.name) or info.name in seen:
-                    raise self._damaged(f"{info.name!r} is no part of an archive")
+                # Sparse members count as regular files, and may say that they are of any size.
+                plain = info.isreg() and not info.issparse() and info.size <= whole
+                if not plain or not _NAMES.fullmatch(info.name) or info.name in seen:
+                    raise self._damaged(f"{info.name[:100]!r} is no part of an archive")
                 seen.add(info.name)
                 content = tar.extractfile(info)
                 assert content is not None
-                member = _Member(content, info.size, self._torn)
+                most = _MOST_JSON if info.name.endswith((".json", ".yaml")) else _MOST_READ
+                member = _Member(content, info.size, most, self._torn)
                 yield info.name, member
                 while member.piece():  # what the caller had no use for
                     pass
@@ -351,11 +363,29 @@ class Reading:
         return DataError(f"the archive is damaged: {what}", path=self.path, fix=_FIX)
 
 
-class _Member:
-    """One member of an archive, read once."""
+class _Plain(tarfile.TarInfo):
+    """A member of which tar says little beside its header: all of that is read into memory."""
 
-    def __init__(self, content: IO[bytes], size: int, torn: Callable[[], DataError]) -> None:
-        self._content, self._size, self._torn = content, size, torn
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if not self.isreg() and self.size > _MOST_EXTENDED:
+            raise tarfile.ReadError(f"{self.name[:100]!r} is no regular file")
+        return super()._proc_member(tar)  # type: ignore[misc, no-any-return]
+
+
+class _Member:
+    """One member of an archive, read once.
+
+    Args:
+        content: of it.
+        size: in bytes, as its header says.
+        most: bytes that may be read into memory.
+        torn: makes the error of a content that ends early.
+    """
+
+    def __init__(
+        self, content: IO[bytes], size: int, most: int, torn: Callable[[], DataError]
+    ) -> None:
+        self._content, self._size, self._most, self._torn = content, size, most, torn
         self._found, self._read = hashlib.sha256(), 0
 
     @property
@@ -376,11 +406,32 @@ class _Member:
         return found
 
     def read(self) -> bytes:
-        """All of it."""
+        """All of it.
+
+        Raises:
+            DataError: it is larger than anything that pfi writes.
+        """
+        if self._size > self._most:
+            raise DataError(f"the archive is damaged: a part of it has {self._size} bytes")
         parts = []
         while piece := self.piece():
             parts.append(piece)
         return b"".join(parts)
+
+    def lines(self) -> Iterator[bytes]:
+        """Its lines without their ends, each as it is needed.
+
+        Raises:
+            DataError: a line is longer than anything that pfi writes.
+        """
+        left = b""
+        while piece := self.piece():
+            *whole, left = (left + piece).split(b"\n")
+            yield from whole
+            if len(left) > _MOST_LINE:
+                raise DataError("the archive is damaged: a line of the ledger has no end")
+        if left:
+            yield left
 
     def copy(self, path: Path) -> None:
         """Write it into a new file that only its owner can read."""
