@@ -68,7 +68,7 @@ class FinetuneConnector(Connector[FinetuneOptions]):
     options = FinetuneOptions
 
     def recognises(self, path: Path) -> bool:
-        """Whether the first entry is a chat or a pair; the `table` connector's own is left to it."""
+        """Whether the first entry is a chat or a pair that the `table` connector does not know."""
         if path.suffix.lower() not in (*_LINES, ".json") or not path.is_file():
             return False
         with suppress(DataError, Unusable, StopIteration):

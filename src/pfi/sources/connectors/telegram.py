@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import Field
 
 from pfi.errors import DataError
 from pfi.readers.exports import Member, members
+from pfi.readers.json_head import Outline, outline
 from pfi.readers.json_tree import OPENED, JsonTree, Spot
 from pfi.readers.report import ImportReport
 from pfi.readers.values import Unusable, as_id, past_time
@@ -28,6 +30,12 @@ _LISTS = {("chats", "list", "*"), ("left_chats", "list", "*")}
 _ENTERED = {
     (), ("messages",), ("personal_information",),
     *(spot[:n] for spot in _LISTS for n in (1, 2, 3)), *((*spot, "messages") for spot in _LISTS),
+}  # fmt: skip
+#: Kinds of chats, as an export of one chat names its own.
+_KINDS = {
+    "personal_chat", "bot_chat", "saved_messages", "replies", "verification_codes",
+    "private_group", "private_supergroup", "public_supergroup", "private_channel",
+    "public_channel",
 }  # fmt: skip
 #: Kinds of chats in which nobody is answered.
 _NO_CHATS = {
@@ -67,15 +75,10 @@ class TelegramConnector(Connector[TelegramOptions]):
 
     def recognises(self, path: Path) -> bool:
         """Whether it is a `result.json` or a folder with one."""
-        try:
+        with suppress(DataError):
             for file in _files(path)[:1]:
                 with file.open() as stream:
-                    head = stream.read(1 << 16)
-                if b'"messages"' in head and b'"type"' in head and head.lstrip()[:1] == b"{":
-                    return True
-                return b'"personal_information"' in head or b'"frequent_contacts"' in head
-        except DataError:
-            pass
+                    return _is_export(outline(stream))
         return False
 
     def read(self, path: Path, options: TelegramOptions, report: ImportReport) -> Iterator[Record]:
@@ -102,6 +105,17 @@ class TelegramConnector(Connector[TelegramOptions]):
             me = own_keys(given, ordered, account, str(file.place)) if ordered else frozenset()
             yield from _replies(file, chats, me, options, zone, report, f"telegram:{path.name}")
         report.require_records(path, "export as machine-readable JSON; see docs/connectors.md")
+
+
+def _is_export(head: Outline) -> bool:
+    """Whether a JSON file is Telegram's: other programs' have messages with types, too."""
+    message = head.keys_at("messages", "*")
+    return (
+        ("chats", "list") in head
+        or {"personal_information", "frequent_contacts"} & head.keys_at() != set()
+        or (isinstance(head.get(("type",)), str) and head[("type",)] in _KINDS)
+        or (bool({"from_id", "actor_id", "date_unixtime"} & message) and "type" in message)
+    )
 
 
 def _files(path: Path) -> list[Member]:
