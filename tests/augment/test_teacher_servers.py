@@ -21,6 +21,7 @@ from pfi.augment.client import TeacherClient
 from pfi.augment.config import AugmentConfig, TeacherConfig
 from pfi.augment.teachers.remote import RemoteTeacher
 from pfi.augment.teachers.teacher import Call, Message, Reply, TeacherError, Unusable
+from pfi.privacy.ledger.ledger import Ledger
 
 MODEL = str(resources.files("pfi.models") / "embedded")
 
@@ -74,7 +75,7 @@ def call(text: str, **values: object) -> Call:
 
 def test_text_calls_are_answered_and_counted(server: str) -> None:
     asked = teacher(server)
-    assert asked.host is None
+    assert asked.host == server.split("/")[2]
     greedy = call("Write a title for a story about a river.")
     first, again = asked.answer([greedy, greedy])
     assert isinstance(first, Reply) and first.text
@@ -102,19 +103,20 @@ def test_a_client_asks_it_once_for_each_call_and_keeps_to_its_budget(
     server: str, tmp_path: Path
 ) -> None:
     calls = [call(f"Write a title about river {i}.", seed=i) for i in range(6)]
+    ledger = Ledger(tmp_path / "ledger.jsonl")
     with TeacherStore(tmp_path / "teacher.db") as store:
-        client = TeacherClient(teacher(server), AugmentConfig(), store)
+        client = TeacherClient(teacher(server), AugmentConfig(policy="local"), store, ledger)
         replies = client.ask(calls, {})
         assert all(replies) and client.report.paid == 6
         spent = client.report.spent.tokens
     with TeacherStore(tmp_path / "teacher.db") as store:  # another run
-        client = TeacherClient(teacher("http://127.0.0.1:9/v1"), AugmentConfig(), store)
+        client = TeacherClient(teacher("http://127.0.0.1:9/v1"), AugmentConfig(policy="local"), store, ledger)
         client.teacher.name = teacher(server).name  # the same one, gone: nothing is asked
         assert client.ask(calls, {}) == replies
         assert (client.report.paid, client.report.spent.tokens) == (0, spent)
     with TeacherStore(tmp_path / "other.db") as store:
-        few = AugmentConfig(budget_tokens=260)
-        client = TeacherClient(teacher(server), few, store)
+        few = AugmentConfig(budget_tokens=260, policy="local")
+        client = TeacherClient(teacher(server), few, store, ledger)
         asked = client.ask(calls, {})
         assert 0 < sum(reply is not None for reply in asked) < 6
         assert 0 < client.report.spent.tokens <= 260 and client.report.unpaid

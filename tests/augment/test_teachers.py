@@ -21,7 +21,15 @@ from pfi.augment.teachers.forms import merged, read_answer
 from pfi.augment.teachers.local import LocalTeacher
 from pfi.augment.teachers.make import make_teacher
 from pfi.augment.teachers.remote import Pace, RemoteTeacher
-from pfi.augment.teachers.teacher import Call, Message, Reply, TeacherError, Unusable, Usage
+from pfi.augment.teachers.teacher import (
+    Call,
+    Message,
+    Reply,
+    TeacherError,
+    Unusable,
+    Usage,
+    is_here,
+)
 from pfi.errors import BackboneError
 from pfi.inference.torch.sampling import Pick
 
@@ -133,10 +141,10 @@ def test_retry_after_is_waited_for() -> None:
 def test_what_no_call_survives_ends_it_and_never_names_the_key(
     fault: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OWN_KEY", KEY)
     caplog.set_level(logging.DEBUG)
     with FaultServer([fault] * 9) as server, pytest.raises(TeacherError) as caught:
-        ask(server, call(), retries=1)
+        ask(server, call(), retries=1, api_key_env="OWN_KEY")
     error = caught.value
     assert said in str(error) and error.where == server.url and error.fix
     assert KEY not in repr(error) and error.__context__ is None
@@ -165,9 +173,10 @@ def test_what_no_call_survives_ends_it_and_never_names_the_key(
 def test_what_is_wrong_with_one_call_makes_that_one_unusable(
     fault: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OWN_KEY", KEY)
     with FaultServer([fault, fault, "ok"], delay=0.4) as server:
-        asked = teacher(server, retries=1, timeout=0.1 if fault == "slow" else 5.0)
+        timeout = 0.1 if fault == "slow" else 5.0
+        asked = teacher(server, retries=1, timeout=timeout, api_key_env="OWN_KEY")
         bad = asked.answer([call(form=Items)])[0]
         tries = len(server.requests)
         server.faults = []
@@ -224,6 +233,47 @@ def test_a_refused_parameter_is_done_without_from_then_on(name: str, status: int
     assert keys[1] == f"{call(form=Items).key(asked.name)}-{name}"
 
 
+@pytest.mark.parametrize(
+    ("base_url", "own", "sent"),
+    [
+        ("https://api.openai.com/v1", None, True),
+        ("https://API.openai.com:443/v1/", None, True),
+        ("http://api.openai.com/v1", None, False),  # in the clear
+        ("https://api.openai.com.evil.example/v1", None, False),
+        ("https://api.openai.com@evil.example/v1", None, False),
+        ("https://api.openai.com:444/v1", None, False),
+        ("http://127.0.0.1:9/v1", None, False),
+        ("http://localhost:11434/v1", None, False),
+        ("https://proxy.example/v1", "https://proxy.example/v1", True),
+        ("https://api.openai.com/v1", "https://proxy.example/v1", False),
+    ],
+)
+def test_a_shared_key_goes_to_its_own_host_alone(
+    base_url: str, own: str | None, sent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OPENAI_BASE_URL", own)
+    config = TeacherConfig(kind="openai", model="m", base_url=base_url)
+    try:
+        asked = RemoteTeacher(config)
+    except TeacherError as error:
+        assert not sent and KEY not in str(error) and "belongs to" in str(error)
+    else:
+        assert (asked._client.api_key == KEY) == sent
+
+
+def test_a_server_near_by_gets_no_shared_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("MY_KEY", "of-this-server")
+    with FaultServer() as server:
+        reply(ask(server, call()))
+        reply(ask(server, call(), api_key_env="MY_KEY"))
+    first, second = (request.headers.get("authorization") for request in server.requests)
+    assert (first, second) == ("Bearer none", "Bearer of-this-server")
+
+
 def test_no_call_goes_out_without_a_limit_of_tokens() -> None:
     with FaultServer(refuse=["max_tokens", "max_completion_tokens"]) as server:
         assert isinstance(ask(server, call()), Unusable)
@@ -248,9 +298,14 @@ def test_keys_hosts_and_names(monkeypatch: pytest.MonkeyPatch) -> None:
         "api.example.org",
     )
     assert KEY not in repr(vars(remote)["_config"]) and KEY not in remote.name
-    for address in ("http://localhost:1/v1", "http://127.0.0.9/v1", "http://[::1]:8000/v1"):
-        here = RemoteTeacher(away.model_copy(update={"base_url": address}))
-        assert here.host is None
+    for address, host in {
+        "http://localhost:1/v1": "localhost:1",
+        "http://127.0.0.9/v1": "127.0.0.9",
+        "http://[::1]:8000/v1": "[::1]:8000",
+    }.items():  # what listens there may pass calls on
+        near = RemoteTeacher(away.model_copy(update={"base_url": address}))
+        assert near.host == host and is_here(near.host)
+    assert is_here(None) and not is_here(remote.host) and not is_here("localhost.evil.example")
     for address in ("localhost:1/v1", "ftp://x/v1", "", "http://[::1/v1", "http://x:no/v1"):
         with pytest.raises(TeacherError, match="no address"):
             RemoteTeacher(away.model_copy(update={"base_url": address}))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from pfi.augment.budget import Budget, Estimate, estimate, exact, most
 from pfi.augment.cache import Answer, Grant, TeacherStore
 from pfi.augment.config import AugmentConfig
-from pfi.augment.teachers.teacher import Call, Reply, Teacher, Unusable, Usage
+from pfi.augment.teachers.teacher import Call, Reply, Teacher, Unusable, Usage, is_here
 from pfi.errors import ConfigError, StorageError
 from pfi.privacy.ledger.ledger import Ledger, send_logged
 
@@ -103,7 +103,7 @@ class TeacherClient:
         *,
         on_progress: Callable[[ClientReport], None] | None = None,
     ) -> None:
-        if teacher.host is not None and config.policy == "local":
+        if not is_here(teacher.host) and config.policy == "local":
             raise ConfigError(
                 f"nothing may leave this device, and the teacher is at {teacher.host}",
                 where="policy",

@@ -5,7 +5,6 @@ The SDK tries again with backoff and jitter; what servers differ in is found out
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import random
 import re
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pfi.augment.config import TeacherConfig
 from pfi.augment.teachers.forms import read_answer
-from pfi.augment.teachers.teacher import Call, Reply, TeacherError, Unusable, Usage
+from pfi.augment.teachers.teacher import Call, Reply, TeacherError, Unusable, Usage, is_here
 
 #: Calls in a row that fail, each after all its retries, until no other is tried.
 _PATIENCE = 5
@@ -102,17 +101,27 @@ class RemoteTeacher:
             raise TeacherError(
                 "no model is named", where=self._where, fix="set the teacher's model"
             )
-        here = _is_loopback(hostname)
-        self._key = os.environ.get(config.api_key_env, "")
+        #: Any address, this machine's too: what listens there may pass calls on.
+        self.host = hostname
+        if here := is_here(f"[{hostname}]" if ":" in hostname else hostname):
+            self.host = address.netloc.rpartition("@")[2].lower()  # of many servers one
+        self._key = ""
+        if _belongs(config.api_key_env, config.base_url):
+            self._key = os.environ.get(config.api_key_env, "")
         if not self._key and not here:
+            fix = (
+                f"set the environment variable {config.api_key_env}, or the teacher's "
+                "api_key_env to the variable that holds it"
+            )
+            if os.environ.get(config.api_key_env):
+                fix = (
+                    f"{config.api_key_env} belongs to {_owner(config.api_key_env)}: put this "
+                    "host's key into another variable and name that as the teacher's api_key_env"
+                )
             raise TeacherError(
-                "the teacher needs a key, and there is none",
-                where=self._where,
-                fix=f"set the environment variable {config.api_key_env}, or the teacher's "
-                "api_key_env to the variable that holds it",
+                "the teacher needs a key, and there is none", where=self._where, fix=fix
             )
         self.name = f"openai:{config.model}@{hostname}{f':{port}' if port else ''}"
-        self.host = None if here else hostname
         self.concurrency = config.concurrency
         pace = Pace(config.requests_per_minute) if config.requests_per_minute else None
         timeout = openai.Timeout(config.timeout, connect=min(10.0, config.timeout))
@@ -294,13 +303,34 @@ class RemoteTeacher:
         return _Failure(trouble, "run the same command again later", away=away)
 
 
-def _is_loopback(hostname: str) -> bool:
-    if hostname == "localhost":
-        return True
+def _owner(variable: str) -> str | None:
+    """The address that a variable's key belongs to where that is known, without its path.
+
+    OpenAI's own variables: the key is that of the host that `OPENAI_BASE_URL` names.
+    """
+    if variable != "OPENAI_API_KEY":
+        return None
+    return _origin(os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
+
+
+def _origin(url: str) -> str:
+    """Scheme, host and port of an address; "" of what is none."""
     try:
-        return ipaddress.ip_address(hostname).is_loopback
+        parts = urlsplit(url)
+        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
     except ValueError:
-        return False
+        return ""
+    return f"{parts.scheme}://{parts.hostname}:{port}"
+
+
+def _belongs(variable: str, url: str) -> bool:
+    """Whether the key in a variable may be sent to an address.
+
+    A variable that the user named for this teacher may; one that other programs share goes to
+    its own host alone, whoever named the address.
+    """
+    owner = _owner(variable)
+    return owner is None or _origin(url) == owner
 
 
 def _usage(completion: Any) -> Usage:

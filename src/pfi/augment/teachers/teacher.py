@@ -8,10 +8,12 @@ from; it never leaves the device.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
@@ -160,7 +162,7 @@ class Teacher(Protocol):
 
     Attributes:
         name: what tells it from all others: kind, model and version or host.
-        host: who receives what it is sent; None if that never leaves this device.
+        host: who receives what it is sent; None where it is this process.
         batch: calls it takes at a time.
         concurrency: how many times ``answer`` may run at the same time, in threads.
     """
@@ -181,3 +183,14 @@ class Teacher(Protocol):
     def price(self, usage: Usage) -> Usage:
         """The usage with what it costs in US dollars."""
         ...
+
+
+def is_here(host: str | None) -> bool:
+    """Whether a teacher's host is this machine: a loopback address, or no host at all."""
+    if host is None:
+        return True
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

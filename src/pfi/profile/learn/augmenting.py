@@ -334,7 +334,14 @@ def augment_config(home: Home, settings: Mapping[str, Any]) -> AugmentConfig:
     Raises:
         ConfigError: one of them makes no sense.
     """
-    values = joined(home.config.augment, settings)
+    stored = home.config.augment
+    known, given = stored.get("teacher"), settings.get("teacher")
+    if isinstance(known, Mapping) and isinstance(given, Mapping):
+        moved = "base_url" in given and given["base_url"] != known.get("base_url")
+        if moved and "api_key_env" not in given:  # that key belongs to the address beside it
+            left = {name: value for name, value in known.items() if name != "api_key_env"}
+            stored = {**stored, "teacher": left}
+    values = joined(stored, settings)
     return checked(AugmentConfig, values, "augmentation settings", "see docs/augment.md")
 
 
