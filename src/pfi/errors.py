@@ -23,7 +23,13 @@ class PfiError(Exception):
         parts = [f"{where}: {what}" if where else what]
         if fix:
             parts.append(fix)
-        super().__init__(". ".join(part.rstrip(".") for part in parts) + ".")
+        super().__init__(" ".join(map(_sentence, parts)))
+
+
+def _sentence(text: str) -> str:
+    """The text with a full stop; one that ends a list with "..." stays as it is."""
+    text = text.rstrip()
+    return text if text.endswith("...") else text.rstrip(".") + "."
 
 
 class DataError(PfiError):

@@ -359,7 +359,7 @@ def test_which_connector_reads_a_source(tmp_path: Path) -> None:
     assert detect(repository) is None
     with pytest.raises(ConfigError, match=r"it may be git or markdown.*one of git, markdown"):
         recognised(repository)
-    with pytest.raises(ConfigError, match=r"not clear what this is.*chatgpt, claude, git"):
+    with pytest.raises(ConfigError, match=r"a binary file that pfi does not know"):
         recognised(tmp_path / "odd.bin")
     with pytest.raises(DataError, match="no such file"):
         recognised(tmp_path / "missing")

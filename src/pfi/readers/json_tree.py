@@ -53,7 +53,11 @@ class JsonTree(JsonArray):
         head = file.read(4)
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
             raise DataError("the file is not UTF-8", path=self.path, fix="save it as UTF-8")
-        self._buffer = self._decoder.decode(head.removeprefix(codecs.BOM_UTF8))
+        try:
+            self._buffer = self._decoder.decode(head.removeprefix(codecs.BOM_UTF8))
+        except UnicodeDecodeError as error:
+            what, fix = "the file is not UTF-8", "save it as UTF-8"
+            raise DataError(what, path=self.path, fix=fix) from error
         yield from self._walk(file, ())
         if self._peek(file):
             self._fail("is followed by more text", "remove what follows", entry=False)

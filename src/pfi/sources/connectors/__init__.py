@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pfi.errors import ConfigError, DataError
 from pfi.readers.report import ImportReport
 from pfi.records import Record
+from pfi.sources.glance import look
 
 __all__ = [
     "Connector",
@@ -100,26 +101,26 @@ def get_connector(name: str) -> Connector[Any]:
     Raises:
         ConfigError: there is none; the error lists the names.
     """
-    found = connectors()
-    if name not in found:
-        raise ConfigError(f"unknown connector {name!r}", fix=f"use one of {', '.join(found)}")
-    return found[name]
+    known = connectors()
+    if name not in known:
+        raise ConfigError(f"unknown connector {name!r}", fix=f"use one of {', '.join(known)}")
+    return known[name]
 
 
 def candidates(path: Path) -> list[str]:
     """The names of the connectors that a file or folder looks right for."""
-    found = []
+    names = []
     for name, connector in connectors().items():
-        with suppress(OSError):
+        with suppress(OSError, DataError):
             if connector.recognises(path):
-                found.append(name)
-    return found
+                names.append(name)
+    return names
 
 
 def detect(path: Path) -> str | None:
     """The name of the connector that reads a file or folder; None if it is not clear."""
-    found = candidates(path)
-    return found[0] if len(found) == 1 else None
+    names = candidates(path)
+    return names[0] if len(names) == 1 else None
 
 
 def recognised(path: Path) -> str:
@@ -127,13 +128,20 @@ def recognised(path: Path) -> str:
 
     Raises:
         DataError: there is nothing at `path`.
-        ConfigError: it is not clear which connector reads it.
+        ConfigError: it is not clear which connector reads it; the error says what it seems to be.
     """
     if not path.exists():
         raise DataError("there is no such file or folder", path=path, fix="check the path")
-    found = candidates(path)
-    if len(found) == 1:
-        return found[0]
-    what = f"it may be {' or '.join(found)}" if found else "it is not clear what this is"
-    fix = f"name the kind instead of auto: one of {', '.join(found or connectors())}"
-    raise ConfigError(what, where=str(path), fix=fix)
+    names = candidates(path)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        fix = f"name the kind instead of auto: one of {', '.join(names)}"
+        raise ConfigError(f"it may be {' or '.join(names)}", where=str(path), fix=fix)
+    sight = look(path)
+    if sight is None:
+        fix = "name the kind instead of auto; `pfi connectors` lists them"
+        raise ConfigError("it is not clear what this is", where=str(path), fix=fix)
+    raise ConfigError(
+        f"this is {sight.what}, which auto cannot read", where=str(path), fix=sight.fix
+    )
