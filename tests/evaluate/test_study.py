@@ -17,7 +17,7 @@ import pytest
 from conftest import FAMILIES
 from pfi.datasets.demo import write_demo
 from pfi.datasets.lamp import read_outputs
-from pfi.errors import BackboneError, ConfigError, PfiError, StorageError
+from pfi.errors import BackboneError, ConfigError, DataError, PfiError, StorageError
 from pfi.evaluate.study import study, task_setup
 from pfi.evaluate.study.arms import ARMS
 from pfi.evaluate.study.checkpoints import Checkpoints
@@ -139,6 +139,34 @@ def test_a_stopped_run_resumes_to_the_same_metrics(
         trained = [e for e in EventLog(out / "events.jsonl") if e["event"] == "trained"]
         keys = [(e["task"], e["adapter"], e["user"]) for e in trained]
         assert len(keys) == len(set(keys)) == 2 * (1 + 3)
+
+
+def test_a_stopped_run_reports_the_users_that_it_has(
+    data: Path, backbone_folder: Folder, tmp_path: Path
+) -> None:
+    settings = config(data, backbone_folder("llama"), tasks=["LaMP_3"], working_set=2)
+    whole = Study(settings, tmp_path / "whole").run()
+    out = tmp_path / "part"
+    with pytest.raises(DataError, match="no user"):
+        Study(settings, out).so_far()
+
+    def stop(text: str, done: int, planned: int) -> None:
+        if done > 2 * len(settings.arms):  # one answer of the second group is there already
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        Study(settings, out, resume=True, on_progress=stop).run()
+    part = Study(settings, out, resume=True).so_far()
+    assert part["so_far"] == {"LaMP_3": [2, 3]}
+    for arm, cells in part["arms"].items():
+        users = cells["LaMP_3"]["users"]
+        assert len(users) == 2
+        same = whole["arms"][arm]["LaMP_3"]["users"]
+        assert all(users[user] == same[user] for user in users)
+    assert "LaMP_3 has 2 of 3 users so far" in (out / "report.html").read_text()
+    rest = Study(settings, out, resume=True).run()
+    assert comparable(rest) == comparable(whole)
+    assert "so_far" not in json.loads((out / "metrics.json").read_text())
 
 
 def test_a_killed_process_resumes_to_the_same_metrics(

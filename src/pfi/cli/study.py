@@ -22,6 +22,7 @@ EXAMPLES = [
     "pfi study --data lamp --protocol stream --split dev --set stream.every=8 --out runs/stream",
     "pfi study --data lamp --workers 4 --set working_set=32 --out runs/large",
     "pfi study --config runs/tuned/config.yaml --out runs/tuned --resume",
+    "pfi study --out runs/tuned --so-far",
 ]
 
 
@@ -54,6 +55,9 @@ def study(
         list[str] | None, typer.Option("--set", help="One setting, e.g. personal.epochs=5.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    so_far: Annotated[
+        bool, typer.Option("--so-far", help="Only report what the run in --out has answered.")
+    ] = False,
 ) -> None:
     """Compare methods (arms) on many users' data and write a report."""
     overrides: dict[str, Any] = {
@@ -72,7 +76,12 @@ def study(
     given = {key: value for key, value in overrides.items() if value not in (None, "", [], 0)}
     if seed == 0:
         given["seed"] = 0
-    run_study(build_config(config, given, set_ or []), out, resume=resume)
+    if so_far:
+        # A run says itself what it is of.
+        settings = build_config(config or out / "config.yaml", given, set_ or [])
+        run_study(settings, out, resume=True, so_far=True)
+    else:
+        run_study(build_config(config, given, set_ or []), out, resume=resume)
 
 
 def build_config(path: Path | None, given: dict[str, Any], settings: list[str]) -> StudyConfig:
@@ -140,8 +149,10 @@ def _set(values: dict[str, Any], pair: str) -> None:
         raise ConfigError(message, where=f"--set {pair}", fix="see docs/studies.md") from error
 
 
-def run_study(config: StudyConfig, out: Path, *, resume: bool) -> dict[str, Any]:
-    """Run a study with a progress bar and print its table."""
+def run_study(
+    config: StudyConfig, out: Path, *, resume: bool, so_far: bool = False
+) -> dict[str, Any]:
+    """Run a study with a progress bar, or only count what it has, and print its table."""
     from rich.console import Console
 
     from pfi.evaluate.report.terminal import terminal_table
@@ -154,8 +165,10 @@ def run_study(config: StudyConfig, out: Path, *, resume: bool) -> dict[str, Any]
     console = Console()
     with _progress(console) as on_progress:
         study = protocol(config, out, resume=resume, on_progress=on_progress)
-        metrics = study.run()
+        metrics = study.so_far() if so_far else study.run()
     console.print(table(metrics))
+    for task, (done, users) in metrics.get("so_far", {}).items():
+        console.print(f"{task}: {done} of {users} users so far", highlight=False)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
     return metrics
 

@@ -147,12 +147,14 @@ class Results(Lenient):
 
     Attributes:
         forgetting: by task and kind of adapter, where it was measured.
+        so_far: of a run that is not at its end, by task how many users of how many.
     """
 
     arms: dict[str, Annotated[dict[str, Cell], BeforeValidator(_present)]] = {}
     config: dict[str, Any] = {}
     machine: Any = None
     forgetting: Annotated[dict[str, dict[str, Forgetting]], BeforeValidator(_present)] = {}
+    so_far: dict[str, tuple[int, int]] = {}
 
     @property
     def arm_names(self) -> list[str]:

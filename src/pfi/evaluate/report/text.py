@@ -148,6 +148,8 @@ def _wins(over: str, estimates: Sequence[Estimate | None]) -> str:
 def notes_on(run: RunData, tasks: Sequence[TaskView]) -> list[str]:
     """What a reader should know before trusting the figures: what is missing or unknown."""
     notes, results = list(run.notes), run.results
+    for name, (done, users) in results.so_far.items():
+        notes.append(f"The run has not finished: {name} has {done} of {users} users so far.")
     for (name, adapter), training in run.training.items():
         if training.broken:
             notes.append(

@@ -66,20 +66,28 @@ class StreamStudy(Study):
     def _units(self) -> int:
         return 1
 
-    def finish(self, people: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    def finish(
+        self, people: Mapping[str, Sequence[str]], so_far: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Write ``metrics.json`` and ``report.html`` from the events."""
         from pfi.evaluate.stream.metrics import stream_metrics
         from pfi.evaluate.stream.report import write_stream_report
 
         metrics = stream_metrics(self.config, self.tasks, self.log)
         metrics["machine"] = machine()
+        if so_far is not None:
+            metrics["so_far"] = dict(so_far)
         write_json(self.out / "metrics.json", metrics)
         write_stream_report(self.out)
         return metrics
 
+    def _complete(self, task: str) -> set[str]:
+        """The users of a task whose histories are replayed."""
+        return {e["user"] for e in self.log if e["event"] == "streamed" and e["task"] == task}
+
     def _run_task(self, task: Task, backbone: Backbone, users: LampUsers) -> None:
         """Replay the users of a task, group by group, skipping those whose streams are logged."""
-        done = {e["user"] for e in self.log if e["event"] == "streamed" and e["task"] == task.name}
+        done = self._complete(task.name)
         self.progress(task.name, len(done))
         if done >= set(users.ids):
             return

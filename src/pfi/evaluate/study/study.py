@@ -116,18 +116,43 @@ class Study:
         resumed = not self.log.empty
         self.log.append(new_event("started", version=__version__, resumed=resumed))
         backbone = load_backbone(config.backbone)
-        people: dict[str, LampUsers] = {}
-        for task in self.tasks:
-            folder = config.data / task.name
-            people[task.name] = open_users(
-                folder, task, config.split, limit=config.users, seed=config.seed
-            )
+        people = {task.name: self._users(task) for task in self.tasks}
         self._planned = self._units * sum(map(len, people.values()))
         for task in self.tasks:
             self._run_task(task, backbone, people[task.name])
         metrics = self.finish({name: users.ids for name, users in people.items()})
         self.log.append(new_event("finished"))
         return metrics
+
+    def so_far(self) -> dict[str, Any]:
+        """Write metrics and the report of the users who have all their answers already.
+
+        Nothing is run, and a run that goes on meanwhile is not disturbed.
+
+        Returns:
+            the content of ``metrics.json``, with ``so_far``: by task how many of how many users.
+
+        Raises:
+            DataError: no user has answers under every arm.
+        """
+        people, counts = {}, {}
+        for task in self.tasks:
+            users = self._users(task).ids
+            done = self._complete(task.name)
+            people[task.name] = [user for user in users if user in done]
+            counts[task.name] = [len(people[task.name]), len(users)]
+        if not any(people.values()):
+            what = "no user has been answered for under every arm yet"
+            raise DataError(what, path=self.out, fix="go on with the run: --resume")
+        return self.finish(people, so_far=counts)
+
+    def _users(self, task: Task) -> LampUsers:
+        config, folder = self.config, self.config.data / task.name
+        return open_users(folder, task, config.split, limit=config.users, seed=config.seed)
+
+    def _complete(self, task: str) -> set[str]:
+        """The users of a task whom every arm has answered."""
+        return set.intersection(*(set(users) for users in self.answered(task).values()))
 
     @property
     def _units(self) -> int:
@@ -158,23 +183,29 @@ class Study:
                 found[event["arm"]][sys.intern(event["user"])] = _Answered.of(event)
         return found
 
-    def finish(self, people: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    def finish(
+        self, people: Mapping[str, Sequence[str]], so_far: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Write ``predictions/``, ``metrics.json`` and ``report.html`` from the events.
 
         Args:
             people: the ids of every task's users, in the order of the predictions.
+            so_far: of a run that is not at its end, by task how many users of how many.
         """
         from pfi.evaluate.report.report import write_report
 
         arms: dict[str, dict[str, Any]] = {arm.name: {} for arm in self.arms}
         for task in self.tasks:
-            for arm, cell in self._cells(task, people[task.name]):
-                arms[arm][task.name] = cell
+            if people[task.name]:
+                for arm, cell in self._cells(task, people[task.name]):
+                    arms[arm][task.name] = cell
         metrics = {
             "arms": arms,
             "config": self.config.model_dump(mode="json"),
             "machine": machine(),
         }
+        if so_far is not None:
+            metrics["so_far"] = dict(so_far)
         if forgetting := mean_forgetting(self.log):
             metrics["forgetting"] = forgetting
         write_json(self.out / "metrics.json", metrics)
@@ -188,11 +219,12 @@ class Study:
             path = self.out / "predictions" / arm / f"{task.name}.json"
             given = [pair for user in people for pair in users[user].pairs()]
             write_predictions(path, task.name, given)
+        counted = set(people)
         scored = {
             arm: {
                 user: UserAnswers(e.answers, e.golds, e.history)
                 for user, e in users.items()
-                if e.golds is not None
+                if e.golds is not None and user in counted
             }
             for arm, users in answered.items()
         }
