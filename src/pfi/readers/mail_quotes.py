@@ -179,6 +179,7 @@ def _is_header(
     labels = [header for header in block if header.roles]
     addressed = any(_ADDRESS.search(header.value) for header in block)
     dated = any(_has_date(header.value) for header in block)
+    timed = any(_has_date(header.value) and _has_time(header.value) for header in block)
     known = any(names(header.value, people) for header in block)
     same = bool(subject) and any(key(subject) in key(header.value) for header in block)
     if sum("raw" in header.roles for header in block) >= 3:
@@ -189,7 +190,7 @@ def _is_header(
         return True
     sure = addressed or known or same or "subject" in roles or all(h.bold for h in block)
     if len(labels) >= 3 and roles & {"from", "date"} and len(roles - {"raw"}) >= 3:
-        return sure
+        return sure or (timed and {"from", "to"} <= roles)
     if len(labels) >= 2 and "from" in roles and "date" in roles:
         return (addressed or known) and dated
     return len(block) >= 3 and same and addressed + dated + known >= 2
@@ -206,21 +207,31 @@ def attribution(lines: Sequence[str], i: int, people: Collection[str] = ()) -> i
     if not _may_end(lines, i):
         return 0
     quoted_below = _quote_follows(lines, i)
-    joined = ""
+    joined, best = "", 0
     for count in range(1, _ATTRIBUTION_LINES + 1):
         first = i - count + 1
-        if first < 0 or not lines[first].strip() or (count > 1 and _stops(lines, first)):
+        if first < 0 or not lines[first].strip() or (count > 1 and _stops(lines[first])):
             break
         joined = f"{lines[first].strip()} {joined}".strip()
         if len(joined) > _ATTRIBUTION_LENGTH:
             break
         alone = first == 0 or not lines[first - 1].strip()
-        if _balanced(joined) and _complete(joined, people, quoted_below, alone):
-            return count + _opening(lines, first)
-    if quoted_below and (_ADDRESS.search(lines[i]) or _has_time(lines[i]) or _has_date(lines[i])
-                         or wrote(lines[i]) or names(lines[i], people)):  # fmt: skip
-        return 1
-    return 0
+        if not _balanced(joined) or not _complete(joined, people, quoted_below, alone):
+            continue
+        dated = _has_date(joined) or _has_time(joined)
+        if dated or not best or (alone and re.search(r"\d", lines[first])):
+            best = count
+        if dated:
+            return best + _opening(lines, first)
+    return best or int(quoted_below and _says_something(lines[i], people))
+
+
+def _says_something(line: str, people: Collection[str]) -> bool:
+    """Whether a line above a quote names an address, a time or a person, or says `wrote`."""
+    return bool(
+        _ADDRESS.search(line) or _has_time(line) or _has_date(line) or wrote(line)
+        or names(line, people)
+    )  # fmt: skip
 
 
 def _may_end(lines: Sequence[str], i: int) -> bool:
@@ -230,9 +241,9 @@ def _may_end(lines: Sequence[str], i: int) -> bool:
     return bool(_END.search(line) or _ZOHO.match(line) or _BARE.match(line) or wrote(line[-40:]))
 
 
-def _stops(lines: Sequence[str], i: int) -> bool:
+def _stops(line: str) -> bool:
     """Whether a line cannot be the beginning of what the next one ends."""
-    return is_quoted(lines[i]) or _SENTENCE.search(lines[i]) is not None
+    return is_quoted(line) or _SENTENCE.search(line) is not None
 
 
 def _opening(lines: Sequence[str], first: int) -> int:
@@ -259,7 +270,7 @@ def _complete(text: str, people: Collection[str], quoted_below: bool, alone: boo
             return alone
         return alone and not quoted_below and date and _BARE.match(text) is not None
     if quoted_below:
-        return (date or time) and (named or verb)
+        return named and verb if not (date or time) else named or verb
     if verb:
         return date or time or named
     return date and (address or (time and named))

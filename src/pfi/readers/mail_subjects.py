@@ -1,4 +1,4 @@
-"""What mail programs put before subjects, in their languages: replies, forwarded and automatic mail.
+"""What mail programs put before subjects: marks of replies, forwarded and automatic mail.
 
 The marks are those of Wikipedia's list of abbreviations in e-mail subjects, and Outlook's.
 """

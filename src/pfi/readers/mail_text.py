@@ -25,7 +25,7 @@ from pfi.readers.verbatim import repeated_lines, squeezed
 #: before what stands below counts as the answer.
 _WHOLE = 0.98
 #: A quoted line that a program broke is at least so long, and what it broke off at most.
-_BROKEN_LINE, _BROKEN_OFF = 60, 40
+_BROKEN_LINE, _BROKEN_OFF = 65, 80
 
 _SENT_FROM = re.compile(
     r"\s*(sent from my|sent from (outlook|mail|yahoo|proton|gmail)|get outlook for|sent with|"
@@ -63,7 +63,12 @@ _UNSUBSCRIBE = re.compile(
     r"se désabonner|darse de baja|cancelar la suscripción|uitschrijven)\b|отписаться|退订", re.I
 )  # fmt: skip
 _SCANNED = re.compile(
-    r"(?i)\b(avast|avg|norton|mcafee|kaspersky|eset|bitdefender)\b.*(https?:|www\.|virus|вирус)"
+    r"(?i)\b(avast|avg|norton|mcafee|kaspersky|eset|bitdefender)\b.*(https?:|www\.|virus|вирус)|"
+    r"\b(has|have) been (scanned|checked) (for|by)\b|mimecast"
+)
+_LEGAL_TITLE = re.compile(
+    r"(?i)\W*(disclaimer|confidentiality( notice)?|haftungsausschluss|vertraulichkeitshinweis|"
+    r"avis de confidentialité|aviso legal|aviso de confidencialidad|avviso di riservatezza)\W*"
 )
 _ARMOUR = re.compile(r"-----BEGIN PGP (PUBLIC KEY BLOCK|SIGNATURE|PRIVATE KEY BLOCK)-----")
 _SIGNED = re.compile(r"-----BEGIN PGP SIGNED")
@@ -237,16 +242,16 @@ def _shown_as_own(own: list[str], page: Page, people: Collection[str], subject: 
     if not text.own or not (text.quoted or page.signatures or text.forwards):
         return own
     mine = squeezed(text.own)
-    rest = [squeezed(line) for line in page.text.split("\n")]
-    theirs = "".join(line for line in rest if line not in mine) + squeezed(page.signatures)
-    letters = [squeezed(line) for line in own]
-    known = sum(len(line) for line in letters if line in mine or line in theirs)
-    if known * 2 < sum(map(len, letters)):
+    rest = [*page.text.split("\n"), *page.signatures.split("\n")]
+    theirs = [line for line in rest if squeezed(line) not in mine]
+    keys = [squeezed(line) for line in own]
+    whole = set(map(squeezed, theirs))
+    repeated = repeated_lines(own, ["\n".join(theirs)])
+    dropped = {i for i, key in enumerate(keys) if key and (i in repeated or key in whole)}
+    kept = sum(len(key) for i, key in enumerate(keys) if i not in dropped)
+    if kept and not any(key in mine for key in keys if key):
         return own  # the HTML says something else
-    return [
-        line for line, key in zip(own, letters, strict=True)
-        if not key or key in mine or key not in theirs
-    ]  # fmt: skip
+    return [line for i, line in enumerate(own) if i not in dropped or keys[i] in mine]
 
 
 def _without_app(lines: list[str]) -> list[str]:
@@ -282,6 +287,7 @@ def _without_legal(lines: list[str]) -> list[str]:
         or len(set(map(str.lower, (m[0] for m in _LEGAL.finditer(paragraphs[-1]))))) >= 2
         or _UNSUBSCRIBE.search(paragraphs[-1])
         or _SCANNED.search(paragraphs[-1])
+        or _LEGAL_TITLE.fullmatch(paragraphs[-1])
     ):
         paragraphs.pop()
     return "\n\n".join(paragraphs).split("\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.message import Message
@@ -94,6 +94,7 @@ class _Survey:
     where: dict[int, int] = field(default_factory=dict)
     sent: Counter[str] = field(default_factory=Counter)
     senders: Counter[str] = field(default_factory=Counter)
+    receivers: Counter[str] = field(default_factory=Counter)
 
 
 class MailConnector(Connector[MailOptions]):
@@ -130,9 +131,21 @@ class MailConnector(Connector[MailOptions]):
 
 
 def read_mails(
-    files: Sequence[MailFile], path: Path, options: MailOptions, report: ImportReport
+    files: Sequence[MailFile],
+    path: Path,
+    options: MailOptions,
+    report: ImportReport,
+    known: Collection[str] = (),
 ) -> Iterator[Record]:
-    """Yield a record a mail of this person; `path` is how errors call the source.
+    """Yield a record a mail of this person.
+
+    Args:
+        files: to read.
+        path: how errors call the source.
+        options: see `MailOptions`.
+        report: told what is left out.
+        known: addresses of this person as far as the source tells, for where none are given and
+            the mail itself does not tell.
 
     Raises:
         DataError: there is no mail, or none of it can be used.
@@ -142,7 +155,7 @@ def read_mails(
     if not survey.senders:
         fix = "give an mbox file, a Maildir, an .eml file or a folder of these"
         raise DataError("there is no mail with a sender", path=path, fix=fix)
-    me = frozenset(options.me) or _guess(survey, path)
+    me = frozenset(options.me) or _guess(survey, path, known)
     if not me & survey.senders.keys():
         what = f"no mail is from {', '.join(sorted(me))}"
         raise ConfigError(what, where=str(path), fix=f"name yours with me: {_listed(survey)}")
@@ -331,6 +344,8 @@ def _survey(files: Sequence[MailFile]) -> _Survey:
             survey.where.setdefault(_number(id_), place.file << 48 | place.start)
         if sender := _sender(head):
             survey.senders[sender] += 1
+            received = header_text(head, "Delivered-To").strip("<> ").lower()
+            survey.receivers[received] += "@" in received and received != sender
             labels = header_text(head, _GMAIL_LABELS).split(",")
             survey.sent[sender] += sent_files[place.file] or any(
                 is_folder("sent", label) for label in labels
@@ -338,14 +353,19 @@ def _survey(files: Sequence[MailFile]) -> _Survey:
     return survey
 
 
-def _guess(survey: _Survey, path: Path) -> frozenset[str]:
-    """The address that nearly all sent mail is from.
+def _guess(survey: _Survey, path: Path, known: Collection[str]) -> frozenset[str]:
+    """The address that nearly all sent mail is from, else that nearly all mail came to.
 
     Raises:
         ConfigError: there is none.
     """
     for address, count in survey.sent.most_common(1):
-        if count and count >= CLEAR * survey.sent.total():
+        if count >= CLEAR * survey.sent.total() > 0:
+            return frozenset([address])
+    if own := frozenset(known) & survey.senders.keys():
+        return own
+    for address, count in survey.receivers.most_common(1):
+        if count >= CLEAR * survey.receivers.total() and survey.senders[address]:
             return frozenset([address])
     fix = f"name your address with me: {_listed(survey)}"
     raise ConfigError("it is not clear which address is yours", where=str(path), fix=fix)
