@@ -1,6 +1,7 @@
 """Chats as records of the task `chat_reply`: what others wrote asks, one person's own side answers.
 
-Others' messages are only ever input, never output.
+Others' messages are only ever input, never output.  A message without words (a picture, a link, one
+that was deleted) is no text, but it was said: it ends the turn of whoever else was speaking.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ TASK = "chat_reply"
 #: Longest input and output, in characters; of the input the end is kept.
 INPUT_LIMIT = 1200
 OUTPUT_LIMIT = 2000
+#: Clocks differ, and go back in autumn: a message may be so much older than the one above it.
+SKEW = timedelta(hours=1)
 _WORD = re.compile(r"\w")
 _LINK = re.compile(r"(?:\s*(?:https?://|www\.)\S+)+\s*", re.I)
 
@@ -54,7 +57,11 @@ class ChatOptions(Options):
 
 
 class Message(NamedTuple):
-    """One message of a chat; `author` is a key, `time` has a zone."""
+    """One message of a chat; `author` is a key, `time` has a zone.
+
+    Without text it stands for something that was said without words; without an author for
+    something of which it is not known who said it.
+    """
 
     id: str
     author: str
@@ -184,7 +191,9 @@ def replies(
             heard.append(turn.first._replace(text=turn.text, time=turn.last))
             continue
         recent = [
-            m for m in heard if turn.first.time - m.time <= timedelta(hours=options.pause_hours)
+            message
+            for message in heard
+            if -SKEW <= turn.first.time - message.time <= timedelta(hours=options.pause_hours)
         ]
         heard.clear()
         if not recent:
@@ -202,29 +211,36 @@ def replies(
 def _written(
     messages: Iterable[Message], report: ImportReport, place: Callable[[Message], str]
 ) -> Iterator[Message]:
-    """The messages that hold words."""
+    """The messages; those without words have no text."""
     for message in messages:
         text = message.text.strip()
         try:
             text.encode()
         except UnicodeEncodeError:
             report.skip("it is not valid Unicode", place(message))
-            continue
-        if not _WORD.search(text) and len(text) > 8:
+            text = ""
+        if text and not _WORD.search(text) and len(text) > 8:
             report.skip("it holds no words", place(message))
-        elif _LINK.fullmatch(text):
+            text = ""
+        elif text and _LINK.fullmatch(text):
             report.skip("it is only a link", place(message))
-        elif text:
-            yield message._replace(text=text)
+            text = ""
+        yield message._replace(text=text)
 
 
 def _turns(messages: Iterable[Message], pause: timedelta) -> Iterator[_Turn]:
     turn: _Turn | None = None
     for message in messages:
+        same = turn is not None and turn.first.author == message.author
+        if not message.text:
+            if turn and not same:
+                yield turn
+                turn = None
+            continue
         if (
             turn
-            and turn.first.author == message.author
-            and message.time - turn.last <= pause
+            and same
+            and -SKEW <= message.time - turn.last <= pause
             and sum(map(len, turn.texts)) < 2 * OUTPUT_LIMIT
         ):
             turn.texts.append(message.text)

@@ -1,7 +1,8 @@
 """Connector for exported WhatsApp chats: one person's answers, from `_chat.txt` or the zip with it.
 
-The export writes dates as the phone's language does and names no time zone: the order of day and
-month is found from the whole chat, the zone is an option.
+A file is read twice, a line at a time: first for who writes and how dates are meant, then for what.
+The export names no time zone, so the zone is an option.  A line that cannot be attributed ends the
+message above it, and what follows is nobody's until the next head.
 """
 
 from __future__ import annotations
@@ -11,52 +12,34 @@ import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from pfi.errors import ConfigError, DataError
 from pfi.readers.exports import Member, is_zip, members
 from pfi.readers.report import ImportReport
-from pfi.readers.values import Unusable, past_time
+from pfi.readers.values import FUTURE_SLACK, Unusable
 from pfi.records import Record
 from pfi.sources.chats import ChatOptions, Message, own_keys, replies, zone_of
 from pfi.sources.connectors import Connector
-
-Order = Literal["dmy", "mdy", "ymd"]
+from pfi.sources.whatsapp_dates import Reading, Survey
+from pfi.sources.whatsapp_heads import Form, Head, begins_with_date, copied, head_of, plain
+from pfi.sources.whatsapp_notes import NOTE, own_words
 
 #: Longest line, and longest message, that is kept, in characters.
 LINE_LIMIT = 20_000
-#: The export is in order; a message with an older date than this is quoted inside another.
-BACKWARDS = timedelta(days=1)
+#: Names that a line is searched for.
+AUTHORS_LIMIT = 300
 
 _MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\ufeff"))
-_HEAD = re.compile(
-    r"\W?\[(?P<a>[^\[\]]{8,45})\] ?(?P<x>.*)|(?P<b>\d[^\[\]]{7,44}?) [-–] (?P<y>.*)", re.S
-)
-_STAMP = re.compile(
-    r"(\d{1,4}) ?[./\-年년] ?(\d{1,2}) ?[./\-月월] ?(\d{1,4})[.日일]?,?"
-    r" ?(\D{0,20}?) ?(\d{1,2})[:.h](\d{2})(?:[:.](\d{2}))? ?(\D{0,14})"
-)
-_MORNING = {"am", "上午", "凌晨", "早上", "清晨", "오전", "午前", "ص", "πμ", "pg", "sa", "पूर्वाह्न"}
-_EVENING = {"pm", "下午", "中午", "晚上", "傍晚", "오후", "午後", "م", "μμ", "ptg", "ch", "अपराह्न"}
-_MEDIA = re.compile(r"<[^<>\n]{3,60}>|\u200e?\S[^\n]{0,120}\.\w{2,5} \([^()\n]{3,40}\)")
-_EDITED = re.compile(r"\s*\u200e?<[^<>\n]{5,60}>\s*$")
-_DELETED = {
-    "null", "this message was deleted", "you deleted this message", "message deleted",
-    "diese nachricht wurde gelöscht", "du hast diese nachricht gelöscht",
-    "se eliminó este mensaje", "eliminaste este mensaje", "este mensaje fue eliminado",
-    "ce message a été supprimé", "vous avez supprimé ce message",
-    "mensagem apagada", "esta mensagem foi apagada", "essa mensagem foi apagada",
-    "você apagou esta mensagem", "questo messaggio è stato eliminato",
-    "hai eliminato questo messaggio", "dit bericht is verwijderd", "je hebt dit bericht verwijderd",
-    "данное сообщение удалено", "вы удалили данное сообщение", "bu mesaj silindi",
-    "bu mesajı sildiniz", "ta wiadomość została usunięta", "usunięto tę wiadomość",
-}  # fmt: skip
+_QUOTING = re.compile('["“”„«»]')
+#: How languages spell WhatsApp in the names of exports.
+_SPELLINGS = ("whatsapp", "واتساب", "واتساپ", "واٹس", "व्हाट्स", "व्हॉट्स", "вотсап", "ватсап")
 
 
 class WhatsAppOptions(ChatOptions):
@@ -65,86 +48,50 @@ class WhatsAppOptions(ChatOptions):
     order: Literal["auto", "dmy", "mdy", "ymd"] = Field(
         "auto", description="order of day, month and year in dates; auto finds it from the chat"
     )
-
-
-class Stamp(NamedTuple):
-    """A date and time as written; which number is the day is not known yet."""
-
-    numbers: tuple[int, int, int]
-    hour: int
-    minute: int
-    second: int
-
-    def time(self, order: Order, zone: tzinfo) -> datetime:
-        """The time.
-
-        Raises:
-            ValueError: there is no such time.
-        """
-        parts = dict(zip(order, self.numbers, strict=True))
-        year = parts["y"] + 2000 if parts["y"] < 100 else parts["y"]
-        clock = (self.hour, self.minute, self.second)
-        return datetime(year, parts["m"], parts["d"], *clock, tzinfo=zone)
-
-
-def head_of(line: str) -> tuple[Stamp, str] | None:
-    """The date at the beginning of a line and what follows it; None if there is no date."""
-    plain = "".join(
-        str(unicodedata.digit(c)) if c.isdigit() and not c.isascii() else c
-        for c in line[:80].translate(_MARKS)
+    year: int = Field(
+        0, ge=0, le=9999, description="year of dates that name none, as old phones wrote them"
     )
-    plain = re.sub(r"[\u00a0\u202f\u2009]", " ", plain)
-    match = _HEAD.match(plain)
-    if match is None:
-        return None
-    stamp = _STAMP.fullmatch((match["a"] or match["b"]).strip())
-    if stamp is None:
-        return None
-    first, second, third, before, hour, minute, seconds, after = stamp.groups()
-    # The rest is cut from the line itself, whose marks tell WhatsApp's own notes.
-    at = re.search(r"\] ?" if match["a"] else r"\s[-–]\s", line)
-    if at is None:
-        return None
-    hours = int(hour)
-    words = {re.sub(r"[\s.,]", "", word).casefold() for word in (before, after)}
-    if words & _EVENING and hours < 12:
-        hours += 12
-    elif words & _MORNING and hours == 12:
-        hours = 0
-    if "中午" in words and hours == 23:  # eleven at noon
-        hours = 11
-    numbers = (int(first), int(second), int(third))
-    return Stamp(numbers, hours, int(minute), int(seconds or 0)), line[at.end() :]
 
 
 @dataclass
-class _Survey:
+class _Chat:
     """What a first reading of a chat tells: who writes, and how dates are meant."""
 
     authors: Counter[str] = field(default_factory=Counter)
-    wrong: Counter[str] = field(default_factory=Counter)
-    heads: int = 0
+    readings: dict[Form, Reading] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._last: dict[str, datetime] = {}
+        names = [plain(name)[0] for name, _ in self.authors.most_common(AUTHORS_LIMIT)]
+        longest = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+        self._after_stamp = re.compile(rf"(?: -|[\])]) ?~? ?(?:{longest}):") if names else None
+        self._before_words = re.compile(rf"~? ?({longest}): ?\S") if names else None
 
-    def add(self, stamp: Stamp, author: str | None) -> None:
-        self.heads += 1
-        if author is not None:
-            self.authors[author] += 1
-        for order in get_args(Order):
-            try:
-                time = stamp.time(order, zone_of("UTC"))
-            except ValueError:
-                self.wrong[order] += 100  # impossible weighs more than out of order
-                continue
-            self.wrong[order] += time < self._last.get(order, time) - BACKWARDS
-            self._last[order] = time
+    def split(self, head: Head, line: str) -> tuple[str, str] | None:
+        """Author and text of a message; None for a note of WhatsApp itself."""
+        rest = line[head.end :]
+        if head.form.kind != "dash" and rest[:1] in ("\u200e", "\u200f"):
+            return None
+        author, colon, text = rest.partition(":")
+        if not author.isascii():
+            author = author.translate(_MARKS)
+        author = author.strip().removeprefix("~").strip()
+        if not colon or not author or len(author) > 80 or text[:1] not in " \u200e\u200f":
+            return None
+        if _QUOTING.search(author) and self.authors[author] < 2:  # a group's new name
+            return None
+        return author, text.removeprefix(" ")
 
-    def order(self) -> Order:
-        """The order of numbers under which fewest dates are wrong; in doubt day first."""
-        orders: tuple[Order, ...] = get_args(Order)
-        return min(orders, key=lambda order: self.wrong[order])
+    def is_foreign(self, line: str, author: str) -> bool:
+        """Whether a line below a message may be the beginning of somebody else's."""
+        if begins_with_date(line, self.readings) or copied(line):
+            return True
+        text = plain(line)[0]
+        if self._after_stamp is None or self._before_words is None or ":" not in text:
+            return False
+        if self._after_stamp.search(text):
+            return True
+        named = self._before_words.match(text)
+        return named is not None and named[1] != plain(author)[0]
 
 
 class WhatsAppConnector(Connector[WhatsAppOptions]):
@@ -160,9 +107,8 @@ class WhatsAppConnector(Connector[WhatsAppOptions]):
             return False
         try:
             found = _chats(path)
-            return bool(found) and any(
-                head_of(line) is not None for _, line in _lines(found[0], limit=20)
-            )
+            lines = (line for _, line in _lines(found[0], limit=20)) if found else ()
+            return any(head_of(line) is not None for line in lines)
         except DataError:
             return False
 
@@ -178,9 +124,9 @@ class WhatsAppConnector(Connector[WhatsAppOptions]):
         chats = _chats(path)
         for chat in chats:
             try:
-                survey = _survey(chat)
+                survey = _survey(chat, options)
                 most = {name: name for name, _ in survey.authors.most_common()}
-                guess = _my_side(chat, survey)
+                guess = _my_side(chat, survey.authors)
                 where = str(chat.place)
                 me = own_keys(options.me, most, guess, where) if most else frozenset()
             except ConfigError as error:
@@ -188,8 +134,7 @@ class WhatsAppConnector(Connector[WhatsAppOptions]):
                 report.skip("it is not clear who you are in it", chat.name)
                 continue
             others = {name: name for name in survey.authors if name not in me}
-            order = survey.order() if options.order == "auto" else options.order
-            messages = _messages(chat, order, zone, report)
+            messages = _messages(chat, survey, zone, report)
             source = f"whatsapp:{path.name}"
             yield from replies(
                 messages, me, others, options, report, source,
@@ -205,13 +150,13 @@ def _chats(path: Path) -> list[Member]:
 
     def wanted(name: str) -> bool:
         last = name.rsplit("/", 1)[-1].casefold()
-        return last.endswith(".txt") and (last == "_chat.txt" or "whatsapp" in last)
+        return last.endswith(".txt") and (last == "_chat.txt" or _says_whatsapp(last))
 
     if path.is_file() and not is_zip(path):
         return members(path, wanted)
     found = members(path, wanted)
     if path.is_dir():
-        zips = [file for file in sorted(path.glob("*.zip")) if "whatsapp" in file.name.casefold()]
+        zips = [file for file in sorted(path.glob("*.zip")) if _says_whatsapp(file.name)]
         found += [member for file in zips for member in members(file, wanted)]
     return found
 
@@ -228,113 +173,152 @@ def _lines(chat: Member, limit: int | None = None) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r\n")
 
 
-def _split(rest: str) -> tuple[str, str] | None:
-    """Author and text of a message; None for a note of WhatsApp itself."""
-    author, colon, text = rest.partition(":")
-    author = author.translate(_MARKS).strip().removeprefix("~").strip()
-    if not colon or not author or len(author) > 80 or text[:1] not in (" ", "\u200e", ""):
-        return None
-    return author, text.removeprefix(" ")
+def _says_whatsapp(name: str) -> bool:
+    return any(word in name.casefold() for word in _SPELLINGS)
 
 
-def _survey(chat: Member) -> _Survey:
-    survey = _Survey()
+def _survey(chat: Member, options: WhatsAppOptions) -> _Chat:
+    """Who writes in a chat, and how its dates are meant."""
+    found, authors, survey = _Chat(), Counter[str](), Survey()
     for _, line in _lines(chat):
         head = head_of(line)
-        if head is not None:
-            split = _split(head[1])
-            note = split is not None and split[1].startswith("\u200e")
-            survey.add(head[0], split[0] if split is not None and not note else None)
-    return survey
+        if head is None or (split := found.split(head, line)) is None or _is_note(split[1]):
+            continue
+        authors[split[0]] += 1
+        survey.add(head.form, head.stamp, re.search("[۰-۹]", line[: head.end]) is not None)
+    order = None if options.order == "auto" else options.order
+    readings = survey.readings(order, options.year)
+    # Notes such as `Nora changed the subject from A: B` look like messages of an author.
+    names = [name for name, count in authors.items() if count > 1]
+    for author in [name for name, count in authors.items() if count == 1]:
+        if any(author.startswith(f"{name} ") and len(author) > len(name) + 12 for name in names):
+            del authors[author]
+    return _Chat(authors, readings)
 
 
-def _my_side(chat: Member, survey: _Survey) -> str | None:
+def _is_note(text: str) -> bool:
+    return text[:1] in ("\u200e", "\u200f")
+
+
+def _my_side(chat: Member, authors: Mapping[str, int]) -> str | None:
     """This person in a chat of two, whose file or zip is named after the other one."""
-    if len(survey.authors) != 2:
+    if len(authors) != 2:
         return None
     # Names of other folders, such as a person's home, tell nothing.
-    names = [Path(part).stem for part in chat.place.parts[-2:] if "whatsapp" in part.casefold()]
-    others = [
-        author
-        for author in survey.authors
-        if any(re.search(rf"\W{re.escape(author)}$", name, re.I) for name in names)
-    ]
-    mine = [author for author in survey.authors if author not in others]
-    return mine[0] if len(mine) == 1 else None
+    names = [Path(part).stem for part in chat.place.parts[-2:] if _says_whatsapp(part)]
+    named = [author for author in authors if any(_is_named(author, name) for name in names)]
+    if len(named) == 2:  # one name within the other
+        named = [max(named, key=len)] if named[0] in named[1] or named[1] in named[0] else []
+    return next(author for author in authors if author not in named) if len(named) == 1 else None
 
 
-def _messages(chat: Member, order: Order, zone: tzinfo, report: ImportReport) -> Iterator[Message]:
-    """The messages that people wrote, oldest first."""
-    held: tuple[int, str, datetime, list[str]] | None = None
-    last: datetime | None = None
-    same: Counter[str] = Counter()
-    place = chat.place
-    where = place.parent.name if place.name == "_chat.txt" else place.name
+def _is_named(author: str, name: str) -> bool:
+    """Whether the name of an export names somebody; languages put it at any place."""
+    wanted, text = (unicodedata.normalize("NFC", plain(t)[0]).casefold() for t in (author, name))
+    for found in re.finditer(re.escape(wanted), text):
+        before, after = text[: found.start()][-1:], text[found.end() :][:1]
+        # Scripts without spaces between words put particles right beside a name.
+        glued = [c for c in (before, after) if c.isalnum() and c.isascii() == wanted.isascii()]
+        if not glued or not any(c.isascii() or c.isdigit() for c in glued):
+            return True
+    return False
 
-    def finished() -> Iterator[Message]:
-        if held is None:
-            return
-        number, author, time, lines = held
-        try:
-            text = _text("\n".join(lines))
-        except Unusable as problem:
-            report.skip(problem.reason, f"{chat.name}, line {number}")
-            return
-        content = "\0".join((where, time.isoformat(), author, text))
-        key = hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=8)
-        id_ = key.hexdigest()
-        same[id_] += 1
-        if same[id_] > 1:  # the same words again within a minute
-            id_ += f"-{same[id_]}"
-        yield Message(id_, author, text, time)
+
+class _Held(NamedTuple):
+    """A message that may go on in the next lines."""
+
+    number: int
+    author: str
+    time: datetime
+    marked: bool
+    lines: list[str]
+
+
+def _messages(chat: Member, survey: _Chat, zone: tzinfo, report: ImportReport) -> Iterator[Message]:
+    """What people said, in the order of the file; see `Message` for what has no words."""
+    held: _Held | None = None
+    size = 0
+    # Why lines below are nobody's; empty where they go on a message or a note of WhatsApp.
+    nobody: str | None = "the line is not a message"
+    finish = _Finisher(chat, report)
+    newest = datetime.now(UTC) + FUTURE_SLACK
+
+    def skip(reason: str) -> None:
+        report.skip(reason, f"{chat.name}, line {number}")
 
     for number, line in _lines(chat):
         head = head_of(line)
-        time: datetime | None = None
-        if head is not None:
-            try:
-                time = past_time(head[0].time(order, zone).isoformat())
-            except (ValueError, OverflowError, Unusable):
-                report.skip("its date is not understood", f"{chat.name}, line {number}")
-                head = None
-                yield from finished()
-                held = None
-                continue
-            if last is not None and time is not None and time < last - BACKWARDS:
-                report.skip(
-                    "its date is before that of the line above", f"{chat.name}, line {number}"
-                )
-                continue
-        if head is None or time is None:
-            if held is not None and sum(map(len, held[3])) < LINE_LIMIT:
-                held[3].append(line)
-            elif held is None and line.strip() and last is None:
-                report.skip("the line is not a message", f"{chat.name}, line {number}")
+        reading = survey.readings.get(head.form) if head else None
+        if head is None or reading is None:
+            pasted = head is not None and survey.split(head, line) is not None
+            foreign = pasted or survey.is_foreign(line, held.author if held else "")
+            if foreign and survey.readings:
+                yield from finish(held)
+                yield _gap("", newest)
+                held, nobody = None, "it follows a line that is not understood"
+                skip("it may be pasted" if pasted else "its date is not understood")
+            elif held is not None:
+                size += len(line)
+                if size < LINE_LIMIT:
+                    held.lines.append(line)
+            elif line.strip() and nobody:
+                skip(nobody)
             continue
-        yield from finished()
-        if last != time:
-            same.clear()
-        last, held = time, None
-        split = _split(head[1])
-        if split is None or (split[1].startswith("\u200e") and "omitted" not in split[1]):
-            report.skip("it is a note of WhatsApp, media or a call", f"{chat.name}, line {number}")
+        yield from finish(held)
+        held, nobody = None, "it follows a line that is not understood"
+        split = survey.split(head, line)
+        person = split is not None and not _is_note(split[1])
+        late = person and reading.is_late(head.stamp)
+        try:
+            time = reading.time(head.stamp, zone)
+            if time > newest:
+                raise ValueError("it is in the future")
+        except (ValueError, OverflowError):
+            skip("its date is not understood")
+            yield _gap("", newest)
+            continue
+        if split is None:
+            skip(NOTE)
+            nobody = None
+        elif late:
+            skip("its date is before that of the line above")
+            yield _gap("", time)
         else:
-            held = (number, split[0], time, [split[1]])
-    yield from finished()
+            marked = line.lstrip("\ufeff")[:1] in ("\u200e", "\u200f")
+            held, size = _Held(number, split[0], time, marked, [split[1]]), len(split[1])
+    yield from finish(held)
 
 
-def _text(text: str) -> str:
-    """What a person wrote, without the mark of an edited message.
+def _gap(author: str, time: datetime) -> Message:
+    return Message("", author, "", time)
 
-    Raises:
-        Unusable: it is media, or was deleted.
-    """
-    if text.startswith("\u200e") or _MEDIA.fullmatch(text.strip()):
-        raise Unusable("it is a note of WhatsApp, media or a call")
-    text = _EDITED.sub("", text) if _EDITED.search(text) else text
-    text = text.translate(_MARKS).strip()
-    if text.casefold().rstrip(".") in _DELETED:
-        raise Unusable("it was deleted")
-    if not text:
-        raise Unusable("it is empty")
-    return text
+
+class _Finisher:
+    """Makes messages of what was held, with the same ids at each reading."""
+
+    def __init__(self, chat: Member, report: ImportReport) -> None:
+        self._chat, self._report = chat, report
+        place = chat.place
+        self._where = place.parent.name if place.name == "_chat.txt" else place.name
+        self._time: datetime | None = None
+        self._same: Counter[str] = Counter()
+
+    def __call__(self, held: _Held | None) -> Iterator[Message]:
+        if held is None:
+            return
+        try:
+            text = own_words("\n".join(held.lines), held.marked)
+        except Unusable as problem:
+            self._report.skip(problem.reason, f"{self._chat.name}, line {held.number}")
+            if problem.reason != NOTE or held.marked or not _is_note(held.lines[0]):
+                yield _gap(held.author, held.time)
+            return
+        if held.time != self._time:
+            self._same.clear()
+            self._time = held.time
+        content = "\0".join((self._where, held.time.isoformat(), held.author, text))
+        id_ = hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=8).hexdigest()
+        self._same[id_] += 1
+        if self._same[id_] > 1:  # the same words again within a minute
+            id_ += f"-{self._same[id_]}"
+        yield Message(id_, held.author, text, held.time)
