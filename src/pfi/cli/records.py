@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     lines = [
         "pfi connectors",
         "pfi import git ~/code/project",
+        "pfi import git ~/code/project --check",
         "pfi import table notes.csv --set task=instruction --set map.answer=Reply",
     ]
     add_command(app, import_, lines, name="import")
@@ -53,36 +54,69 @@ def import_(
             "--set", "-s", metavar="KEY=VALUE", help="An option of the connector; repeatable."
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Store nothing: show what would be read, with examples."),
+    ] = False,
     profile: Profile = "default",
 ) -> None:
     """Read your files into the profile's records; importing twice adds nothing twice.
 
     KIND says what to read (`pfi connectors` lists the kinds; `auto` looks), PATH is the file or
-    folder.
+    folder. At the end it says who you are taken for and shows examples of what was taken as
+    yours.
     """
-    from pfi.profile.vault.imports import import_records, parse_options
+    from pfi.profile.vault.imports import check_records, import_records, parse_options
     from pfi.sources.connectors import get_connector, recognised
 
-    home = open_profile(profile)
+    home = None if check else open_profile(profile)
+    path = path.expanduser()
     if kind == "auto":
-        kind = recognised(path.expanduser())
+        kind = recognised(path)
         note(f"This is read as {kind}.")
     options = parse_options(settings or [], get_connector(kind).options)
     with progress(bar=False) as shown:
         counter = shown.add_task("reading", total=None)
-        result = import_records(
-            home,
-            kind,
-            path.expanduser(),
-            options,
-            on_record=lambda done: shown.update(counter, description=f"{done} records read"),
-        )
-    typer.echo(f"Added {result.added}, already there {result.already_there}{_skipped(result)}.")
+
+        def tell(done: int) -> None:
+            shown.update(counter, description=f"{done} records read")
+
+        if home is None:
+            result = check_records(kind, path, options, on_record=tell)
+        else:
+            result = import_records(home, kind, path, options, on_record=tell)
+    if home is None:
+        typer.echo(f"Nothing is stored{_skipped(result)}.")
+        _believed(result, 10)
+        return
+    repeated = f", repeated in the source {result.check.repeated}" if result.check.repeated else ""
+    there = f"already there {result.already_there}"
+    typer.echo(f"Added {result.added}, {there}{repeated}{_skipped(result)}.")
+    _believed(result, 3)
     if not result.added and not result.already_there:
         note(f"Nothing was found to import; see `pfi connectors {kind}` for what it reads.")
     elif result.added:
         note(f"Next: `pfi train{flags(profile)}`.")
     refresh_if_due(home)
+
+
+def _believed(result: Imported, examples: int) -> None:
+    """Say what was believed about a source; its texts go to who runs this, and nowhere else."""
+    report, check = result.report, result.check
+    for fact in check.facts(report):
+        note(printable(fact))
+    if examples > 3:
+        for name, count in report.authors.most_common(examples):
+            note(printable(f"  {'you' if name in report.me else '   '} {count:>7}  {name}"))
+        for year, count in sorted(check.years.items()):
+            note(f"      {count:>7}  {year}")
+    for example in check.examples(examples):
+        if example.theirs:
+            note(printable(f"  theirs: {short(example.theirs, 90)}"))
+        if example.mine:
+            note(printable(f"  yours:  {short(example.mine, 90)}"))
+    for warning in check.warnings(report):
+        note(printable(f"Look at this: {warning}."))
 
 
 def _skipped(result: Imported) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,13 +21,22 @@ class ImportReport:
         read: records that can be used.
         skipped: how many were left out, by reason.
         examples: the first place of each reason, e.g. ``notes.jsonl, line 7``.
-        notes: sentences on how the source was understood, where it could be otherwise.
+        notes: clauses on how the source was understood, where it could be otherwise.
+        me: the names or addresses that are taken as the person's own.
+        authors: messages by author, where the source has authors.
     """
 
     read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    me: list[str] = field(default_factory=list)
+    authors: Counter[str] = field(default_factory=Counter)
+
+    def identify(self, me: Iterable[str], authors: Mapping[str, int]) -> None:
+        """Say who of the authors of messages the person is taken for, by the names shown."""
+        self.me += [name for name in me if name not in self.me]
+        self.authors.update(authors)
 
     def note(self, sentence: str) -> None:
         """Say once how the source is understood."""
@@ -43,6 +53,7 @@ class ImportReport:
         self.read += other.read
         self.skipped.update(other.skipped)
         self.examples = {**other.examples, **self.examples}
+        self.identify(other.me, other.authors)
         self.notes += [note for note in other.notes if note not in self.notes]
 
     def summary(self) -> str:

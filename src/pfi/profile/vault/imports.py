@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -15,17 +15,26 @@ from pfi._util.settings import one_line
 from pfi.errors import ConfigError, DataError
 from pfi.profile.home import Home
 from pfi.readers.report import ImportReport
+from pfi.readers.self_check import SelfCheck
 from pfi.records import Record
 from pfi.sources import connectors
 
 
 @dataclass(frozen=True)
 class Imported:
-    """The outcome of an import; `report` tells what the connector skipped."""
+    """The outcome of an import.
+
+    Attributes:
+        added: records that are new.
+        already_there: records that the vault had before.
+        report: what the connector skipped.
+        check: what it believes about the source; it counts records that repeat in it.
+    """
 
     added: int
     already_there: int
     report: ImportReport
+    check: SelfCheck = field(default_factory=SelfCheck)
 
 
 def import_records(
@@ -50,15 +59,43 @@ def import_records(
         DataError: the source cannot be read.
         StorageError: the vault cannot be written.
     """
+    report, check = ImportReport(), SelfCheck()
+    records = _read(kind, path, options, report, check)
+    with home.open_vault() as vault:
+        added, seen = vault.add(_counted(records, on_record))
+    return Imported(added, seen - check.repeated, report, check)
+
+
+def check_records(
+    kind: str,
+    path: Path,
+    options: Mapping[str, Any] | None = None,
+    *,
+    on_record: Callable[[int], None] = lambda done: None,
+) -> Imported:
+    """Read like `import_records` without storing anything.
+
+    Raises:
+        ConfigError, DataError: as for `import_records`.
+    """
+    report, check = ImportReport(), SelfCheck()
+    for _ in _counted(_read(kind, path, options, report, check), on_record):
+        pass
+    return Imported(0, 0, report, check)
+
+
+def _read(
+    kind: str,
+    path: Path,
+    options: Mapping[str, Any] | None,
+    report: ImportReport,
+    check: SelfCheck,
+) -> Iterator[Record]:
     connector = connectors.get_connector(kind)
     settings = connector.configure(options or {})
     if not path.exists():
         raise DataError("there is no such file or folder", path=path, fix="check the path")
-    report = ImportReport()
-    records = connector.read(path, settings, report)
-    with home.open_vault() as vault:
-        added, already_there = vault.add(_counted(records, on_record))
-    return Imported(added, already_there, report)
+    return check.watch(connector.read(path, settings, report))
 
 
 def _counted(records: Iterable[Record], on_record: Callable[[int], None]) -> Iterator[Record]:
