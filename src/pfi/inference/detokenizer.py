@@ -66,6 +66,11 @@ class Written:
             in_thought=prompter.in_thought(prompt),
         )
 
+    @property
+    def in_thought(self) -> bool:
+        """Whether the next token is part of a thought."""
+        return self._thoughts.inside
+
     def add(self, token: int) -> str:
         """Another token; what can be shown of the answer since the last time."""
         inside = self._thoughts.inside

@@ -18,9 +18,12 @@ from pfi.models.generation_config import GenerationSettings
 from pfi.models.prompter import Prompter
 
 if TYPE_CHECKING:
+    from pfi.inference.constraints import Grammar
     from pfi.models.adapters import Adapter
 
 Finish = Literal["stop", "length", "cancelled"]
+#: Tokens and their log-probabilities, likeliest first.
+Likeliest = tuple[tuple[int, float], ...]
 #: Tokens of a thought where a model is asked to think; longer ones take the answer's room.
 _THOUGHT = 1024
 
@@ -58,6 +61,10 @@ class Sampling:
             by it, negative ones multiplied (CTRL, arXiv 1909.05858); the model's own when None.
         presence_penalty: subtracted from the logits of tokens that the answer has.
         frequency_penalty: subtracted for each time that it has them.
+        logit_bias: pairs of a token and what is added to its logit, behind the penalties.
+        grammar: what the answer is held to; anything goes when None. Of a thinking model's answer
+            what follows its thoughts.
+        top_logprobs: how many of the likeliest tokens are told of at each place.
     """
 
     max_tokens: int = 256
@@ -70,6 +77,9 @@ class Sampling:
     repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
+    top_logprobs: int = 0
 
     def resolved(self, generation: GenerationSettings) -> Sampling:
         """With the penalty of a model's own settings where none is given."""
@@ -122,12 +132,17 @@ class Piece:
         tokens: how many tokens it took; the one that ends an answer does not count.
         logprobs: of these tokens under the model, natural logarithm, before the temperature.
         finish: why the answer ends here; None while it goes on.
+        ids: these tokens.
+        top: for each of them the likeliest tokens at its place with their log-probabilities,
+            likeliest first, as many as were asked for.
     """
 
     text: str
     tokens: int = 1
     logprobs: tuple[float, ...] = ()
     finish: Finish | None = None
+    ids: tuple[int, ...] = ()
+    top: tuple[Likeliest, ...] = ()
 
 
 class Stream(Protocol):
@@ -142,7 +157,8 @@ class Stream(Protocol):
         """The pieces; the last one has a ``finish``.
 
         Raises:
-            PfiError: the adapter cannot be loaded, or the prompt is too long.
+            PfiError: the adapter cannot be loaded, the prompt is too long, or the grammar is too
+                complex for what was answered.
         """
         ...
 
@@ -315,6 +331,9 @@ def check_sampling(sampling: Sampling) -> None:
         if not -2 <= getattr(sampling, name) <= 2:
             what = f"the {name.replace('_', ' ')} is {getattr(sampling, name)}"
             raise ConfigError(what, where=name, fix="give a number from -2 to 2")
+    if sampling.top_logprobs < 0:
+        what = f"top_logprobs is {sampling.top_logprobs}"
+        raise ConfigError(what, where="top_logprobs", fix="give 0 or more")
     if not all(sampling.stop):
         raise ConfigError("a text that ends the answer is empty", where="stop", fix="leave it out")
 

@@ -74,7 +74,12 @@ class ChatTemplate:
             raise self._error(f"is no template: {_line(error)}") from error
 
     def parts(
-        self, roles: Sequence[str], *, answer: bool = True, thinking: bool = False
+        self,
+        roles: Sequence[str],
+        *,
+        answer: bool = True,
+        thinking: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[str] | None:
         """The text before, between and after messages of these roles; None if it drops one.
 
@@ -82,24 +87,42 @@ class ChatTemplate:
             roles: of the messages.
             answer: whether the beginning of an answer follows them.
             thinking: whether the model is asked to think first, where the template knows that.
+            tools: functions that the model may call, as the OpenAI API describes them.
 
         Raises:
             Refused: it does not take such a conversation.
             BackboneError: it takes too long, or writes too much.
         """
         messages = [{"role": role, "content": f"{_MARK}{i}{_MARK}"} for i, role in enumerate(roles)]
+        text = self.text(messages, answer=answer, thinking=thinking, tools=tools)
+        parts = re.split(f"{_MARK}([0-9]+){_MARK}", text)
+        if parts[1::2] != [str(at) for at in range(len(roles))]:
+            return None
+        return parts[::2]
+
+    def text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        answer: bool = True,
+        thinking: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """Messages as the template writes them; the rest as ``parts``."""
         choice = {name: on if thinking else off for name, (off, on) in _THINKING.items()}
         context = {
             **{name: value for name, value in choice.items() if value is not None},
             **self._tokens,
-            "messages": messages,
-            "tools": None,
+            "messages": list(messages),
+            "tools": None if tools is None else list(tools),
+            # Llama 3's has them in the user's message unless told otherwise.
+            "tools_in_user_message": False,
             "documents": None,
             "add_generation_prompt": answer,
         }
         try:
             with _limited():
-                text = self._rendered(context)
+                return self._rendered(context)
         except (_TooMuch, MemoryError) as error:
             raise self._error(f"cannot be rendered: {_line(error)}") from error
         except RecursionError as error:
@@ -107,10 +130,6 @@ class ChatTemplate:
         except Exception as error:
             # It is foreign code: whatever it raises, it does not take this conversation.
             raise Refused(_line(error)) from error
-        parts = re.split(f"{_MARK}([0-9]+){_MARK}", text)
-        if parts[1::2] != [str(at) for at in range(len(roles))]:
-            return None
-        return parts[::2]
 
     @cached_property
     def knows_thinking(self) -> bool:

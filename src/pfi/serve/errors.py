@@ -6,16 +6,9 @@ from typing import Any
 
 from pfi.errors import BackboneError, ConfigError, DataError, PfiError
 
-_TYPES = {
-    400: "invalid_request_error",
-    401: "invalid_request_error",
-    403: "invalid_request_error",
-    404: "invalid_request_error",
-    405: "invalid_request_error",
-    408: "invalid_request_error",
-    413: "invalid_request_error",
-    429: "rate_limit_error",
-}
+_TYPES = {429: "rate_limit_error"}
+#: The official clients ask again after 5xx; this says that it would be of no use.
+NO_RETRY = {"x-should-retry": "false"}
 
 
 class ApiError(Exception):
@@ -43,11 +36,22 @@ class ApiError(Exception):
         self.headers = headers or {}
 
     @property
+    def kind(self) -> str:
+        """The error's type in the words of the OpenAI API."""
+        if self.status in _TYPES:
+            return _TYPES[self.status]
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    @property
     def body(self) -> dict[str, Any]:
         """What the response says."""
-        kind = _TYPES.get(self.status, "server_error")
         return {
-            "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
         }
 
 
@@ -63,6 +67,22 @@ def no_model(name: str) -> ApiError:
     return ApiError(404, message, param="model", code="model_not_found")
 
 
+def too_long(most: int, count: int, param: str) -> ApiError:
+    """A conversation that does not fit.
+
+    Args:
+        most: tokens of the context.
+        count: tokens of the conversation.
+        param: the field that it came in.
+    """
+    message = (
+        f"This model's maximum context length is {most} tokens. However, your {param} resulted in "
+        f"{count} tokens, and an answer needs one at least. Please reduce the length of the "
+        f'{param}, or send "pfi": {{"truncation": "auto"}} to leave out the oldest turns.'
+    )
+    return ApiError(400, message, param=param, code="context_length_exceeded")
+
+
 def from_pfi(error: PfiError) -> ApiError:
     """An error of the device as a response: what the caller can mend is 400, the rest 503.
 
@@ -72,5 +92,6 @@ def from_pfi(error: PfiError) -> ApiError:
         fix = f". {error.fix}" if error.fix else ""
         return ApiError(400, f"{error.what}{fix}", code="invalid_value")
     if isinstance(error, BackboneError | DataError):
-        return ApiError(503, "the model cannot be used", code="model_unavailable")
+        what = "the model cannot be used; `pfi ask` on its machine says why"
+        return ApiError(503, what, code="model_unavailable", headers=NO_RETRY)
     return ApiError(503, "the device cannot answer now", code="unavailable")

@@ -28,8 +28,11 @@ from pfi.serve.errors import ApiError
 from pfi.serve.metrics import Metrics
 from pfi.serve.service import Service
 
-API = "/v1"
+#: The OpenAI API and Ollama's; everything below needs a token.
+API = ("/v1", "/api")
 METRICS = "/metrics"
+#: Where the console takes files.
+UPLOAD = "/console/data/import"
 #: Bytes of a refused request's body that are read all the same.
 _SKIPPED = 16 << 20
 #: How long a vault may take to tell whose a token is.
@@ -95,7 +98,7 @@ class Guard:
         if not self._is_ours(headers.get("host", "")):
             raise ApiError(403, "This server does not answer to that host name.", code="host")
         path = _path(scope)
-        if path == API or path.startswith(f"{API}/"):
+        if _is_api(path):
             scope["state"]["caller"] = await self._caller(headers)
         elif path == METRICS and not _is_near(scope, headers):
             await self._caller(headers)
@@ -153,8 +156,9 @@ class _Body:
     def __init__(self, config: ServeConfig, scope: Scope, receive: Receive) -> None:
         headers = Headers(scope=scope)
         self._receive, self._seconds = receive, config.read_seconds
-        self._api = _path(scope).startswith(API)
-        self._most = config.body_bytes if self._api else config.upload_bytes
+        # Forms are read whole into memory, signed in or not; an upload goes to files.
+        self._upload = _path(scope) == UPLOAD
+        self._most = config.upload_bytes if self._upload else config.body_bytes
         self._length = headers.get("content-length", "")
         self._until = time.monotonic() + self._seconds
         self._got = 0
@@ -179,7 +183,7 @@ class _Body:
         if self.read:
             return await self._receive()
         # An upload may take long, as long as it goes on.
-        wait = self._until - time.monotonic() if self._api else self._seconds
+        wait = self._seconds if self._upload else self._until - time.monotonic()
         try:
             message = await asyncio.wait_for(self._receive(), max(wait, 0.0))
         except TimeoutError:
@@ -216,6 +220,10 @@ def _is_near(scope: Scope, headers: Headers) -> bool:
     except ValueError:
         return False
     return near and not {"x-forwarded-for", "forwarded"} & {*headers.keys()}
+
+
+def _is_api(path: str) -> bool:
+    return any(path == root or path.startswith(f"{root}/") for root in API)
 
 
 def _path(scope: Scope) -> str:

@@ -202,13 +202,21 @@ class Service:
         history: Turns = (),
         named: bool = True,
         alone: bool = False,
+        room: int | None = None,
     ) -> Prepared:
         """Make a question to a profile's model ready; see ``Runtime.prepare``."""
         runtime = self.runtime(profile)
         with runtime.home.vault_session():
             chosen = self.task(profile, task)
             return runtime.prepare(
-                text, chosen, k=k, fields=fields, history=history, named=named, alone=alone
+                text,
+                chosen,
+                k=k,
+                fields=fields,
+                history=history,
+                room=room,
+                named=named,
+                alone=alone,
             )
 
     def more(self, profile: str, prepared: Prepared, answer: str) -> Prepared:

@@ -35,7 +35,7 @@ from pfi.inference.engine import (
 from pfi.inference.llama.adapters import LlamaAdapters
 from pfi.inference.llama.c import Context, Model
 from pfi.inference.llama.sampling import Draw
-from pfi.inference.llama.sequences import Slot, Slots, score
+from pfi.inference.llama.sequences import CHUNK, Slot, Slots, add_chunk, next_chunk, score
 from pfi.inference.streams import Channel, QueuedStream
 from pfi.models.prompter import Prompter
 
@@ -60,6 +60,11 @@ class _Job:
     @property
     def key(self) -> str:
         return _key(self.request.adapter)
+
+    @property
+    def reading(self) -> bool:
+        """Whether its prompt is being read; else it is decoded a token at a time."""
+        return not self.new
 
 
 @dataclass(eq=False)
@@ -126,6 +131,7 @@ class LlamaEngine:
             sequences=slots,
             length=length,
             threads=threads or (ThreadChooser(meter.free), ThreadChooser(meter.free)),
+            batch=max(128, slots + CHUNK),  # so that a chunk always fits beside those that decode
             exact=exact,
         )
         self._slots = Slots(self._context)
@@ -280,7 +286,7 @@ class LlamaEngine:
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._running if job.channel.cancelled]:
-            self._finish(job, "cancelled", "", 0)
+            self._finish(job, Piece("", 0, finish="cancelled"))
         with self._changed:
             gone = [job for job in self._waiting if job.channel.cancelled]
             for job in gone:
@@ -335,13 +341,17 @@ class LlamaEngine:
                 room = self._context.batch - len(entries)
                 slot = job.slot
                 assert slot is not None
-                now, job.coming = job.coming[:room], job.coming[room:]
+                size = next_chunk(slot, job.coming, room) if job.reading else min(1, room)
+                now, job.coming = job.coming[:size], job.coming[size:]
                 begin = len(slot.tokens)
                 entries += [
                     (token, begin + i, slot.at, not job.coming and i == len(now) - 1)
                     for i, token in enumerate(now)
                 ]
-                slot.tokens += now
+                if job.reading:
+                    add_chunk(slot, now)
+                else:
+                    slot.tokens += now
                 if now and not job.coming:
                     asked.append(job)
             all_logits = self._context.decode(entries)
@@ -357,26 +367,28 @@ class LlamaEngine:
                 self._fail(job, error)
 
     def _take_token(self, job: _Job, logits: Any) -> None:
-        token, logprob = job.draw.take(logits)
+        token, logprob, top = job.draw.take(logits, free=job.written.in_thought)
         if token in self.prompter.end_ids:
-            self._finish(job, "stop", job.written.end(), 0)
+            self._finish(job, Piece(job.written.end(), 0, finish="stop"))
             return
         job.new += 1
         self._count(new_tokens=1)
         text = job.written.add(token)
-        if job.written.stopped:
-            self._finish(job, "stop", text, 1, (logprob,))
+        finish: Finish | None = None
+        if job.written.stopped or job.draw.ended:
+            finish = "stop"
         elif job.new == job.most or job.new - job.written.hidden >= job.request.sampling.max_tokens:
-            self._finish(job, "length", text + job.written.end(), 1, (logprob,))
-        else:
+            finish = "length"
+        if finish is None:
             job.coming = [token]
-            job.channel.put(Piece(text, 1, (logprob,)))
+            job.channel.put(Piece(text, 1, (logprob,), None, (token,), (top,)))
+        else:
+            text += job.written.end()
+            self._finish(job, Piece(text, 1, (logprob,), finish, (token,), (top,)))
 
-    def _finish(
-        self, job: _Job, why: Finish, text: str, tokens: int, logprobs: tuple[float, ...] = ()
-    ) -> None:
+    def _finish(self, job: _Job, last: Piece) -> None:
         self._release(job)
-        job.channel.put(Piece(text, tokens, logprobs, why))
+        job.channel.put(last)
 
     def _fail(self, job: _Job, error: Exception) -> None:
         assert job.slot is not None

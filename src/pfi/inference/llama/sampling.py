@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pfi.errors import BackboneError
-from pfi.inference.engine import Penalties, Sampling
+from pfi.inference.engine import Likeliest, Penalties, Sampling
 
 
 def highest(logits: Any) -> float:
@@ -41,23 +41,43 @@ class Draw:
         self.sampling = sampling
         self._random = random.Random(sampling.seed)
         self._penalties = Penalties(sampling, prompt)
+        self._matcher = sampling.grammar.begin() if sampling.grammar else None
 
-    def take(self, logits: Any) -> tuple[int, float]:
-        """A token, and its log-probability under the model, from ``(vocabulary,)`` float32.
+    @property
+    def ended(self) -> bool:
+        """Whether the answer's grammar lets nothing follow."""
+        return self._matcher is not None and self._matcher.ended
+
+    def take(self, logits: Any, *, free: bool = False) -> tuple[int, float, Likeliest]:
+        """A token, its log-probability under the model, and the likeliest tokens at its place.
+
+        Args:
+            logits: ``(vocabulary,)`` float32.
+            free: whether the grammar does not count for this token, as within a thought.
 
         Raises:
             BackboneError: the logits are no numbers.
+            ConfigError: the grammar is too complex for what was answered.
         """
         shifted = logits - highest(logits)
         total = float(np.exp(shifted).sum())
         wanted = shifted
         if self._penalties:
             wanted = penalised(logits, self._penalties)
+        if self.sampling.logit_bias:
+            wanted = biased(wanted, self.sampling.logit_bias)
+        matcher = None if free else self._matcher
+        if matcher is not None:
+            wanted = np.where(matcher.allowed(len(logits)), wanted, np.float32(-np.inf))
+        if wanted is not shifted:
             wanted = wanted - wanted.max()
         greedy = self.sampling.temperature == 0
         token = int(wanted.argmax()) if greedy else self._sample(wanted)
         self._penalties.add(token)
-        return token, float(shifted[token]) - math.log(total)
+        if matcher is not None:
+            matcher.add(token)
+        top = likeliest(shifted, self.sampling.top_logprobs, math.log(total))
+        return token, float(shifted[token]) - math.log(total), top
 
     def _sample(self, shifted: Any) -> int:
         top_p, top_k, min_p = self.sampling.top_p, self.sampling.top_k, self.sampling.min_p
@@ -92,3 +112,28 @@ def penalised(logits: Any, penalties: Penalties) -> Any:
     values = changed[at]
     changed[at] = np.where(values < 0, values * by, values / by) - subtracted
     return changed
+
+
+def biased(logits: Any, bias: Sequence[tuple[int, float]]) -> Any:
+    """``(vocabulary,)`` logits with something added to some, as a new array."""
+    changed = logits.copy()
+    for token, added in bias:
+        if 0 <= token < len(changed):
+            changed[token] += added
+    return changed
+
+
+def likeliest(logits: Any, count: int, total: float) -> Likeliest:
+    """The likeliest tokens of ``(vocabulary,)`` logits with their log-probabilities.
+
+    Args:
+        logits: shifted by any number.
+        count: how many.
+        total: the logarithm of the sum of the exponentials of ``logits``.
+    """
+    if not count:
+        return ()
+    count = min(count, len(logits))
+    some = np.argpartition(-logits, count - 1)[:count]
+    ranked = some[np.argsort(-logits[some], kind="stable")]
+    return tuple((int(token), float(logits[token]) - total) for token in ranked)

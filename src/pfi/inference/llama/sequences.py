@@ -14,6 +14,10 @@ from pfi.inference.llama.sampling import highest
 
 #: Whose it is, and the adapter's key.
 Group = tuple[str, str]
+#: Tokens of a prompt that are read together.  llama.cpp's sums depend on how many tokens a pass
+#: has, so prompts are cut at multiples of this, and what is kept of them is a whole number of
+#: chunks: a prompt of which some is known already is computed as one of which nothing is.
+CHUNK = 64
 
 
 @dataclass(eq=False)
@@ -24,6 +28,7 @@ class Slot:
         at: its number.
         group: of the tokens that it holds.
         tokens: whose keys and values it holds.
+        whole: of these, how many were read in whole chunks of a prompt.
         busy: whether a request has it.
         used: when a request last had it.
     """
@@ -31,6 +36,7 @@ class Slot:
     at: int
     group: Group = ("", "")
     tokens: list[int] = field(default_factory=list)
+    whole: int = 0
     busy: bool = False
     used: int = 0
 
@@ -46,8 +52,8 @@ class Slots:
     def take(self, group: Group, prompt: Sequence[int]) -> Slot:
         """A free sequence, which there must be; it may hold the prompt's beginning already.
 
-        Keys and values of other groups are never used, nor those of nobody. The last token is
-        always left to compute: its logits are needed.
+        Keys and values of other groups are never used, nor those of nobody, nor those that were
+        not read in whole chunks. The last token is always left to compute: its logits are needed.
         """
         free = [slot for slot in self.all if not slot.busy]
 
@@ -60,7 +66,7 @@ class Slots:
         if 2 * shared(best) < min(len(best.tokens), len(prompt)):
             best = min(free, key=lambda slot: slot.used)
         self._time += 1
-        self.cut(best, shared(best))
+        self.cut(best, min(shared(best), best.whole) // CHUNK * CHUNK)
         best.busy, best.group, best.used = True, group, self._time
         return best
 
@@ -85,7 +91,27 @@ class Slots:
     def cut(self, slot: Slot, length: int) -> None:
         """Forget a sequence's tokens from this place on."""
         del slot.tokens[length:]
+        slot.whole = min(slot.whole, length)
         self.context.cut(slot.at, length)
+
+
+def next_chunk(slot: Slot, coming: Sequence[int], room: int) -> int:
+    """How many of a prompt's next tokens are read in a pass: up to a chunk's end, or none.
+
+    Args:
+        slot: where the prompt is read.
+        coming: its tokens that are not read yet.
+        room: tokens that the pass has room for; a whole chunk at first.
+    """
+    size = min(CHUNK - len(slot.tokens) % CHUNK, len(coming))
+    return size if size <= room else 0
+
+
+def add_chunk(slot: Slot, tokens: Sequence[int]) -> None:
+    """A part of a prompt has been read."""
+    if slot.whole == len(slot.tokens) and len(tokens) % CHUNK == 0:
+        slot.whole += len(tokens)
+    slot.tokens += tokens
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -132,15 +158,17 @@ def score(
 def _read(slots: Slots, slot: Slot, tokens: Sequence[int], *, only_last: bool = False) -> list[Any]:
     """Add tokens to a slot; the log-probabilities behind each, or behind the last one."""
     found: list[Any] = []
-    step = slots.context.batch
-    for begin in range(0, len(tokens), step):
-        part, place = tokens[begin : begin + step], len(slot.tokens)
+    for begin in range(0, len(tokens), CHUNK):
+        part, place = tokens[begin : begin + CHUNK], len(slot.tokens)
         last = len(tokens) - begin - 1
         entries = [
             (token, place + i, slot.at, not only_last or i == last) for i, token in enumerate(part)
         ]
         found += [_log_softmax(logits) for logits in slots.context.decode(entries)]
-        slot.tokens += part
+        if only_last:
+            add_chunk(slot, part)
+        else:
+            slot.tokens += part
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pfi.inference.constraints import Matcher
 from pfi.inference.detokenizer import Written
 from pfi.inference.engine import Penalties, Request
 from pfi.inference.streams import Channel
@@ -43,6 +44,7 @@ class Row:
         draws: its own random numbers; None when greedy.
         tokens: the prompt and the answer so far.
         penalties: of what came before; None where there are none.
+        matcher: what the answer is held to; None for nothing.
         slot: of its adapter.
         place: in the store of keys and values.
         read: tokens that the model has read.
@@ -56,6 +58,7 @@ class Row:
     draws: random.Random | None
     tokens: list[int]
     penalties: Penalties | None = None
+    matcher: Matcher | None = None
     slot: int = NO_ADAPTER
     place: int = -1
     read: int = 0

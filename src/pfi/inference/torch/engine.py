@@ -170,6 +170,7 @@ class TorchEngine:
         before = self._begin if self.prompter.seq2seq else request.prompt
         penalties = Penalties(sampling.resolved(self.prompter.generation), before)
         row = Row(request, channel, limit, written, draws, list(request.prompt), penalties or None)
+        row.matcher = sampling.grammar.begin() if sampling.grammar else None
         row.cacheable = bool(request.owner)
         return row
 

@@ -7,11 +7,12 @@ Nucleus sampling is that of Holtzman et al. 2020 (arXiv 1904.09751), min-p that 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 
-from pfi.inference.engine import Penalties
+from pfi.inference.engine import Likeliest, Penalties
 
 #: Chooses ``(rows,)`` tokens from ``(rows, vocabulary)`` logits of the prompts of these numbers.
 Pick = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
@@ -118,3 +119,42 @@ def penalised(logits: torch.Tensor, penalties: Sequence[Penalties | None]) -> to
     changed = logits.clone()
     changed[at[0], at[1]] = values
     return changed
+
+
+def biased(logits: torch.Tensor, biases: Sequence[Sequence[tuple[int, float]]]) -> torch.Tensor:
+    """``(rows, vocabulary)`` logits with each row's biases; the same tensor where none has any."""
+    places = [
+        (row, token, bias)
+        for row, own in enumerate(biases)
+        for token, bias in own
+        if 0 <= token < logits.shape[-1]
+    ]
+    if not places:
+        return logits
+    rows, tokens, added = zip(*places, strict=True)
+    changed = logits.clone()
+    at = torch.tensor([rows, tokens], device=logits.device)
+    changed[at[0], at[1]] += torch.tensor(added, dtype=logits.dtype, device=logits.device)
+    return changed
+
+
+def allowed_only(logits: torch.Tensor, masks: Mapping[int, np.ndarray]) -> torch.Tensor:
+    """``(rows, vocabulary)`` logits, minus infinity where a row's mask ``(vocabulary,)`` is False.
+
+    The same tensor where no row has a mask.
+    """
+    if not masks:
+        return logits
+    changed = logits.clone()
+    for row, mask in masks.items():
+        allowed = torch.from_numpy(mask).to(logits.device)
+        changed[row] = changed[row].masked_fill(~allowed, -torch.inf)
+    return changed
+
+
+def likeliest(logits: torch.Tensor, count: int) -> Likeliest:
+    """The likeliest tokens of ``(vocabulary,)`` logits with their log-probabilities."""
+    if not count:
+        return ()
+    values, tokens = logits.log_softmax(-1).topk(min(count, len(logits)))
+    return tuple(zip(tokens.tolist(), values.tolist(), strict=True))

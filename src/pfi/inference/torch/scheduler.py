@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from pfi.errors import BackboneError
-from pfi.inference.engine import AdapterRef, EngineStats, Finish, Piece
+from pfi.errors import BackboneError, ConfigError
+from pfi.inference.engine import AdapterRef, EngineStats, Finish, Likeliest, Piece
 from pfi.inference.torch.adapter_slots import AdapterSlots
 from pfi.inference.torch.batch import Row, Rows
 from pfi.inference.torch.prefix_cache import Group, PrefixCache
-from pfi.inference.torch.sampling import nucleus, penalised
+from pfi.inference.torch.sampling import allowed_only, biased, likeliest, nucleus, penalised
 from pfi.models.bank.bank import NO_ADAPTER
 from pfi.models.scoring import pass_tokens, score_ids
 
@@ -212,16 +213,40 @@ class Scheduler:
             for rows, logits in self.rows.passes():
                 self._counts.steps += 1
                 logits = logits.float()  # a CPU ranks bfloat16 slowly
-                tokens = choose(logits, rows)
+                masks = self._masks(rows, logits.shape[-1])
+                tokens = choose(logits, rows, masks)
                 logprobs = _logprobs(logits, tokens)
-                for row, token, logprob in zip(rows, tokens.tolist(), logprobs, strict=True):
-                    self._extend(row, token, logprob)
+                top = [
+                    likeliest(logits[at], row.request.sampling.top_logprobs)
+                    for at, row in enumerate(rows)
+                ]
+                for at, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+                    if at in masks and masks[at] is None:
+                        continue
+                    self._extend(row, token, logprobs[at], top[at])
         except Exception as error:  # a bug, or no memory: those under way end, the engine goes on
             for row in self.rows.all():
                 self._leave(row, spoilt=True)
                 _fail(row, error)
 
-    def _extend(self, row: Row, token: int, logprob: float) -> None:
+    def _masks(self, rows: Sequence[Row], size: int) -> dict[int, np.ndarray | None]:
+        """Which of ``size`` tokens rows with a grammar may go on with, by the rows' numbers.
+
+        A row whose grammar is too complex ends; it has None.
+        """
+        masks: dict[int, np.ndarray | None] = {}
+        for at, row in enumerate(rows):
+            if row.matcher is None or row.written.in_thought:
+                continue
+            try:
+                masks[at] = row.matcher.allowed(size)
+            except ConfigError as error:
+                masks[at] = None
+                self._leave(row)
+                _fail(row, error)
+        return masks
+
+    def _extend(self, row: Row, token: int, logprob: float, top: Likeliest) -> None:
         """Another token of an answer."""
         if not math.isfinite(logprob):
             self._leave(row, spoilt=True)
@@ -238,8 +263,11 @@ class Scheduler:
             row.tokens.append(token)
             if row.penalties:
                 row.penalties.add(token)
+            held = row.matcher is not None and not row.written.in_thought
             text, count = row.written.add(token), 1
-            if row.written.stopped:
+            if row.matcher is not None and held:
+                row.matcher.add(token)
+            if row.written.stopped or (row.matcher is not None and row.matcher.ended):
                 finish = "stop"
             elif (
                 row.new == row.limit
@@ -248,7 +276,8 @@ class Scheduler:
                 finish = "length"
         if finish:
             text += row.written.end()
-        piece = Piece(text, count, (logprob,) * count, finish)
+        ids, tops = ((token,), (top,)) if count else ((), ())
+        piece = Piece(text, count, (logprob,) * count, finish, ids, tops)
         if row.cacheable and (first or piece.finish):
             self._keep(row, row.read)
         if piece.finish:
@@ -264,9 +293,19 @@ class Scheduler:
                 self.prefixes.put(group, beginning, held)
 
 
-def choose(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """Tokens ``(rows,)``: each row by its own settings and its own random numbers."""
+def choose(
+    logits: torch.Tensor, rows: Sequence[Row], masks: Mapping[int, np.ndarray | None]
+) -> torch.Tensor:
+    """Tokens ``(rows,)``: each row by its own settings and its own random numbers.
+
+    Args:
+        logits: ``(rows, vocabulary)``.
+        rows: in the same order.
+        masks: the tokens that a row may go on with, by its number, where not any.
+    """
     logits = penalised(logits, [row.penalties for row in rows])
+    logits = biased(logits, [row.request.sampling.logit_bias for row in rows])
+    logits = allowed_only(logits, {at: mask for at, mask in masks.items() if mask is not None})
     tokens = logits.argmax(-1)
     alike: dict[tuple[float, int, float], list[int]] = {}
     for at, row in enumerate(rows):
