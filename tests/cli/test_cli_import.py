@@ -103,7 +103,7 @@ def test_what_is_suspicious_is_named_with_its_place() -> None:
     assert checked([reply(1, START)], report) == [], "left out by rule"
     [warning] = checked([reply(n, START - hours[n % 9] * 24) for n in range(100)])
     assert "messages are older than the one before them" in warning and "(first: r1)" in warning
-    [warning] = checked([reply(n, START if n > 9 else START - hours[n + 1]) for n in range(60)])
+    [warning] = checked([reply(n, START if n > 9 else START - hours[10 - n]) for n in range(60)])
     assert "50 of 60 records are of one moment" in warning and "(first: r10)" in warning
     report = ImportReport()
     report.identify(["Sam"], {"Sam": 10})

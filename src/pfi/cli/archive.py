@@ -89,7 +89,10 @@ def restore(
     ] = None,
     key: Annotated[
         Literal["auto", "keyring", "passphrase", "file"],
-        typer.Option(help="What keeps its keys; auto: the OS keyring where there is one."),
+        typer.Option(
+            help="What keeps its keys; auto: a passphrase if PFI_PASSPHRASE is set, else the OS "
+            "keyring where there is one, else a file."
+        ),
     ] = "auto",
 ) -> None:
     """Make a new profile of the archive in FILE; an existing one is never changed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,7 +51,10 @@ def init(
     task: TaskName = None,
     key: Annotated[
         Literal["auto", "keyring", "passphrase", "file"],
-        typer.Option(help="What keeps its keys; auto: the OS keyring where there is one."),
+        typer.Option(
+            help="What keeps its keys; auto: a passphrase if PFI_PASSPHRASE is set, else the OS "
+            "keyring where there is one, else a file."
+        ),
     ] = "auto",
 ) -> None:
     """Make a profile: the folder that will hold your records, adapters and settings.
@@ -58,7 +62,7 @@ def init(
     What it holds is encrypted. A passphrase is taken from PFI_PASSPHRASE, else asked for.
     """
     from pfi.profile.config import HomeConfig
-    from pfi.profile.keys.keys import describe_lock
+    from pfi.profile.keys.keys import describe_lock, read_keys_file
     from pfi.profile.open import create_home, refuse_existing
     from pfi.tasks import get_task
 
@@ -74,6 +78,8 @@ def init(
     home = create_home(profile, config=HomeConfig(backbone=backbone, task=task), lock=key)
     typer.echo(f"Made profile {profile} in {shown_path(home.path)}.")
     typer.echo("Its keys are {}: {}.".format(*describe_lock(home.path)))
+    if os.environ.get("PFI_PASSPHRASE") and read_keys_file(home.path).held != "passphrase":
+        note("PFI_PASSPHRASE is not used: --key or PFI_KEY says otherwise.")
     typer.echo(f"Its backbone is {backbone}{reason}.")
     if backbone == "embedded":
         _explain_embedded(home)

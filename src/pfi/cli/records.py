@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,35 +71,41 @@ def import_(
     from pfi.profile.vault.imports import check_records, import_records, parse_options
     from pfi.sources.connectors import get_connector, recognised
 
-    home = None if check else open_profile(profile)
     path = path.expanduser()
-    if kind == "auto":
-        kind = recognised(path)
-        note(f"This is read as {kind}.")
-    options = parse_options(settings or [], get_connector(kind).options)
-    with progress(bar=False) as shown:
-        counter = shown.add_task("reading", total=None)
 
-        def tell(done: int) -> None:
-            shown.update(counter, description=f"{done} records read")
+    def understood() -> tuple[str, dict[str, Any]]:
+        found = recognised(path) if kind == "auto" else kind
+        if kind == "auto":
+            note(f"This is read as {found}.")
+        return found, parse_options(settings or [], get_connector(found).options)
 
-        if home is None:
-            result = check_records(kind, path, options, on_record=tell)
-        else:
-            result = import_records(home, kind, path, options, on_record=tell)
-    if home is None:
+    if check:  # needs no profile
+        named, options = understood()
+        result = _counting(partial(check_records, named, path, options))
         typer.echo(f"Nothing is stored{_skipped(result)}.")
         _believed(result, 10)
         return
+    home = open_profile(profile)
+    named, options = understood()
+    result = _counting(partial(import_records, home, named, path, options))
     repeated = f", repeated in the source {result.check.repeated}" if result.check.repeated else ""
     there = f"already there {result.already_there}"
     typer.echo(f"Added {result.added}, {there}{repeated}{_skipped(result)}.")
     _believed(result, 3)
     if not result.added and not result.already_there:
-        note(f"Nothing was found to import; see `pfi connectors {kind}` for what it reads.")
+        note(f"Nothing was found to import; see `pfi connectors {named}` for what it reads.")
     elif result.added:
         note(f"Next: `pfi train{flags(profile)}`.")
     refresh_if_due(home)
+
+
+def _counting(read: Callable[..., Imported]) -> Imported:
+    """What `read` gives, with a count of the records shown meanwhile."""
+    with progress(bar=False) as shown:
+        counter = shown.add_task("reading", total=None)
+        return read(
+            on_record=lambda done: shown.update(counter, description=f"{done} records read")
+        )
 
 
 def _believed(result: Imported, examples: int) -> None:

@@ -47,7 +47,8 @@ class Argon(BaseModel):
 
 
 def choose(lock: Lock) -> Held:
-    """What `auto` means here: `PFI_KEY`, else the keyring where one works, else a file.
+    """What `auto` means here: `PFI_KEY`; else a passphrase if `PFI_PASSPHRASE` holds one, as who
+    sets it wants it used; else the keyring where one works, else a file.
 
     Raises:
         ConfigError: `PFI_KEY` or `lock` is no kind.
@@ -60,6 +61,8 @@ def choose(lock: Lock) -> Held:
         )
     if lock != "auto":
         return lock
+    if os.environ.get("PFI_PASSPHRASE"):
+        return "passphrase"
     return "keyring" if find_keyring() else "file"
 
 
