@@ -79,7 +79,7 @@ NAMES = {
     "20240305142200": TIME, "2024-03-05 1422": DAY, "2024-03-05T1422": TIME,
     "2024-03-05T14.22": TIME,
     "2024-03-05-14-22": TIME, "IMG_20240305_142200": TIME, "2024-W10": DAY.replace(day=4),
-    "2024-KW10": DAY.replace(day=4), "2024-03": DAY.replace(day=1), 
+    "2024-KW10": DAY.replace(day=4), "2024-03": DAY.replace(day=1),
     "2024-Q1": DAY.replace(month=1, day=1),
     "2024": DAY.replace(month=1, day=1), "1994-05-06": datetime(1994, 5, 6, tzinfo=UTC),
     "The wall came down 1989-11-09 notes": None, "Top 10 books": None, "Room 101": None,

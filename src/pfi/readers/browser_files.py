@@ -1,31 +1,24 @@
-"""What browsers write: bookmarks as HTML or JSON, history as SQLite, CSV or JSON.
-
-A browser's own SQLite files are copied before they are opened, for it may be using them.
-"""
+"""What browsers write: which file is what, and bookmarks as HTML, JSON or property list."""
 
 from __future__ import annotations
 
-import csv
-import shutil
-import sqlite3
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import closing
-from datetime import UTC, datetime, timedelta
+import plistlib
+from collections.abc import Iterator
+from datetime import datetime
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pfi.errors import DataError
-from pfi.readers.pieces import bounded_lines, open_file, parse_json
-from pfi.readers.values import Unusable, past_time
+from pfi.readers.browser_times import moment
+from pfi.readers.exports import Member
+from pfi.readers.pieces import parse_json
 
-#: Largest JSON file and longest line that is read.
+#: Largest JSON file or property list that is read.
 JSON_LIMIT = 256 << 20
-LINE_LIMIT = 100_000
 _CHUNK = 1 << 16
-_CHROME_EPOCH = datetime(1601, 1, 1, tzinfo=UTC)
 _SQLITE = b"SQLite format 3\0"
+#: Safari's own lists and what they hold that is no folder of anybody's.
+_SAFARI_LISTS = {"BookmarksBar", "BookmarksMenu", "com.apple.ReadingList"}
 
 
 class Bookmark(NamedTuple):
@@ -38,35 +31,36 @@ class Bookmark(NamedTuple):
     time: datetime | None
 
 
-class Visit(NamedTuple):
-    """A page that was seen, at its latest."""
-
-    title: str
-    url: str
-    seen: int
-    time: datetime | None
-
-
-def kind_of(path: Path) -> str | None:
+def kind_of(member: Member) -> str | None:
     """What a file holds, and its form, like `history:sqlite`; None if it is not a browser's."""
     try:
-        with path.open("rb") as file:
+        with member.open() as file:
             head = file.read(4096)
-    except OSError:
+    except DataError:
         return None
+    suffix = member.file_name.lower().rpartition(".")[2]
     lower = head.lower()
     if head.startswith(_SQLITE):
         return "history:sqlite"
+    if suffix == "plist" and (head.startswith(b"bplist") or b"webbookmarktype" in lower):
+        return "bookmarks:plist"
+    if suffix in ("csv", "tsv"):
+        wide = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+        first = (head.decode("utf-16", "replace").encode() if wide else head).lower()
+        return "history:csv" if b"url" in first.partition(b"\n")[0] else None
     if b"netscape-bookmark-file" in lower or (b"<dl>" in lower and b"<dt>" in lower):
         return "bookmarks:html"
-    if path.suffix.lower() in (".csv", ".tsv") and b"url" in lower.partition(b"\n")[0]:
-        return "history:csv"
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
         if b'"roots"' in head or b'"checksum"' in head or b"text/x-moz-place" in head:
             return "bookmarks:json"
-        if b'"Browser History"' in head or (b'"url"' in lower and b'"title"' in lower):
+        if is_list_of_pages(head) or (b'"url"' in lower and b'"title"' in lower):
             return "history:json"
     return None
+
+
+def is_list_of_pages(head: bytes) -> bool:
+    """Whether a JSON file begins as Takeout's or Safari's history does."""
+    return b'"Browser History"' in head or (b'"data_type"' in head and b'"history"' in head)
 
 
 # Bookmarks ------------------------------------------------------------------------------
@@ -77,19 +71,25 @@ class _Netscape(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self.found: list[Bookmark] = []
+        self.bookmarks: list[Bookmark] = []
         self._folders: list[str] = []
         self._next = ""
         self._root = False
         self._attributes: dict[str, str] | None = None
         self._text: list[str] | None = None
+        self._described = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
+        if tag == "dd":
+            self._finish()
+            self._described = True  # links in a description are no bookmarks
+        elif tag in ("dt", "dl", "h3"):
+            self._described = False
         if tag == "h3":
             self._text = []
             self._root = "personal_toolbar_folder" in values or "unfiled_bookmarks_folder" in values
-        elif tag == "a":
+        elif tag == "a" and not self._described:
             self._finish()
             self._attributes, self._text = values, []
         elif tag == "dl":
@@ -116,20 +116,36 @@ class _Netscape(HTMLParser):
         self._attributes = self._text = None
         tags = tuple(tag.strip() for tag in values.get("tags", "").split(",") if tag.strip())
         folders = tuple(filter(None, self._folders))
-        time = _unix(values.get("add_date"))
-        self.found.append(Bookmark(title, values.get("href", ""), folders, tags, time))
+        time = moment(values.get("add_date"))
+        self.bookmarks.append(Bookmark(title, values.get("href", ""), folders, tags, time))
 
 
-def bookmarks(path: Path, form: str) -> Iterator[Bookmark]:
+def bookmarks(member: Member, form: str) -> Iterator[Bookmark]:
     """The bookmarks of a file, in its order.
 
     Raises:
         DataError: the file cannot be read.
     """
-    if form == "bookmarks:html":
-        yield from _from_html(path)
+    with member.open() as file:
+        if form == "bookmarks:html":
+            yield from _from_html(file)
+            return
+        data = file.read(JSON_LIMIT + 1)
+    if len(data) > JSON_LIMIT:
+        what = f"the file has more than {JSON_LIMIT} bytes"
+        raise DataError(what, path=member.place, fix="export less")
+    if form == "bookmarks:plist":
+        try:
+            yield from _from_safari(plistlib.loads(data))
+        except (ValueError, OverflowError, RecursionError, plistlib.InvalidFileException) as error:
+            what = f"the file is no property list ({error})"
+            raise DataError(what, path=member.place, fix="export bookmarks as HTML") from error
         return
-    value = _json(path)
+    try:
+        value = parse_json(data.decode("utf-8-sig"))
+    except ValueError as error:
+        what = f"the file is not JSON ({error})"
+        raise DataError(what, path=member.place, fix="export again") from error
     roots = value.get("roots") if isinstance(value, dict) else None
     if isinstance(roots, dict):
         for node in roots.values():
@@ -138,21 +154,40 @@ def bookmarks(path: Path, form: str) -> Iterator[Bookmark]:
         yield from _from_firefox(value)
 
 
-def _from_html(path: Path) -> Iterator[Bookmark]:
+def _from_html(file: IO[bytes]) -> Iterator[Bookmark]:
     reader = _Netscape()
-    with open_file(path) as file:
+    decoded = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf")
+    rest = b""
+    while decoded:
+        # Chunks end between lines, so that no character is cut.
+        piece, newline, rest = (rest + decoded).rpartition(b"\n")
+        reader.feed((piece + newline).decode("utf-8", "replace"))
+        yield from reader.bookmarks
+        reader.bookmarks.clear()
         decoded = file.read(_CHUNK)
-        rest = b""
-        while decoded:
-            # Chunks end between lines, so that no character is cut.
-            piece, newline, rest = (rest + decoded).rpartition(b"\n")
-            reader.feed((piece + newline).decode("utf-8", "replace"))
-            yield from reader.found
-            reader.found.clear()
-            decoded = file.read(_CHUNK)
-        reader.feed(rest.decode("utf-8", "replace"))
-        reader.close()
-    yield from reader.found
+    reader.feed(rest.decode("utf-8", "replace"))
+    reader.close()
+    yield from reader.bookmarks
+
+
+def _from_safari(value: Any) -> Iterator[Bookmark]:
+    """Bookmarks of Safari's property list; dates are only in its reading list."""
+    stack: list[tuple[Any, tuple[str, ...]]] = [(value, ())]
+    while stack:
+        node, folders = stack.pop()
+        if not isinstance(node, dict):
+            continue
+        name, children = _text(node.get("Title")), node.get("Children")
+        if isinstance(children, list):
+            own = name and name not in _SAFARI_LISTS
+            inner = (*folders, name) if own else folders
+            stack.extend((child, inner) for child in reversed(children))
+        elif isinstance(node.get("URLString"), str):
+            about = node.get("URIDictionary")
+            title = _text(about.get("title")) if isinstance(about, dict) else ""
+            reading = node.get("ReadingList")
+            time = moment(reading.get("DateAdded")) if isinstance(reading, dict) else None
+            yield Bookmark(title, node["URLString"], folders, (), time)
 
 
 def _from_chrome(node: Any, *, top: bool = False) -> Iterator[Bookmark]:
@@ -167,7 +202,7 @@ def _from_chrome(node: Any, *, top: bool = False) -> Iterator[Bookmark]:
             inner = folders if top or not name else (*folders, name)
             stack.extend((child, inner) for child in reversed(children))
         elif isinstance(node.get("url"), str):
-            time = _micro(node.get("date_added"), _CHROME_EPOCH)
+            time = moment(node.get("date_added"))
             yield Bookmark(name, node["url"], folders, (), time)
         top = False
 
@@ -185,157 +220,9 @@ def _from_firefox(value: Any) -> Iterator[Bookmark]:
             stack.extend((child, inner, depth + 1) for child in reversed(children))
         elif isinstance(node.get("uri"), str):
             tags = tuple(tag.strip() for tag in _text(node.get("tags")).split(",") if tag.strip())
-            time = _micro(node.get("dateAdded"), datetime.fromtimestamp(0, UTC))
+            time = moment(node.get("dateAdded"))
             yield Bookmark(title, node["uri"], folders, tags, time)
-
-
-# History --------------------------------------------------------------------------------
-
-_CHROME = """SELECT title, url, visit_count, last_visit_time FROM urls
-             WHERE hidden = 0 ORDER BY last_visit_time, id"""
-_FIREFOX = """SELECT title, url, visit_count, last_visit_date FROM moz_places
-              WHERE hidden = 0 AND visit_count > 0 ORDER BY last_visit_date, id"""
-
-
-def history(path: Path, form: str) -> Iterator[Visit | Unusable]:
-    """The pages of a file that were seen; `Unusable` for what is damaged.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    if form == "history:sqlite":
-        yield from _from_sqlite(path)
-    elif form == "history:csv":
-        yield from _from_csv(path)
-    else:
-        value = _json(path)
-        if isinstance(value, dict):  # Google's takeout has the list under a name
-            value = next((each for each in value.values() if isinstance(each, list)), [])
-        for row in value if isinstance(value, list) else []:
-            yield _visit(row) if isinstance(row, dict) else Unusable("it is not a page")
-
-
-def _from_sqlite(path: Path) -> Iterator[Visit]:
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy.sqlite"
-        try:
-            shutil.copyfile(path, copy)
-            for suffix in ("-wal", "-shm"):  # what the browser has not moved into the file yet
-                beside = path.with_name(path.name + suffix)
-                if beside.is_file():
-                    shutil.copyfile(beside, copy.with_name(copy.name + suffix))
-        except OSError as error:
-            what = f"the file cannot be copied ({error.strerror})"
-            raise DataError(what, path=path, fix="close the browser and try again") from error
-        try:
-            # Not pfi._util.sqlite: the file is not ours, and not encrypted.
-            with closing(sqlite3.connect(copy)) as db:
-                db.execute("PRAGMA query_only = 1")
-                db.execute("PRAGMA trusted_schema = 0")
-                db.text_factory = lambda data: data.decode("utf-8", "replace")
-                tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-                if not tables & {"urls", "moz_places"}:
-                    fix = "give Chrome's History or Firefox's places.sqlite"
-                    raise DataError("it is no browser's history", path=path, fix=fix)
-                chrome = "urls" in tables
-                epoch = _CHROME_EPOCH if chrome else datetime.fromtimestamp(0, UTC)
-                for title, url, count, time in db.execute(_CHROME if chrome else _FIREFOX):
-                    if isinstance(url, str):
-                        number = count if isinstance(count, int) else 1
-                        yield Visit(_text(title), url, number, _micro(time, epoch))
-        except sqlite3.Error as error:
-            fix = "close the browser and copy the file again"
-            raise DataError(f"the file is damaged ({error})", path=path, fix=fix) from error
-
-
-def _from_csv(path: Path) -> Iterator[Visit | Unusable]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    lines = (line or "" for _, line in bounded_lines(path, "utf-8-sig", LINE_LIMIT))
-    rows = csv.reader(lines, delimiter=delimiter)
-    header: list[str] = []
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield Unusable("the row is not valid CSV")
-            continue
-        if not header:
-            header = [cell.strip().lower() for cell in row]
-        elif row:
-            yield _visit(dict(zip(header, row, strict=False)))
-
-
-_TIMES = (
-    "last_visit_time", "lastvisittime", "visit_time", "visittime", "time_usec", "last_visit_date",
-    "datetime", "date", "time", "timestamp", "visited_at",
-)  # fmt: skip
-_COUNTS = ("visit_count", "visitcount", "visits")
-
-
-def _visit(row: Mapping[str, Any]) -> Visit | Unusable:
-    """A page from a row with the names that exports use."""
-    values = {str(key).lower(): value for key, value in row.items()}
-    url = _text(values.get("url") or values.get("navigatedtourl"))
-    if not url:
-        return Unusable("it has no address")
-    times = [values[name] for name in _TIMES if values.get(name) not in (None, "")]
-    if "date" in values and "time" in values and not values.get("visit_time"):
-        times.insert(0, f"{values['date']} {values['time']}")
-    time = next((found for value in times if (found := _any_time(value)) is not None), None)
-    counts = [str(values[name]) for name in _COUNTS if name in values]
-    count = next((int(text) for text in counts if text.isascii() and text.isdecimal()), 1)
-    return Visit(_text(values.get("title")), url, min(count, 1 << 30), time)
-
-
-# Values ---------------------------------------------------------------------------------
-
-
-def _any_time(value: Any) -> datetime | None:
-    """A time as text, or as seconds, milliseconds or microseconds since 1970 or 1601."""
-    if isinstance(value, str) and value.strip().replace(".", "", 1).isdecimal():
-        value = float(value) if len(value) < 40 else None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if 1e16 < value < 1e17:  # microseconds since 1601
-            return _micro(int(value), _CHROME_EPOCH)
-        for scale, least in ((1e6, 1e14), (1e3, 1e11)):
-            if value > least:
-                return _unix(value / scale)
-        return _unix(value)
-    try:
-        return past_time(value)
-    except Unusable:
-        return None
-
-
-def _unix(value: Any) -> datetime | None:
-    try:
-        time = past_time(value)
-    except Unusable:
-        return None
-    return time if time is not None and time.year > 1970 else None
-
-
-def _micro(value: Any, epoch: datetime) -> datetime | None:
-    """A time from microseconds since `epoch`, to whole seconds."""
-    try:
-        time = epoch + timedelta(seconds=int(value) // 1_000_000)
-        return past_time(time.isoformat()) if time.year > 1970 else None
-    except (TypeError, ValueError, OverflowError, Unusable):
-        return None
 
 
 def _text(value: Any) -> str:
     return " ".join(value.split()) if isinstance(value, str) else ""
-
-
-def _json(path: Path) -> Any:
-    with open_file(path) as file:
-        data = file.read(JSON_LIMIT + 1)
-    if len(data) > JSON_LIMIT:
-        raise DataError(f"the file has more than {JSON_LIMIT} bytes", path=path, fix="export less")
-    try:
-        return parse_json(data.decode("utf-8"))
-    except ValueError as error:
-        raise DataError(f"the file is not JSON ({error})", path=path, fix="export again") from error

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -16,16 +18,27 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pydantic import Field
 
 from pfi.errors import DataError
-from pfi.readers.browser_files import Bookmark, Visit, bookmarks, history, kind_of
+from pfi.readers.browser_files import Bookmark, bookmarks, is_list_of_pages, kind_of
+from pfi.readers.browser_history import Visit, history, is_history
+from pfi.readers.exports import Member, is_zip, members
 from pfi.readers.report import ImportReport
+from pfi.readers.takeout import is_takeout
 from pfi.readers.values import Unusable
 from pfi.records import Record
 from pfi.sources.connectors import Connector, Options
 
 _TITLE_LIMIT = 300
 _ADDRESS_LIMIT = 200
-#: Files of a browser's profile that a folder is searched for.
-_FILES = ("Bookmarks", "History", "places.sqlite")
+#: Files of a browser's profile and of exports that a folder is searched for.
+_FILES = (
+    "Bookmarks", "History", "places.sqlite", "History.db", "Bookmarks.plist", "ephy-history.db",
+    "history.sqlite", "BrowserHistory.json", "History.json", "Bookmarks.html",
+)  # fmt: skip
+#: What a browser has not moved into its database yet lies beside it.
+_LOG = "-wal"
+_DATABASES = (".db", ".sqlite", ".sqlite3", ".db3", "")
+#: Files of an archive that may be bookmarks or histories, by suffix; what they are is looked at.
+_EXPORTED = (".html", ".htm", ".json", ".csv", ".plist", ".db", ".sqlite")
 #: Where the words of a search are in an address.
 _WORDS = ("q", "query", "search_query", "p", "text", "wd", "k", "search")
 #: Ends of titles that only say which site it is, like ` - Wikipedia`.
@@ -57,15 +70,12 @@ class BrowserConnector(Connector[BrowserOptions]):
     options = BrowserOptions
 
     def recognises(self, path: Path) -> bool:
-        """Whether it is a file of bookmarks or history, or a browser's profile."""
+        """Whether it is a file of bookmarks or history, a browser's profile, or its export."""
         if path.is_dir():
-            return any((path / name).is_file() for name in _FILES)
-        if path.suffix.lower() in (".csv", ".tsv", ".json"):
-            kind = kind_of(path) or ""
-            return kind.startswith("bookmarks:") or (bool(kind) and "history" in path.name.lower())
-        return kind_of(path) is not None and (
-            path.name in _FILES or path.suffix.lower() in (".html", ".htm", "")
-        )
+            return any((path / name).is_file() and _is_browsers(path / name) for name in _FILES)
+        if is_zip(path):
+            return not is_takeout(path) and bool(_files(path))
+        return path.is_file() and _is_browsers(path)
 
     def read(self, path: Path, options: BrowserOptions, report: ImportReport) -> Iterator[Record]:
         """Yield a record a bookmark or page, in the order of the file.
@@ -73,49 +83,120 @@ class BrowserConnector(Connector[BrowserOptions]):
         Raises:
             DataError: it is neither bookmarks nor a history, or nothing in it can be used.
         """
-        files = (
-            [path / name for name in _FILES if (path / name).is_file()] if path.is_dir() else [path]
-        )
-        ids: set[str] = set()
-        source = f"browser:{path.name}"
-        for file in files:
-            kind = kind_of(file)
-            if kind is None:
-                fix = (
-                    "give bookmarks (HTML, Chrome's Bookmarks) or a history; see docs/connectors.md"
-                )
-                raise DataError("it is neither bookmarks nor a history", path=file, fix=fix)
-            found: Iterator[Bookmark | Visit | Unusable] = (
-                bookmarks(file, kind) if kind.startswith("bookmarks") else history(file, kind)
-            )
-            number = 0
-            while True:
-                number += 1
-                place = f"{file.name}, entry {number}"
-                try:
-                    item = next(found)
-                except StopIteration:
-                    break
-                except DataError as error:
-                    if not report.read:
-                        raise
-                    report.skip(f"the file ends there: {error.what}", place)
-                    break
-                try:
-                    record = _record(item, options, source)
-                    if record.id in ids:
-                        raise Unusable("it repeats a page")
-                except (Unusable, DataError) as problem:
-                    reason = problem.reason if isinstance(problem, Unusable) else problem.what
-                    report.skip(reason, place)
-                    continue
-                ids.add(record.id)
-                report.read += 1
-                yield record
+        files = _files(path)
+        if not files:
+            fix = "give bookmarks (HTML, Chrome's Bookmarks) or a history; see docs/connectors.md"
+            raise DataError("it is neither bookmarks nor a history", path=path, fix=fix)
+        yield from page_records(files, options, report, f"browser:{path.name}")
         report.require_records(path, "give bookmarks with folders, or a history")
 
 
-def _record(item: Bookmark | Visit | Unusable, options: BrowserOptions, source: str) -> Record:
+def page_records(
+    files: Sequence[Member], options: BrowserOptions, report: ImportReport, source: str
+) -> Iterator[Record]:
+    """The records of a browser's files, each once; other files are passed over.
+
+    A file of bookmarks without any dates, as Safari writes them, gives records without a time, or
+    of the time of the file where others of `files` have dates.
+
+    Raises:
+        DataError: the first file that is a browser's cannot be read.
+    """
+    beside = {member.file_name: member for member in files}
+    kinds = [(member, kind) for member in files if (kind := kind_of(member)) is not None]
+    undated = {
+        member.name
+        for member, kind in kinds
+        if kind.startswith("bookmarks") and _undated(member, kind)
+    }
+    ids: set[str] = set()
+    for member, kind in kinds:
+        if kind.startswith("bookmarks"):
+            items: Iterator[Bookmark | Visit | Unusable] = iter(bookmarks(member, kind))
+        else:
+            items = history(member, kind, beside)
+        time: datetime | None = None
+        if member.name in undated:
+            report.note(f"the bookmarks of {member.file_name} have no dates")
+            time = _time_of_file(member) if len(undated) < len(kinds) else None
+        for number in count(1):
+            place = f"{member.file_name}, entry {number}"
+            try:
+                item = next(items)
+            except StopIteration:
+                break
+            except DataError as error:
+                if not report.read:
+                    raise
+                report.skip(f"the file ends there: {error.what}", place)
+                break
+            if isinstance(item, Bookmark) and time is not None:
+                item = item._replace(time=time)
+            try:
+                record = _record(item, options, source, dated=member.name not in undated)
+                if record.id in ids:
+                    raise Unusable("it repeats a page")
+            except (Unusable, DataError) as problem:
+                reason = problem.reason if isinstance(problem, Unusable) else problem.what
+                report.skip(reason, place)
+                continue
+            ids.add(record.id)
+            report.read += 1
+            yield record
+
+
+def _files(path: Path) -> list[Member]:
+    """The files of a browser that a path gives: itself, those of a folder, those of a zip."""
+    if path.is_dir():
+        names = {*_FILES, *(f"{name}{_LOG}" for name in _FILES)}
+        return members(path, lambda name: name in names, depth=1)
+    if is_zip(path):
+        wanted = members(path, lambda name: name.lower().endswith((*_EXPORTED, _LOG)))
+        return [m for m in wanted if m.name.endswith(_LOG) or _is_strongly(m, kind_of(m))]
+    found = members(path, lambda name: True)
+    log = path.with_name(path.name + _LOG)
+    if kind_of(found[0]) is None:
+        return []
+    return [*found, *(members(log, lambda name: True) if log.is_file() else [])]
+
+
+def _is_browsers(path: Path) -> bool:
+    """Whether a file is bookmarks or a history, by its beginning and name."""
+    [member] = members(path, lambda name: True)
+    kind = kind_of(member)
+    if kind == "history:sqlite":
+        return path.suffix.lower() in _DATABASES and is_history(path)
+    suffixes = (".html", ".htm", ".plist", ".csv", ".tsv", ".json", "")
+    return path.suffix.lower() in suffixes and _is_strongly(member, kind)
+
+
+def _is_strongly(member: Member, kind: str | None) -> bool:
+    """Whether a file's kind is beyond doubt: lists with addresses and titles may be anything."""
+    if kind in ("history:csv", "history:json"):
+        with member.open() as stream:
+            return is_list_of_pages(stream.read(4096)) or "history" in member.file_name.lower()
+    return kind is not None
+
+
+def _undated(member: Member, kind: str) -> bool:
+    """Whether no bookmark of a file has a time."""
+    try:
+        return all(bookmark.time is None for bookmark in bookmarks(member, kind))
+    except DataError:
+        return False
+
+
+def _time_of_file(member: Member) -> datetime | None:
+    """When a file, or the zip that it is in, was last changed."""
+    for place in (member.place, *member.place.parents):
+        if place.is_file():
+            return datetime.fromtimestamp(int(place.stat().st_mtime), UTC)
+    return None
+
+
+def _record(
+    item: Bookmark | Visit | Unusable, options: BrowserOptions, source: str, *, dated: bool
+) -> Record:
     """The record of a bookmark or page.
 
     Raises:
@@ -124,7 +205,7 @@ def _record(item: Bookmark | Visit | Unusable, options: BrowserOptions, source: 
     if isinstance(item, Unusable):
         raise item
     site, page = _address(item.url, options.queries)
-    if item.time is None:  # the records of a history have a time, or none has
+    if item.time is None and dated:  # the records of a history have a time, or none has
         raise Unusable("it has no time")
     title = item.title[:_TITLE_LIMIT].strip()
     if isinstance(item, Bookmark):
