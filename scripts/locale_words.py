@@ -2,7 +2,8 @@
 
     python scripts/locale_words.py [FOLDER]      (the tables' own folder by default)
 
-The words are few and the data many megabytes, so the tables are shipped and `babel` is needed only here.
+The words are few and the data many megabytes, so the tables are shipped, and `babel` is needed
+only here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def hours(locale: Locale, period: str) -> str:
     """The hours of a period of the day, like `21-24,0-6`; empty if the locale has no rule."""
     if period in HALVES:
         return HALVES[period]
-    rules = [rule for rule in locale.day_period_rules.get(None, {}).get(period, [])]
+    rules = list(locale.day_period_rules.get(None, {}).get(period, []))
     spans = []
     for rule in rules:
         if "at" in rule:

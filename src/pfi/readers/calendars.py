@@ -1,4 +1,4 @@
-"""Years and dates of other calendars as Gregorian ones: Buddhist, Persian, Islamic, Japanese, Minguo.
+"""Dates of other calendars as Gregorian ones: Buddhist, Persian, Islamic, Japanese, Minguo.
 
 Phones write dates in the calendar of their region and mostly without saying which; of what happened
 since 2000 the year tells.  Umm al-Qura is the Islamic calendar of phones.
@@ -89,7 +89,7 @@ def _islamic(year: int) -> int:
 
 
 def _persian(year: int, month: int, day: int) -> date:
-    """A date of the Solar Hijri calendar by its cycle of 33 years, which holds from 1244 to 1502."""
+    """A date of the Solar Hijri calendar by its cycle of 33 years, right from 1244 to 1502."""
     length = 31 if month <= 6 else 30 if month < 12 or _leap(year) else 29
     if not (1244 <= year <= 1502 and 1 <= month <= 12 and 1 <= day <= length):
         raise ValueError("there is no such date")

@@ -19,7 +19,10 @@ FOLDER = Path(__file__).parent
 #: Words of WhatsApp and phones beyond CLDR's, by what CLDR would say of them.
 _MORE_CLOCK = {"पूर्वाह्न": "0-12", "अपराह्न": "12-24", "uhr": "0-24", "hrs": "0-24"}
 #: Words between date and time (CLDR's `atTime` patterns, which `babel` does not carry).
-_GLUE = "at à a as às um uhr u om kl klo kello klokken o ob u у в на alle ore la saat hrs".split()
+_GLUE = [
+    "at", "à", "a", "as", "às", "um", "uhr", "u", "om", "kl", "klo", "kello", "klokken", "o", "ob",
+    "у", "в", "на", "alle", "ore", "la", "saat", "hrs",
+]  # fmt: skip
 
 _INVISIBLE = re.compile(r"[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
@@ -84,9 +87,18 @@ def settle(kind: str, words: Mapping[str, int]) -> dict[str, str]:
         top = min(best, most)
         settled[word] = max(
             meanings,
-            key=lambda meaning: sum(votes[_language(n)] >= top for n in meanings[meaning]),
+            key=lambda meaning: (
+                len({_language(n) for n in meanings[meaning] if votes[_language(n)] >= top}),
+                _width(meaning),
+            ),
         )
     return settled
+
+
+def _width(meaning: str) -> int:
+    """How many hours a part of the day has: the half of a day rather than the afternoon."""
+    spans = [span.split("-") for span in meaning.split(",")]
+    return sum(int(span[-1]) - int(span[0]) for span in spans)
 
 
 def _language(name: str) -> str:

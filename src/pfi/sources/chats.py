@@ -20,6 +20,7 @@ from pfi.errors import ConfigError
 from pfi.readers.report import ImportReport
 from pfi.records import Record
 from pfi.sources.connectors import Options
+from pfi.sources.pasted import without_pasted
 
 TASK = "chat_reply"
 #: Longest input and output, in characters; of the input the end is kept.
@@ -186,7 +187,9 @@ def replies(
     """
     names = _Names(others, options.keep_names)
     heard: deque[Message] = deque(maxlen=options.context)
-    for turn in _turns(_written(messages, report, place), timedelta(minutes=options.join_minutes)):
+    for turn in _turns(
+        _written(messages, me, report, place), timedelta(minutes=options.join_minutes)
+    ):
         if turn.first.author not in me:
             heard.append(turn.first._replace(text=turn.text, time=turn.last))
             continue
@@ -209,11 +212,18 @@ def replies(
 
 
 def _written(
-    messages: Iterable[Message], report: ImportReport, place: Callable[[Message], str]
+    messages: Iterable[Message],
+    me: Collection[str],
+    report: ImportReport,
+    place: Callable[[Message], str],
 ) -> Iterator[Message]:
-    """The messages; those without words have no text."""
+    """The messages, this person's without words of others; those without words have no text."""
     for message in messages:
         text = message.text.strip()
+        if text and message.author in me:
+            whole, text = text, without_pasted(text)
+            if text != whole:
+                report.skip("it is a quote, or pasted", place(message))
         try:
             text.encode()
         except UnicodeEncodeError:

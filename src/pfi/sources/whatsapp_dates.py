@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from pfi.readers.calendars import Calendar, calendar_of, gregorian
@@ -112,7 +113,8 @@ class Reading:
         self._calendar = self._found_calendar(dates, self.order)
         pasted = form.kind == "bracket"  # only heads in brackets are pasted as they are exported
         self._late = _late_runs(self._ordinals(dates), dates.runs) if pasted else []
-        self._run, self._day = -1, None
+        self._run = -1
+        self._day: _Day | None = None
 
     def time(self, stamp: Stamp, zone: tzinfo) -> datetime:
         """The time that a stamp tells, in UTC.
@@ -205,7 +207,7 @@ class Reading:
         return "mdy" if by_month[2] * SPAN_RATIO < by_day[2] else "dmy"
 
     def _faults(self, dates: _Dates, order: Order) -> tuple[int, int, int]:
-        """Heads without a possible date, steps back by more than a day, and days from first to last."""
+        """Heads without a possible date, steps back by more than a day, and days in between."""
         impossible = back = span = 0
         limit = datetime.now(UTC).date() + timedelta(days=1)
         last: date | None = None
@@ -226,7 +228,7 @@ class Reading:
 
 def _changes(days: Sequence[_Day], at: int) -> int:
     """How often a number of the date changes from day to day."""
-    return sum(a.numbers[at] != b.numbers[at] for a, b in zip(days, days[1:], strict=False))
+    return sum(a.numbers[at] != b.numbers[at] for a, b in pairwise(days))
 
 
 def _late_runs(ordinals: Sequence[int], counts: Sequence[int]) -> list[bool]:

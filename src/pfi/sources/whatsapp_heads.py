@@ -12,13 +12,16 @@ from typing import NamedTuple
 
 from pfi.readers.locales import ascii_digits, date_literals, is_clock_word, plain_word, settle
 
-__all__ = ["Form", "Head", "Stamp", "begins_with_date", "copied", "head_of", "plain"]
+__all__ = ["Form", "Head", "Stamp", "begins_with_date", "head_of", "plain"]
 
 #: Longest beginning of a line that may be a head, in characters.
 HEAD_LIMIT = 110
 
 #: Marks of direction and the like, which are invisible.
-INVISIBLE = "\u061c\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+INVISIBLE = (
+    "\u061c\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
+    "\u2066\u2067\u2068\u2069\ufeff"
+)
 _SAME = str.maketrans(
     {**dict.fromkeys("\u00a0\u202f\u2009\u3000\t", " "), "،": ",", "，": ",", "、": ",", "：": ":",
      "／": "/", "．": ".", "﹣": "-", "−": "-", "‑": "-", "٫": ":", "–": "-", "—": "-"}
@@ -51,12 +54,16 @@ _COLON = re.compile(r"(?P<stamp>[^\[\]]{10,60}?): ")
 #: Names of eras, which stand beside a year; in the form of `plain_word`.
 _ERAS = frozenset(["be", "พศ", "ah", "ه", "ap", "هش", "ad", "ce", "ac", "dc", "roc", "minguo"])
 _CLOCK_ANYWHERE = re.compile(r"\d ?[:.h時时点點시] ?\d\d")
-#: How messages are pasted: WhatsApp without a year, Telegram with the name first.
-_COPIED = re.compile(
-    rf"{_OPEN}\d{{1,2}}[./\-]\d{{1,2}}(?:[./\-]\d{{2,4}})?,? [^\[\]]{{0,12}}\d{{1,2}}[:.]\d\d[^\[\]]{{0,16}}{_CLOSE} ?[^:]{{1,60}}:"
-    rf"|{_OPEN}[^\[\]]{{0,12}}\d{{1,2}}[:.]\d\d[^\[\]]{{0,16}}, \d{{1,2}}[./\-]\d{{1,2}}(?:[./\-]\d{{2,4}})?{_CLOSE} ?[^:]{{1,60}}:"
-    rf"|[^\[\]:]{{1,60}}, {_OPEN}[^\[\]]{{6,30}}\d[:.]\d\d[^\[\]]{{0,9}}{_CLOSE}:?(?: |$)"
-)
+
+
+#: What stands where a head would, by its kind: many digits, and then a name.
+_DAMAGED = {
+    "bracket": re.compile(
+        rf"\W?{_OPEN}(?:[^\[\]\d]*\d){{4}}[^\[\]]*{_CLOSE} ?[^:\n]{{1,80}}:(?: |$)"
+    ),
+    "dash": re.compile(r"\W?(?=\w)(?:[^\d\n]{0,12}\d){6}[^\n]{0,40}? - [^:\n]{1,80}:(?: |$)"),
+    "colon": re.compile(r"\W?(?=\w)(?:[^\d\n]{0,12}\d){6}[^\n]{0,40}?: [^:\n]{1,80}:(?: |$)"),
+}
 
 
 class Form(NamedTuple):
@@ -172,8 +179,8 @@ def _stamp(text: str) -> tuple[Stamp, str, bool] | None:
     for pattern, date_first in ((_WORD_DATE_FIRST, True), (_WORD_TIME_FIRST, False)):
         match = pattern.fullmatch(text)
         if match is not None and (named := _named_month(match["date"])) is not None:
-            words = (match["after"] or "",)
-            return _clocked(match, named[0], words, month=named[1]), "word", date_first
+            after = match["after"] or ""
+            return _clocked(match, named[0], [after], month=named[1]), "word", date_first
     return None
 
 
@@ -219,18 +226,12 @@ def begins_with_date(line: str, forms: Iterable[Form]) -> bool:
     for form in forms:
         start = rf"\W?{_OPEN}[^\w]?" if form.kind == "bracket" else r"\W?"
         clock = r"\d{1,2} ?[:.h] ?\d\d"
-        if form.separator == "word":
-            if re.match(rf"{start}[^:]{{0,40}}{clock}", text) and re.match(rf"{start}\w", text):
-                return True
-            continue
         mark = re.escape(form.separator)
         date = rf"{_ERA}\d{{1,4}} ?{mark} ?\d{{1,2}} ?(?:{mark}|[月월]) ?{_ERA}\d{{1,4}}"
-        if re.match(start + (date if form.date_first else rf"{clock}[^\n]{{0,40}}?{date}"), text):
+        if form.separator == "word":
+            date = rf"(?=[^:]{{0,40}}{clock})\w"
+        elif not form.date_first:
+            date = rf"{clock}[^\n]{{0,40}}?{date}"
+        if re.match(start + date, text) or _DAMAGED[form.kind].match(text):
             return True
     return False
-
-
-def copied(line: str) -> bool:
-    """Whether a line is the beginning of a message as chat programs paste it."""
-    text, _ = plain(line)
-    return _CLOCK_ANYWHERE.search(text) is not None and _COPIED.match(text) is not None

@@ -1,4 +1,4 @@
-"""What WhatsApp itself writes into a person's message: placeholders of media, deleted messages, calls.
+"""What WhatsApp itself writes into a message: placeholders of media, deleted messages, calls.
 
 Most is told by its form in any language: marks of direction before it, angle brackets, the name of
 a file.  The rest is WhatsApp's own wording in some 60 languages (`whatsapp_notes.txt`: what it
@@ -27,16 +27,18 @@ _MARK_TABLE = dict.fromkeys(map(ord, "\u200e\u200f\u202a\u202b\u202c\u202d\u202e
 _INVISIBLE_TABLE = dict.fromkeys(map(ord, INVISIBLE))
 _BRACKETED = re.compile(r"<[^<>\n]{3,80}>")
 _ATTACHED = re.compile(r"\S[^\n]{0,200}\.(\w{2,5}) \([^()\n]{3,40}\)")
-_EDITED = re.compile(r"\s*[\u200e\u200f]?<[^<>\n]{5,60}>\s*$")
+_EDITED = re.compile(r"\s*<[^<>\n]{5,60}>\s*$|[ \t]*[\u200e\u200f]<[^<>\n:]{5,60}>[ \t]*(?=\n|$)")
 _ATTACHMENT = re.compile(r"<[^<>:\n]{2,40}: ?[^<>\n]+\.\w{1,5}>")
 _TAIL = re.compile(r"[ \t]*[\u200e\u200f]+([^\u200e\u200f\n]*)$")
 #: A document's name, alone or with the number of its pages.
 _FILE_NAME = re.compile(r"[^\n/]{1,200}\.[A-Za-z][A-Za-z0-9]{1,4}(?: ?[•·].{0,30})?")
-_DOCUMENTS = frozenset(
-    "pdf doc docx odt rtf txt md csv tsv xls xlsx ods ppt pptx odp key pages numbers zip rar 7z apk "
-    "vcf ics epub html htm xml json jpg jpeg png gif webp heic mp3 m4a opus ogg wav aac mp4 mov 3gp "
-    "avi mkv dwg psd ai svg exe".split()
-)
+_DOCUMENTS = {
+    "pdf", "doc", "docx", "odt", "rtf", "txt", "md", "csv", "tsv", "xls", "xlsx", "ods", "ppt",
+    "pptx", "odp", "key", "pages", "numbers", "zip", "rar", "7z", "apk", "vcf", "ics", "epub",
+    "html", "htm", "xml", "json", "jpg", "jpeg", "png", "gif", "webp", "heic", "mp3", "m4a",
+    "opus", "ogg", "wav", "aac", "mp4", "mov", "3gp", "avi", "mkv", "dwg", "psd", "ai", "svg",
+    "exe",
+}  # fmt: skip
 _PLACE = re.compile(
     r"[^\s:]{1,24}(?: [^\s:]{1,24})?: ?https?://(?:maps\.google\.[a-z.]+|(?:www\.)?google\.[a-z.]+/maps)/?\S*\s*"
     r"|(?:[^\n]*\n){0,3}[^\n]*https?://(?:www\.)?foursquare\.com/v/\S+\s*"
@@ -74,7 +76,7 @@ def own_words(text: str, marked: bool = False) -> str:
         with suppress(Unusable):
             text = "\n".join((_without_tail(first, marked), caption))
     text = _without_tail(text, marked)
-    text = _EDITED.sub("", text) if _EDITED.search(text) else text
+    text = _EDITED.sub("", text)
     return _unplaced(text.translate(_MARK_TABLE).strip())
 
 

@@ -1,15 +1,17 @@
 """Connector for Telegram Desktop's JSON export: one person's answers, of one chat or all.
 
-The file is read twice, a message at a time: first for who writes, then for what.
+The file is read twice, a message at a time: first for who writes, then for what.  The shapes of
+exports are those from 2018 on; until 2021 the ids of people were numbers.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ _ENTERED = {
 #: Kinds of chats, as an export of one chat names its own.
 _KINDS = {
     "personal_chat", "bot_chat", "saved_messages", "replies", "verification_codes",
-    "private_group", "private_supergroup", "public_supergroup", "private_channel",
+    "private_group", "private_supergroup", "public_group", "public_supergroup", "private_channel",
     "public_channel",
 }  # fmt: skip
 #: Kinds of chats in which nobody is answered.
@@ -43,7 +45,14 @@ _NO_CHATS = {
     "public_channel": "it is in a channel",
     "private_channel": "it is in a channel",
     "bot_chat": "it is written to a bot",
+    "verification_codes": "it is a code to sign in",
+    "replies": "it is in a channel",
 }
+#: What a message carries besides words; words below it are its author's.
+_MEDIA = (
+    "media_type", "photo", "file", "location_information", "poll", "contact_information",
+    "game_title", "invoice_information", "giveaway_information", "todo_list", "paid_media",
+)  # fmt: skip
 
 
 class TelegramOptions(ChatOptions):
@@ -51,7 +60,7 @@ class TelegramOptions(ChatOptions):
 
     me: list[str] = Field(
         [],
-        description="your name or id (user123); by default the account that exported everything",
+        description="your name or id (user123); by default the account that exported, if known",
     )
 
 
@@ -89,6 +98,7 @@ class TelegramConnector(Connector[TelegramOptions]):
             ConfigError: it is not clear who this person is, or the zone is unknown.
         """
         zone = zone_of(options.zone)
+        _refuse_html(path)
         files = _files(path)
         if not files:
             fix = "export as machine-readable JSON and give result.json or its folder"
@@ -102,7 +112,8 @@ class TelegramConnector(Connector[TelegramOptions]):
                 shown.update(chat.shown)
             ordered = {key: shown[key] for key, _ in total.most_common()}
             given = [f"user{name}" if name.isdecimal() else name for name in options.me]
-            me = own_keys(given, ordered, account, str(file.place)) if ordered else frozenset()
+            guess = account or _likely_account(chats)
+            me = own_keys(given, ordered, guess, str(file.place)) if ordered else frozenset()
             yield from _replies(file, chats, me, options, zone, report, f"telegram:{path.name}")
         report.require_records(path, "export as machine-readable JSON; see docs/connectors.md")
 
@@ -120,6 +131,44 @@ def _is_export(head: Outline) -> bool:
 
 def _files(path: Path) -> list[Member]:
     return members(path, lambda name: name.rsplit("/", 1)[-1] == "result.json")
+
+
+def _refuse_html(path: Path) -> None:
+    """Say how to export if a source is Telegram's export as web pages.
+
+    Raises:
+        DataError: it is one.
+    """
+    pages = members(path, lambda name: re.fullmatch(r"(?:.*/)?messages\d*\.html", name) is not None)
+    if any(page.name.endswith(".html") for page in pages) and (path.is_file() or not _files(path)):
+        what = "this is Telegram's export as HTML, which is not read"
+        raise DataError(what, path=path, fix="export again and choose JSON")
+
+
+def _author(value: dict[str, Any]) -> str | None:
+    """The key of who sent a message: `user` with a number, or `channel` with one."""
+    key = value.get("from_id")
+    if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
+        return None
+    return f"user{key}" if str(key).isdecimal() else str(key)
+
+
+def _likely_account(chats: list[_Chat]) -> str | None:
+    """Who exported, if chats of two name the other one, or there are notes to oneself."""
+    votes: Counter[str] = Counter()
+    for chat in chats:
+        authors = list(chat.shown)
+        if chat.kind == "saved_messages" and len(authors) == 1:
+            votes[authors[0]] += 1
+        if chat.kind != "personal_chat" or len(authors) != 2:
+            continue
+        named = [key for key in authors if key == f"user{chat.id}"]
+        named = named or [key for key in authors if chat.shown[key] == chat.name]
+        if len(named) == 1:
+            votes[next(key for key in authors if key != named[0])] += 1
+    best = votes.most_common(2)
+    clear = best and (len(best) == 1 or best[0][1] > best[1][1])
+    return best[0][0] if clear else None
 
 
 def _values(file: Member) -> Iterator[tuple[int, Spot, Any]]:
@@ -156,11 +205,11 @@ def _survey(file: Member) -> tuple[list[_Chat], str | None]:
             if spot in (("name",), ("type",), ("id",)) and isinstance(value, str | int):
                 setattr(chat, {"type": "kind"}.get(spot[0], spot[0]), str(value))
             elif spot == ("messages", "*") and isinstance(value, dict):
-                key = value.get("from_id")
-                if isinstance(key, str | int) and value.get("type") == "message":
+                key = _author(value)
+                if key is not None and value.get("type") == "message":
                     name = value.get("from")
-                    chat.counts[str(key)] += 1
-                    chat.shown.setdefault(str(key), name if isinstance(name, str) else str(key))
+                    chat.counts[key] += 1
+                    chat.shown.setdefault(key, name if isinstance(name, str) else key)
     except DataError:  # the second reading counts where the file breaks off
         if not chats:
             raise
@@ -201,6 +250,8 @@ def _replies(
                 yield _message(value, chat, zone)
             except Unusable as problem:
                 report.skip(problem.reason, place)
+                if isinstance(value, dict) and value.get("type") == "message":
+                    yield Message("", _author(value) or "", "", datetime.now(UTC))
 
     advance()
     while ahead:
@@ -229,35 +280,42 @@ def _message(value: Any, chat: _Chat, zone: tzinfo) -> Message:
         raise Unusable("it is a note of Telegram or a call")
     if chat.kind in _NO_CHATS:
         raise Unusable(_NO_CHATS[chat.kind])
-    if value.get("forwarded_from") or value.get("saved_from"):
-        raise Unusable("it is forwarded")
+    if any(key in value for key in ("forwarded_from", "forwarded_from_id", "saved_from")):
+        raise Unusable("it is forwarded")  # also from an account that is gone, whose name is null
     if value.get("via_bot"):
         raise Unusable("a bot wrote it")
-    if any(key in value for key in ("media_type", "photo", "file", "location_information")) or any(
-        key in value for key in ("poll", "contact_information", "game_title", "invoice_information")
-    ):
-        raise Unusable("it is a picture, a file or other media")
     text = _text(value.get("text", ""))
     if not text.strip():
-        raise Unusable("it is empty")
-    author = value.get("from_id")
-    if not isinstance(author, str | int) or str(author) not in chat.shown:
+        media = any(key in value for key in _MEDIA)
+        raise Unusable("it is a picture, a file or other media" if media else "it is empty")
+    author = _author(value)
+    if author is None or author not in chat.shown:
         raise Unusable("it has no author")
     time = past_time(value.get("date_unixtime") or _local(value.get("date"), zone))
     if time is None:
         raise Unusable("it has no time")
     number = as_id(value.get("id"), "id")
-    return Message(f"telegram-{chat.id or chat.name or '?'}-{number}", str(author), text, time)
+    return Message(f"telegram-{chat.id or chat.name or '?'}-{number}", author, text, time)
 
 
 def _text(value: Any) -> str:
-    """The words of a message: text, or a list of texts and marked pieces."""
+    """The words of a message: text, or a list of texts and marked pieces; without what it quotes.
+
+    Raises:
+        Unusable: it is only a command to a bot.
+    """
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         return ""
-    pieces = [piece.get("text", "") if isinstance(piece, dict) else piece for piece in value]
-    return "".join(piece for piece in pieces if isinstance(piece, str))
+    pieces = [piece if isinstance(piece, dict) else {"text": piece} for piece in value]
+    pieces = [piece for piece in pieces if isinstance(piece.get("text"), str) and piece["text"]]
+    kinds = {piece.get("type", "plain") for piece in pieces if piece["text"].strip()}
+    if kinds == {"bot_command"}:
+        raise Unusable("it is written to a bot")
+    # Before and after a quote is a new line, which the app shows and the export leaves out.
+    texts = ["\n" if piece.get("type") == "blockquote" else piece["text"] for piece in pieces]
+    return "".join(texts)
 
 
 def _local(value: Any, zone: tzinfo) -> Any:

@@ -27,8 +27,9 @@ from pfi.readers.values import FUTURE_SLACK, Unusable
 from pfi.records import Record
 from pfi.sources.chats import ChatOptions, Message, own_keys, replies, zone_of
 from pfi.sources.connectors import Connector
+from pfi.sources.pasted import copied
 from pfi.sources.whatsapp_dates import Reading, Survey
-from pfi.sources.whatsapp_heads import Form, Head, begins_with_date, copied, head_of, plain
+from pfi.sources.whatsapp_heads import Form, Head, begins_with_date, head_of, plain
 from pfi.sources.whatsapp_notes import NOTE, own_words
 
 #: Longest line, and longest message, that is kept, in characters.
@@ -55,13 +56,14 @@ class WhatsAppOptions(ChatOptions):
 
 @dataclass
 class _Chat:
-    """What a first reading of a chat tells: who writes, and how dates are meant."""
+    """What a first reading tells: who writes, how dates are meant, who is named at all."""
 
     authors: Counter[str] = field(default_factory=Counter)
     readings: dict[Form, Reading] = field(default_factory=dict)
+    named: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        names = [plain(name)[0] for name, _ in self.authors.most_common(AUTHORS_LIMIT)]
+        names = [plain(name)[0] for name, _ in self.named.most_common(AUTHORS_LIMIT)]
         longest = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
         self._after_stamp = re.compile(rf"(?: -|[\])]) ?~? ?(?:{longest}):") if names else None
         self._before_words = re.compile(rf"~? ?({longest}): ?\S") if names else None
@@ -180,12 +182,15 @@ def _says_whatsapp(name: str) -> bool:
 def _survey(chat: Member, options: WhatsAppOptions) -> _Chat:
     """Who writes in a chat, and how its dates are meant."""
     found, authors, survey = _Chat(), Counter[str](), Survey()
+    named: Counter[str] = Counter()  # with those who wrote no words
     for _, line in _lines(chat):
         head = head_of(line)
-        if head is None or (split := found.split(head, line)) is None or _is_note(split[1]):
+        if head is None or (split := found.split(head, line)) is None:
             continue
-        authors[split[0]] += 1
-        survey.add(head.form, head.stamp, re.search("[۰-۹]", line[: head.end]) is not None)
+        named[split[0]] += 1
+        if not _is_note(split[1]):
+            authors[split[0]] += 1
+            survey.add(head.form, head.stamp, re.search("[۰-۹]", line[: head.end]) is not None)
     order = None if options.order == "auto" else options.order
     readings = survey.readings(order, options.year)
     # Notes such as `Nora changed the subject from A: B` look like messages of an author.
@@ -193,7 +198,7 @@ def _survey(chat: Member, options: WhatsAppOptions) -> _Chat:
     for author in [name for name, count in authors.items() if count == 1]:
         if any(author.startswith(f"{name} ") and len(author) > len(name) + 12 for name in names):
             del authors[author]
-    return _Chat(authors, readings)
+    return _Chat(authors, readings, named)
 
 
 def _is_note(text: str) -> bool:
