@@ -123,6 +123,8 @@ def _headers_from(
     if start >= len(lines) or not label(lines[start]):
         return 0
     block, end = _block(lines, start)
+    if not block or (not block[0].roles and any(header.roles for header in block)):
+        return 0  # a line of one's own above the block, such as `Three things:`
     if not _is_header(block, people, subject, introduced=introduced):
         return 0
     return end
@@ -165,8 +167,10 @@ def _is_prose(line: str) -> bool:
 def _continued(lines: Sequence[str], i: int) -> int:
     """How many lines a header goes on for: more people, and then the next header."""
     for count in range(1, _CONTINUED):
-        if i + count >= len(lines) or not lines[i + count].strip():
+        if i + count >= len(lines):
             return 0
+        if not lines[i + count].strip():
+            return count if _known("".join(lines[i + count + 1 : i + count + 2])) else 0
         if _known(lines[i + count]):
             return count
     return 0
@@ -238,7 +242,12 @@ def _may_end(lines: Sequence[str], i: int) -> bool:
     line = lines[i]
     if is_quoted(line):
         return False
-    return bool(_END.search(line) or _ZOHO.match(line) or _BARE.match(line) or wrote(line[-40:]))
+    if _END.search(line) or _ZOHO.match(line):
+        return True
+    following = lines[i + 1] if i + 1 < len(lines) else ""
+    if following.strip() and not is_quoted(following):
+        return False
+    return _BARE.match(line) is not None or wrote(line[-40:])
 
 
 def _stops(line: str) -> bool:

@@ -34,7 +34,7 @@ _SENT_FROM = re.compile(
     r"télécharger outlook|outlook für)\b.{0,80}", re.I)  # fmt: skip
 #: What mail is sent with: devices and programs, which no language translates.
 _DEVICE = re.compile(
-    r"(?i)iphone|ipad|ipod|\bios\b|android|outlook|galaxy|samsung|huawei|honor|xiaomi|redmi|小米|华为|"
+    r"(?i)iphon|ipad|ipod|\bios\b|android|outlook|galaxy|samsung|huawei|honor|xiaomi|redmi|小米|华为|"
     r"oppo|oneplus|pixel|nokia|motorola|xperia|\blg\b|\bhtc\b|blackberry|windows|yahoo|\baol\b|\bgmx\b|"
     r"web\.de|proton|tuta|k-9|thunderbird|bluemail|blue mail|spark|airmail|mailspring|em client|"
     r"gmail|yandex|яндекс|mail\.ru|\bqq|foxmail|naver|네이버|smartphone|tablet|handy|mobil|móvil|сотов|телефон|"
