@@ -144,6 +144,9 @@ def table(
     lines += ["", *gains_table(arms, tasks), "", *summary(arms, tasks, scores)]
     first = arms["shared"]
     counts = ", ".join(f"{n}: {first[n]['n_users']}/{first[n]['n_questions']}" for n in tasks)
+    if left := {n: so_far for n, so_far in metrics.get("so_far", {}).items() if n in tasks}:
+        parts = ", ".join(f"{name} {done} of {users}" for name, (done, users) in left.items())
+        lines.append(f"- **Not all users**: {parts}; baselines are of the same users.")
     lines += [
         f"- Users/questions: {counts}.",
         f"- Machine: {', '.join(f'{k} {v}' for k, v in metrics['machine'].items())}.",
@@ -225,6 +228,7 @@ def main() -> None:
     for run in args.runs:
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         merged = merged or {**metrics, "arms": {arm: {} for arm in metrics["arms"]}, "settings": {}}
+        merged["so_far"] = {**merged.get("so_far", {}), **metrics.get("so_far", {})}
         ignored = ("data", "tasks")
         settings = {k: v for k, v in metrics["config"].items() if k not in ignored}
         for name in metrics["arms"]["shared"]:
@@ -238,7 +242,9 @@ def main() -> None:
     scores = {}
     for name in merged["config"]["tasks"]:
         task = get_task(name)
+        answered = merged["arms"]["shared"][name]["users"]
         users = read_users(args.data / name, task, merged["config"]["split"])
+        users = [user for user in users if user.id in answered]
         scores[name] = baseline_scores(task, users, read_users(args.data / name, task, "train"))
     for cells in merged["arms"].values():
         for cell in cells.values():
