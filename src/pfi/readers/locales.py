@@ -88,11 +88,16 @@ def settle(kind: str, words: Mapping[str, int]) -> dict[str, str]:
         settled[word] = max(
             meanings,
             key=lambda meaning: (
-                len({_language(n) for n in meanings[meaning] if votes[_language(n)] >= top}),
+                _weight({_language(n) for n in meanings[meaning] if votes[_language(n)] >= top}),
                 _width(meaning),
             ),
         )
     return settled
+
+
+def _weight(languages: set[str]) -> tuple[int, int]:
+    """How much languages count: first those with a code of two letters, which many people speak."""
+    return sum(len(language) == 2 for language in languages), len(languages)
 
 
 def _width(meaning: str) -> int:

@@ -133,11 +133,15 @@ def _plain(text: str) -> str:
 
 
 class _Table(NamedTuple):
-    """What the placeholders stand for, a pattern of those with a gap, the first word of each."""
+    """What the placeholders stand for, a pattern of those with a gap, the first word of each.
+
+    `after_names` are the words that follow where a phrase begins with a name.
+    """
 
     exact: dict[str, str]
     gaps: re.Pattern[str]
     beginnings: frozenset[str]
+    after_names: frozenset[str]
 
 
 @cache
@@ -151,7 +155,8 @@ def _table() -> _Table:
         if "*" in words
     ]
     beginnings = frozenset(_plain(words).split(" ")[0].rstrip(".,") for _, words in rows)
-    return _Table(exact, re.compile("|".join(gaps)), beginnings)
+    after_names = frozenset(words.split(" ")[1] for _, words in rows if words.startswith("* "))
+    return _Table(exact, re.compile("|".join(gaps)), beginnings, after_names)
 
 
 def _known(text: str) -> str:
@@ -160,7 +165,8 @@ def _known(text: str) -> str:
         return ""
     table = _table()
     beginning = text.split(" ", 1)[0]
-    if beginning.isalnum() and beginning.casefold() not in table.beginnings:
+    named = table.after_names.intersection(text.split(" ")[1:5])
+    if beginning.isalnum() and beginning.casefold() not in table.beginnings and not named:
         return ""
     words = _plain(text)
     kind = table.exact.get(words, "")

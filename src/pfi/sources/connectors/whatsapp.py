@@ -282,7 +282,7 @@ def _messages(chat: Member, survey: _Chat, zone: tzinfo, report: ImportReport) -
             skip("its date is not understood")
             yield _gap("", newest)
             continue
-        if split is None:
+        if split is None or (person and split[0] not in survey.authors):
             skip(NOTE)
             nobody = None
         elif late:
