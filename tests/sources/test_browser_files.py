@@ -12,7 +12,7 @@ import plistlib
 import sqlite3
 import zipfile
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def test_implausible_times_are_none(value: Any) -> None:
     assert moment(value) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.datetimes(datetime(2011, 1, 1), datetime(2025, 1, 1)), st.integers(0, 5))
 def test_any_unit_is_told_by_its_size(when: datetime, unit: int) -> None:
     time = when.replace(microsecond=0, tzinfo=UTC)
@@ -356,7 +356,7 @@ ROW = st.dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=timedelta(seconds=5))
+@settings(max_examples=40, deadline=None)
 @given(
     st.recursive(
         st.lists(ROW, max_size=4), lambda inner: st.dictionaries(st.text(max_size=3), inner)

@@ -6,7 +6,6 @@ programs, no filters, no network.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import tempfile
@@ -18,6 +17,8 @@ from typing import IO
 from pydantic import Field
 
 from pfi.errors import ConfigError, DataError
+from pfi.readers.commit_message import own_message
+from pfi.readers.git_repository import Repository, open_repository
 from pfi.readers.report import ImportReport
 from pfi.readers.values import Unusable, past_time
 from pfi.records import Record
@@ -28,23 +29,15 @@ CHANGE_LIMIT = 1200
 FILES_LIMIT = 400
 LINE_LIMIT = 120
 LINES_A_FILE = 8
-#: A first body paragraph up to this many characters belongs to the message.
-BODY_LIMIT = 300
 
 _READ = 1 << 16
 _HEADER_LIMIT = 1 << 20
 #: Hash, parents, author time, author e-mail as is and by mailmap, author name, message.
 _FORMAT = "%x00%H%x00%P%x00%at%x00%ae%x00%aE%x00%an%x00%B%x00"
 _FIELDS = 7
+_ORDER = ["--reverse", "--topo-order"]
 _HUNK = re.compile(rb"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 _COUNTS = re.compile(r"(\d+|-)\t(\d+|-)\t(.+)")
-_BOT = re.compile(
-    r"\[bot\]|^(dependabot|renovate|github-actions|pre-commit-ci|greenkeeper)\b", re.I
-)
-_MERGE = re.compile(r"Merge (branch|branches|pull request|remote-tracking branch|tag|commit) ")
-_TRAILER = re.compile(
-    r"[A-Za-z][A-Za-z-]+-(by|id|on|to|with): |(fixes|closes|refs?|link|cc): ", re.I
-)
 
 
 class GitOptions(Options):
@@ -76,30 +69,33 @@ class GitConnector(Connector[GitOptions]):
         """
         if not path.is_dir():
             raise DataError("there is no such folder", path=path, fix="give a repository's folder")
-        top = _output(path, "rev-parse", "--absolute-git-dir", required=True)
-        name = Path(top).parent.name if Path(top).name == ".git" else Path(top).name
-        revision = options.revision
-        # A leading dash would be read as an option.
-        if revision[:1] == "-" or not _output(
-            path, "rev-parse", "--verify", f"{revision}^{{commit}}"
-        ):
-            fix = "name a branch, tag or commit; a new repository has none before its first commit"
-            raise DataError(f"there is no commit {revision!r}", path=path, fix=fix)
-        author = (options.author or _output(path, "config", "user.email")).strip()
-        if not author:
-            fix = "name an e-mail address with author"
-            raise ConfigError("git does not know whose commits to read", where=str(path), fix=fix)
-        for commit in _commits(path, revision, author):
-            try:
-                record = commit.record(f"git:{name}")
-            except Unusable as problem:
-                report.skip(problem.reason, f"commit {commit.hash[:12]}")
-            else:
-                report.read += 1
-                yield record
-        if not report.read and not report.skipped:
-            fix = f"name one with author: {_authors(path, revision)}"
-            raise DataError(f"no commit is by {author}", path=path, fix=fix)
+        with open_repository(path) as repository:
+            revision = options.revision
+            # A leading dash would be read as an option.
+            if revision[:1] == "-" or not repository.output(
+                "rev-parse", "--verify", f"{revision}^{{commit}}"
+            ):
+                fix = "name a branch, tag or commit; a new repository has none before its first"
+                raise DataError(f"there is no commit {revision!r}", path=path, fix=f"{fix} commit")
+            author = (options.author or repository.email).strip()
+            if not author:
+                fix = "name an e-mail address with author"
+                raise ConfigError(
+                    "git does not know whose commits to read", where=str(path), fix=fix
+                )
+            for commit in _readable(repository, revision, author, report):
+                try:
+                    if commit.hash in repository.shallow:
+                        raise Unusable("its parent is not in this clone")
+                    record = commit.record(f"git:{repository.name}")
+                except Unusable as problem:
+                    report.skip(problem.reason, f"commit {commit.hash[:12]}")
+                else:
+                    report.read += 1
+                    yield record
+            if not report.read and not report.skipped:
+                fix = f"name one with author: {_authors(repository, revision)}"
+                raise DataError(f"no commit is by {author}", path=path, fix=fix)
         report.require_records(path, "name another author or revision")
 
 
@@ -120,24 +116,11 @@ class _Commit:
         """The commit as a record of the task `commit_message`.
 
         Raises:
-            Unusable: it is a merge, a revert or a bot's, or is empty or without a message.
+            Unusable: its message is not its author's own, or it has no time.
         """
-        paragraphs = [p.strip() for p in re.split(r"\n\s*\n", self.message) if p.strip()]
-        if " " in self.parents or _MERGE.match(self.message):
-            raise Unusable("it is a merge")
-        if _BOT.search(self.author):
-            raise Unusable("it is a bot's commit")
-        if self.message.startswith('Revert "') or "\nThis reverts commit " in self.message:
-            raise Unusable("it is a revert")
-        if not self.files:
-            raise Unusable("it changes nothing")
-        if not paragraphs:
-            raise Unusable("it has no message")
-        message = " ".join(paragraphs[0].split())
-        body = paragraphs[1] if len(paragraphs) > 1 else ""
-        kept = [line.rstrip() for line in body.splitlines() if not _TRAILER.match(line)]
-        if kept and len(body) <= BODY_LIMIT:
-            message += "\n\n" + "\n".join(kept)
+        parents = len(self.parents.split())
+        names = [file.rpartition(" (")[0] for file in self.files]
+        message = own_message(self.message, self.author, parents, names)
         time = past_time(float(self.seconds) if self.seconds else None)
         if time is None:
             raise Unusable("it has no time")
@@ -163,35 +146,109 @@ class _Commit:
             self.size += len(self.lines[-1]) + 1
 
 
-def _commits(path: Path, revision: str, author: str) -> Iterator[_Commit]:
-    """The author's commits, oldest first, as git prints them."""
+def _readable(
+    repository: Repository, revision: str, author: str, report: ImportReport
+) -> Iterator[_Commit]:
+    """The author's commits, oldest first, without those whose objects are not all there.
+
+    Raises:
+        DataError: git cannot read the repository, or no commit's objects are there.
+    """
+    read: set[str] = set()
+    try:
+        for commit in _commits(repository, [*_only(author), "--end-of-options", revision], author):
+            read.add(commit.hash)
+            yield commit
+        return
+    except DataError as error:
+        failure = error
+    whole, missing = _by_objects(repository, revision, author)
+    if not missing or not (whole or read):
+        raise _incomplete(repository, failure) from failure
+    reason = f"its files are not all in this {'partial clone' if repository.partial else 'clone'}"
+    for commit_hash in missing:
+        report.skip(reason, f"commit {commit_hash[:12]}")
+    hashes = [commit_hash for commit_hash in whole if commit_hash not in read]
+    yield from _commits(repository, ["--no-walk=unsorted", "--stdin"], author, hashes)
+
+
+def _incomplete(repository: Repository, failure: DataError) -> DataError:
+    if not repository.partial:
+        return failure
+    fix = "run git fetch --refetch --no-filter in it, or give a full clone"
+    what = "this is a partial clone: the files that its commits change are not in it"
+    return DataError(what, path=repository.path, fix=fix)
+
+
+def _by_objects(repository: Repository, revision: str, author: str) -> tuple[list[str], list[str]]:
+    """The author's commits whose changed files are all there, and the others, oldest first."""
     arguments = [
-        "log", "--reverse", "--topo-order", f"--format={_FORMAT}", "--encoding=UTF-8",
+        "log", *_ORDER, "--format=%x00%H", "--raw", "--no-abbrev", "--no-renames",
+        "--no-show-signature", *_only(author), "--end-of-options", revision, "--",
+    ]  # fmt: skip
+    changed: dict[str, set[str]] = {}
+    for block in repository.output(*arguments).split("\0")[1:]:
+        commit_hash, *lines = block.split()
+        ids = re.findall(r"^:(\d+) (\d+) ([0-9a-f]+) ([0-9a-f]+) ", block, re.M)
+        # Submodules' commits (mode 160000) are not objects of this repository.
+        changed[commit_hash] = {
+            object_id
+            for old_mode, new_mode, old, new in ids
+            for mode, object_id in ((old_mode, old), (new_mode, new))
+            if mode != "160000" and object_id.strip("0")
+        }
+    wanted = "\n".join(sorted(set().union(*changed.values()))) + "\n"
+    answer = repository.run("cat-file", "--batch-check=%(objectname)", text=wanted).stdout
+    gone = {line.split()[0] for line in answer.decode().splitlines() if line.endswith(" missing")}
+    whole = [commit_hash for commit_hash, ids in changed.items() if not ids & gone]
+    return whole, [commit_hash for commit_hash in changed if commit_hash not in set(whole)]
+
+
+def _only(author: str) -> list[str]:
+    return ["--fixed-strings", "--regexp-ignore-case", f"--author={author}"]
+
+
+def _commits(
+    repository: Repository, which: list[str], author: str, hashes: list[str] | None = None
+) -> Iterator[_Commit]:
+    """The author's commits as git prints them.
+
+    Raises:
+        DataError: git fails.
+    """
+    arguments = [
+        "log", *([] if hashes is not None else _ORDER), f"--format={_FORMAT}", "--encoding=UTF-8",
         "--no-show-signature", "--no-notes", "--no-color", "--no-ext-diff", "--no-textconv",
         "--find-renames", "--diff-algorithm=default", "--submodule=short", "--unified=0",
         "--inter-hunk-context=0", "--numstat", "--patch", "--no-diff-merges", "--no-relative",
-        "--src-prefix=a/", "--dst-prefix=b/",
-        "--fixed-strings", "--regexp-ignore-case", f"--author={author}",
-        "--end-of-options", revision, "--",
+        "--src-prefix=a/", "--dst-prefix=b/", *which, "--",
     ]  # fmt: skip
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
+        given.write("".join(f"{commit_hash}\n" for commit_hash in hashes or []).encode())
+        given.seek(0)
         process = subprocess.Popen(
-            _command(path, *arguments),
-            env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+            repository.command(*arguments), cwd=repository.mirror, env=repository.environment,
+            stdin=given, stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
         assert process.stdout is not None
         try:
-            yield from _parse(process.stdout, author.lower())
+            last: _Commit | None = None
+            for commit in _parse(process.stdout, author.lower()):
+                if last is not None:
+                    yield last
+                last = commit
         except BaseException:
             process.kill()
             raise
         finally:
             process.stdout.close()
             status = process.wait()
-        if status:
+        if status:  # the last commit may not be all that it is
             errors.seek(0)
             what = f"git log failed: {_said(errors.read(4000))}"
-            raise DataError(what, path=path, fix="check the repository with git fsck")
+            raise DataError(what, path=repository.path, fix="check the repository with git fsck")
+        if last is not None:
+            yield last
 
 
 def _parse(stream: IO[bytes], author: str) -> Iterator[_Commit]:
@@ -250,55 +307,15 @@ def _name_file(commit: _Commit, name: str) -> None:
         commit.add_line(name)
 
 
-def _authors(path: Path, revision: str) -> str:
+def _authors(repository: Repository, revision: str) -> str:
     """A few authors of the repository, those with most commits first."""
-    said = _output(path, "shortlog", "-sne", "--end-of-options", revision)
+    said = repository.output("shortlog", "-sne", "--end-of-options", revision)
     found = re.findall(r"<([^<>\n]*)>$", said, re.MULTILINE)
     return ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
 
 
-def _command(path: Path, *arguments: str) -> list[str]:
-    settings = [
-        "-c",
-        "core.quotePath=false",
-        "-c",
-        "core.fsmonitor=false",
-        "-c",
-        "log.showRoot=true",
-    ]
-    return ["git", "--no-pager", "-C", str(path), *settings, *arguments]
-
-
-def _environment() -> dict[str, str]:
-    # Inside a hook git's own variables would point at another repository.
-    ours = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_EXEC_PATH")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k in ours}
-    fixed = {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
-    return {**kept, **fixed, "GIT_NO_LAZY_FETCH": "1"}
-
-
-def _output(path: Path, *arguments: str, required: bool = False) -> str:
-    """What a short git command prints; empty if it fails and is not required.
-
-    Raises:
-        ConfigError: git is not installed.
-        DataError: a required command fails.
-    """
-    try:
-        done = subprocess.run(
-            _command(path, *arguments),
-            env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False,
-        )  # fmt: skip
-    except FileNotFoundError:
-        raise ConfigError("git is not installed", fix="install git and try again") from None
-    if done.returncode == 0:
-        return done.stdout.decode("utf-8", "replace").strip()
-    if required:
-        raise DataError(_said(done.stderr), path=path, fix="give the folder of a git repository")
-    return ""
-
-
 def _said(errors: bytes) -> str:
-    """Git's first complaint as part of a sentence."""
+    """Git's complaint as part of a sentence; of several the last is the one it died of."""
     lines = errors.decode("utf-8", "replace").strip().splitlines() or ["git failed"]
-    return lines[0].removeprefix("fatal: ").removeprefix("error: ")
+    fatal = [line for line in lines if line.startswith(("fatal:", "error:"))]
+    return (fatal or lines)[0].removeprefix("fatal: ").removeprefix("error: ")
