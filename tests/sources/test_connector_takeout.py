@@ -69,6 +69,14 @@ def keep(**more: object) -> dict[str, object]:
     }  # fmt: skip
 
 
+def visit(minute: int) -> dict[str, object]:
+    return {
+        "title": "Rye bread for beginners", "url": "https://baking.example/rye",
+        "time_usec": 1665769181000000 + minute * 60_000_000, "client_id": "x",
+        "page_transition": "LINK",
+    }  # fmt: skip
+
+
 def files(**more: object) -> dict[str, str]:
     chat = "Takeout/Google Chat/Groups/DM 1"
     contents: dict[str, object] = {
@@ -80,6 +88,7 @@ def files(**more: object) -> dict[str, str]:
         "Takeout/Google Notizen/Leiter.json": keep(),
         "Takeout/Google Notizen/Weg.json": keep(isTrashed=True),
         "Takeout/Google Notizen/Zusammen.json": keep(sharees=[{"email": MIA, "isOwner": False}]),
+        "Takeout/Chrome/History.json": {"Browser History": [visit(1), visit(2)]},
         "Takeout/Google Fotos/a.jpg.json": {"title": "a.jpg", "creationTime": {}},
         **more,
     }
@@ -111,6 +120,7 @@ EXPECTED = {
     ("chat_reply", "You are welcome."),
     ("note_title", "Ladder"),
     ("continuation", NOTE),
+    ("page_site", "baking.example"),
 }
 
 
@@ -154,10 +164,11 @@ def test_parts_and_folders_are_the_same_takeout(tmp_path: Path) -> None:
 
 def test_each_part_can_be_left_out(tmp_path: Path) -> None:
     path = zipped(tmp_path / "takeout-20240501T000000Z-001.zip", files())
-    for part, task in (("mail", "LaMP_6"), ("chat", "chat_reply"), ("keep", "continuation")):
+    for part, task in (("mail", "LaMP_6"), ("chat", "chat_reply"), ("keep", "continuation"),
+                       ("chrome", "page_site")):  # fmt: skip
         assert task not in {record.task for record in read(path, **{part: False})[0]}
-    with pytest.raises(DataError, match="Mail, Google Chat or Keep"):
-        read(path, mail=False, chat=False, keep=False)
+    with pytest.raises(DataError, match="Mail, Google Chat, Keep or Chrome"):
+        read(path, mail=False, chat=False, keep=False, chrome=False)
 
 
 def test_a_part_that_cannot_be_used_does_not_keep_the_others(tmp_path: Path) -> None:
@@ -165,11 +176,12 @@ def test_a_part_that_cannot_be_used_does_not_keep_the_others(tmp_path: Path) -> 
     del broken["Takeout/Google Chat/Users/User 1/user_info.json"]
     path = zipped(tmp_path / "takeout-20240501T000000Z-001.zip", broken)
     records, report = read(path)
-    assert {record.task for record in records} == {"LaMP_6", "note_title", "continuation"}
+    assert "chat_reply" not in {record.task for record in records}
+    assert len(records) == len(EXPECTED) - 2
     assert any("it is not clear who you are" in reason for reason in report.skipped)
     assert len(read(path, me=SAM)[0]) == len(EXPECTED)
     with pytest.raises(ConfigError, match="not clear who you are"):
-        read(path, mail=False, keep=False)
+        read(path, mail=False, keep=False, chrome=False)
 
 
 def test_addresses_of_the_account_help_where_labels_do_not(tmp_path: Path) -> None:

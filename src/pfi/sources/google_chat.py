@@ -58,6 +58,7 @@ def chat_replies(
         ordered = {key: shown[key] for key, _ in counts.most_common()}
         own = own_keys(options.me, ordered, None, str(messages.place))
     others = {key: shown[key] for key, _ in counts.most_common() if key not in own}
+    report.identify([shown[key] for key in own], {shown[key]: n for key, n in counts.items()})
     yield from replies(
         _messages(messages, style, report, name), own, others, options, report, source,
         lambda message: f"{name}, {message.time:%Y-%m-%d %H:%M}",

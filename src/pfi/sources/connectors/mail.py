@@ -159,6 +159,7 @@ def read_mails(
     if not me & survey.senders.keys():
         what = f"no mail is from {', '.join(sorted(me))}"
         raise ConfigError(what, where=str(path), fix=f"name yours with me: {_listed(survey)}")
+    report.identify(sorted(me & survey.senders.keys()), survey.senders)
     seen: set[int] = set()
     for place, data in mails(files):
         file = files[place.file]

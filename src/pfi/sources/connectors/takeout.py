@@ -16,6 +16,7 @@ from pfi.readers.takeout import Takeout, is_takeout, read_takeout
 from pfi.records import Record
 from pfi.sources.chats import ChatOptions
 from pfi.sources.connectors import Connector, Options
+from pfi.sources.connectors.browser import BrowserOptions, page_records
 from pfi.sources.connectors.mail import MailOptions, read_mails
 from pfi.sources.google_chat import chat_replies
 from pfi.sources.google_keep import note_records
@@ -31,6 +32,7 @@ class TakeoutOptions(Options):
     mail: bool = Field(True, description="read the mail that you sent with Gmail")
     chat: bool = Field(True, description="read your side of Google Chat")
     keep: bool = Field(True, description="read your notes in Google Keep")
+    chrome: bool = Field(True, description="read Chrome's history and bookmarks")
 
     @field_validator("me", mode="before")
     @classmethod
@@ -42,7 +44,7 @@ class TakeoutConnector(Connector[TakeoutOptions]):
     """Reads the parts of a Takeout one after the other."""
 
     name = "takeout"
-    summary = "Google Takeout (zip or folder): your mail, your side of chats, your notes"
+    summary = "Google Takeout (zip or folder): your mail, side of chats, notes, pages in Chrome"
     options = TakeoutOptions
 
     def recognises(self, path: Path) -> bool:
@@ -68,7 +70,7 @@ class TakeoutConnector(Connector[TakeoutOptions]):
                 report.skip(_reason(error), path.name)
         if not report.read and unclear:
             raise unclear[0]
-        report.require_records(path, "ask Google for Mail, Google Chat or Keep in the Takeout")
+        report.require_records(path, "ask Google for Mail, Google Chat, Keep or Chrome")
 
 
 def _reason(error: ConfigError | DataError) -> str:
@@ -90,6 +92,10 @@ def _parts(
     if options.keep and takeout.notes:
         source = f"takeout:{path.name}"
         yield chain.from_iterable(note_records(note, report, source) for note in takeout.notes)
+    if options.chrome and takeout.browser:
+        here = ImportReport()
+        pages = page_records(takeout.browser, BrowserOptions(), here, f"takeout:{path.name}")
+        yield _merged(pages, here, report)
 
 
 def _mail(
