@@ -18,9 +18,11 @@ import torch
 from pfi._util.threads import apply_threads
 from pfi.models.generation_config import NO_SETTINGS, GenerationSettings
 from pfi.models.gguf.header import is_gguf
+from pfi.models.gguf.source import read_config
 from pfi.models.gguf.weights import load_model
 from pfi.models.probe import check_reading
 from pfi.models.prompter import EMBEDDED, Prompter, load_prompter, reading
+from pfi.models.shapes import LOADING, check_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -139,10 +141,12 @@ def load_backbone(name: str | Path, *, device: str | None = None) -> Backbone:
     apply_threads()
     prompter = load_prompter(name)
     loader = AutoModelForSeq2SeqLM if prompter.seq2seq else AutoModelForCausalLM
-    with reading(prompter.name) as (source, options):
+    with reading(prompter.name) as (source, options), LOADING:
         if is_gguf(source):
             model = load_model(Path(source))
         else:
+            if Path(source).is_dir():
+                check_shapes(Path(source), read_config(source, options), prompter.name)
             model = loader.from_pretrained(
                 source, dtype=torch.float32, use_safetensors=True, **options
             )

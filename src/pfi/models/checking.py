@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 from pfi.errors import BackboneError
+from pfi.models.families import check_family
 from pfi.models.gguf.check import check_gguf
 from pfi.models.gguf.header import is_gguf
+from pfi.models.gguf.source import read_config
 from pfi.models.prompter import Prompter, load_prompter, reading
+from pfi.models.shapes import LOADING, check_shapes
 
 _INDEX = "model.safetensors.index.json"
 
@@ -25,11 +28,15 @@ def check_backbone(name: str | Path) -> Prompter:
         StorageError: the manifest of an installed model is damaged.
     """
     name = str(name)
-    with reading(name) as (source, _):
+    with reading(name) as (source, options):
         if is_gguf(source):
             check_gguf(Path(source))
         elif Path(source).is_dir():
             _check_weights(Path(source), name)
+            config = read_config(source, options)
+            check_family(config, name)  # what cannot be used is not laid out
+            with LOADING:
+                check_shapes(Path(source), config, name)
     return load_prompter(name)
 
 

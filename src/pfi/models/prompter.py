@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pfi.errors import BackboneError, ConfigError
+from pfi.errors import BackboneError, ConfigError, PfiError
 from pfi.models.catalogue import EMBEDDED, resolve
 from pfi.models.families import check_family, context_length
 from pfi.models.generation_config import (
@@ -636,7 +636,9 @@ def reading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise BackboneError("there is no such folder", where=name, fix=fix)
     try:
         yield source, {"trust_remote_code": False, "local_files_only": local}
-    except (OSError, ValueError, KeyError) as error:
+    except PfiError:
+        raise
+    except Exception as error:  # over files that make no sense the loaders raise anything
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise BackboneError(
             f"the backbone cannot be loaded: {first}",
