@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +13,14 @@ from pfi.cli.common import (
     TaskName,
     add_command,
     examples,
+    note,
     open_profile,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from pfi.profile.adapters.store import AdapterStore
+    from pfi.profile.home import Home
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +32,7 @@ def register(app: typer.Typer) -> None:
         epilog=examples("pfi adapters list", "pfi adapters rollback --task LaMP_4"),
     )
     add_command(group, list_, ["pfi adapters list", "pfi adapters list --json"], name="list")
-    add_command(group, use, ["pfi adapters use 0002", "pfi adapters use none --task LaMP_4"])
+    add_command(group, use, ["pfi adapters use 0002", "pfi adapters use none --shared"])
     add_command(group, rollback, ["pfi adapters rollback", "pfi adapters rollback --task LaMP_4"])
     add_command(group, reset, ["pfi adapters reset", "pfi adapters reset --shared"])
     made = "runs/study/checkpoints"
@@ -39,31 +44,45 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="adapters")
 
 
+Shared = Annotated[bool, typer.Option("--shared", help="Of the shared adapters, not your own.")]
+
+
 def list_(task: TaskName = None, profile: Profile = "default", as_json: AsJson = False) -> None:
-    """List the versions, oldest first; the active one of each task has a star."""
-    store = open_profile(profile).personal_adapters
-    active = store.all_active()
-    found = [entry for entry in store.list() if task in (None, entry.task)]
+    """List your versions and the shared ones, oldest first; those in use have a star."""
+    home = open_profile(profile)
+    stores = {"personal": home.personal_adapters, "shared": home.shared_adapters}
+    found = [
+        (kind, entry, store.active(entry.task) == entry.version)
+        for kind, store in stores.items()
+        for entry in store.list()
+        if task in (None, entry.task)
+    ]
     if as_json:
-        entries = [entry.model_dump(mode="json") for entry in found]
-        print_json([{**e, "active": active.get(e["task"]) == e["version"]} for e in entries])
+        print_json(
+            [
+                {**entry.model_dump(mode="json"), "kind": kind, "active": active}
+                for kind, entry, active in found
+            ]
+        )
         return
-    if not found:
+    if not any(kind == "personal" for kind, _, _ in found):
         typer.echo("There are no adapters yet; `pfi train` makes one.")
-    for entry in found:
-        star = "*" if active.get(entry.task) == entry.version else " "
+    for kind, entry, active in found:
+        star = "*" if active else " "
         loss = f"loss {entry.last_loss:.3f}" if entry.last_loss is not None else ""
+        learnt = "shared" if kind == "shared" else f"{entry.records} records"
         typer.echo(
             f"{star} {entry.version}  {entry.task:<16} {entry.created:%Y-%m-%d %H:%M} UTC  "
-            f"{entry.records} records  {loss}".rstrip()
+            f"{learnt}  {loss}".rstrip()
         )
-        if entry.verdict and star != "*":
+        if entry.verdict and not active:
             typer.echo(f"    {entry.verdict}")
 
 
 def use(
     version: Annotated[str, typer.Argument()],
     task: TaskName = None,
+    shared: Shared = False,
     profile: Profile = "default",
 ) -> None:
     """Make VERSION the active one of its task; `none` uses no adapter."""
@@ -71,33 +90,51 @@ def use(
     from pfi.profile.answer.runtime import pick_task
 
     home = open_profile(profile)
+    store, kind = _store(home, shared)
     if version == "none":
         chosen = pick_task(home, task).name
-        home.personal_adapters.use_none(chosen)
-        typer.echo(f"Task {chosen} uses no adapter now.")
+        store.use_none(chosen)
+        typer.echo(f"Task {chosen} uses no {kind}adapter now.")
+        _name_shared(home, chosen, shared)
         return
-    manifest = home.personal_adapters.verify(version)
+    manifest = store.verify(version)
     if task not in (None, manifest.task):
         what = f"version {version} is for task {manifest.task}, not {task}"
         raise ConfigError(what, fix="leave --task out")
-    home.personal_adapters.use(version)
-    typer.echo(f"Task {manifest.task} uses adapter {version} now.")
+    store.use(version)
+    typer.echo(f"Task {manifest.task} uses {kind}adapter {version} now.")
 
 
-def rollback(task: TaskName = None, profile: Profile = "default") -> None:
+def rollback(task: TaskName = None, shared: Shared = False, profile: Profile = "default") -> None:
     """Go back to the version that was active before."""
     from pfi.profile.answer.runtime import pick_task
 
     home = open_profile(profile)
     chosen = pick_task(home, task).name
-    version = home.personal_adapters.rollback(chosen)
-    typer.echo(f"Task {chosen} uses {f'adapter {version}' if version else 'no adapter'} now.")
+    store, kind = _store(home, shared)
+    version = store.rollback(chosen)
+    now = f"{kind}adapter {version}" if version else f"no {kind}adapter"
+    typer.echo(f"Task {chosen} uses {now} now.")
+    if version is None:
+        _name_shared(home, chosen, shared)
+
+
+def _store(home: Home, shared: bool) -> tuple[AdapterStore, str]:
+    """The store that is meant, and what an adapter of it is called."""
+    return (home.shared_adapters, "shared ") if shared else (home.personal_adapters, "")
+
+
+def _name_shared(home: Home, task: str, shared: bool) -> None:
+    """Say that a shared adapter still answers, and how to do without."""
+    if not shared and (version := home.shared_adapters.active(task)):
+        note(
+            f"Shared adapter {version} still answers it; `pfi adapters use none --shared "
+            f"--task {task}` does without."
+        )
 
 
 def reset(
-    shared: Annotated[
-        bool, typer.Option("--shared", help="Of the shared adapters, not your own.")
-    ] = False,
+    shared: Shared = False,
     profile: Profile = "default",
 ) -> None:
     """Use no adapter for any task, where the list of those in use is refused.
