@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.message import Message
@@ -112,13 +113,10 @@ class MailConnector(Connector[MailOptions]):
             return is_mbox(path) or (path.suffix.lower() == ".eml" and is_mail(path))
         if (path / "cur").is_dir() and (path / "new").is_dir():
             return True
-        if path.is_dir():
-            found = members(path, lambda name: True, depth=1)[:50]
-        else:
-            found = members(path, lambda name: name.lower().endswith((".mbox", ".eml", ".emlx")))[
-                :5
-            ]
-        return bool(files_of(found, path.name))
+        with suppress(DataError):  # a zip that is refused
+            wanted = _anything if path.is_dir() else _named_as_mail
+            return bool(files_of(members(path, wanted, depth=1)[:50], path.name))
+        return False
 
     def read(self, path: Path, options: MailOptions, report: ImportReport) -> Iterator[Record]:
         """Yield a record a mail of this person, in the order of the files.
@@ -128,6 +126,14 @@ class MailConnector(Connector[MailOptions]):
             ConfigError: it is not clear which address is this person's.
         """
         yield from read_mails(mail_files(path), path, options, report)
+
+
+def _anything(name: str) -> bool:
+    return True
+
+
+def _named_as_mail(name: str) -> bool:
+    return name.lower().endswith((".mbox", ".eml", ".emlx"))
 
 
 def read_mails(
