@@ -88,6 +88,7 @@ def test_what_is_described_is_what_is_done(served: Any) -> None:
     assert set(run(served, 12)) == {
         "POST /v1/chat/completions",
         "POST /v1/completions",
+        "POST /v1/responses",
         "POST /v1/embeddings",
         "GET /v1/models",
         "GET /v1/models/{name}",

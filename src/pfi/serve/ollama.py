@@ -185,8 +185,8 @@ def _counted(top_k: int | None) -> int | None:
 def _loaded(request: Request, model: str, empty: dict[str, Any]) -> Response:
     """The answer to nothing, by which clients have a model loaded."""
     _known(request, model)
-    done: dict[str, Any] = {"done": True, "done_reason": "load"}
-    return JSONResponse({"model": model, "created_at": _now(), **empty, **done})
+    body: dict[str, Any] = {"model": model, "created_at": _now(), **empty}
+    return JSONResponse({**body, "done": True, "done_reason": "load"})
 
 
 @router.post("/embed")
