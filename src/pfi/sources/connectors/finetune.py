@@ -73,11 +73,8 @@ class FinetuneConnector(Connector[FinetuneOptions]):
             return False
         with suppress(DataError, Unusable, StopIteration):
             row = next(_entries(path))[1]
-            return (
-                isinstance(row, dict)
-                and not {"instruction", "answer"} <= row.keys()
-                and (len(_turns(row)) > 1)
-            )
+            if isinstance(row, dict) and not {"instruction", "answer"} <= row.keys():
+                return any(turn.user is not None for turn in _turns(row))
         return False
 
     def read(self, path: Path, options: FinetuneOptions, report: ImportReport) -> Iterator[Record]:
