@@ -65,7 +65,9 @@ def test_tokens_of_an_older_pfi_open_the_least(ann: Home) -> None:
     assert caller is not None and caller.scopes == {"answer"}
 
 
-@pytest.mark.parametrize("entry", [{}, {"id": "x"}, {"scopes": 5, "id": "x"}, {"id": "x", "sha256": 1}])
+@pytest.mark.parametrize(
+    "entry", [{}, {"id": "x"}, {"scopes": 5, "id": "x"}, {"id": "x", "sha256": 1}]
+)
 def test_a_damaged_list_opens_nothing(ann: Home, entry: dict[str, object]) -> None:
     _, text = new_token(ann)
     with ann.open_vault() as vault:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pfi.serve import ServeConfig, Service
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+_PASSPHRASES = ("PFI_PASSPHRASE", "PFI_NEW_PASSPHRASE", "PFI_ARCHIVE_PASSPHRASE")
 
 
 def register(app: typer.Typer) -> None:
@@ -98,14 +99,18 @@ def serve(
 
 
 def _run(service: Service, config: ServeConfig) -> None:
+    from pfi._util.hardening import forget_variable, refuse_core_dumps
     from pfi.serve.app import create_app
     from pfi.serve.console.router import sign_in_link
     from pfi.serve.server import address, listen, make_server
 
+    refuse_core_dumps()
     app = create_app(service, config)
     with listen(config) as socket:
         note("Loading the model ...")
         service.load()
+        for variable in _PASSPHRASES:  # every profile is unlocked
+            forget_variable(variable)
         for backbone, engine, footprint in service.footprints():
             note(f"{Path(backbone).name} with {engine}: {footprint}.")
         url = address(socket)
@@ -153,9 +158,7 @@ def new(
     if days is None and "admin" in (scopes or ()):
         days = ADMIN_DAYS
     expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
-    token, text = new_token(
-        open_profile(profile), label, scopes=scopes or LEAST, expires=expires
-    )
+    token, text = new_token(open_profile(profile), label, scopes=scopes or LEAST, expires=expires)
     typer.echo(text)
     opens = {
         "answer": f"opens the models of profile {profile}",

@@ -55,5 +55,8 @@ class ServeConfig(BaseModel):
         20.0, gt=0, description="how long a client may take to send its header or its body"
     )
     connections: int = Field(1000, ge=1, description="open connections")
+    half_open: int = Field(
+        100, ge=1, description="of these, of one address, that have not sent a whole header"
+    )
     idle_seconds: int = Field(15, ge=1, description="how long an unused connection stays open")
     answer_seconds: float = Field(600.0, gt=0, description="how long an answer may take")

@@ -79,6 +79,9 @@ class Guard:
         except ApiError as error:
             await body.skip()
             await _send(reply, error)
+        except asyncio.CancelledError:
+            # The server ends, and the client has not read what there was for it.
+            _log.info("%s ended with the server", number)
         except Exception as error:
             # The message may quote private text; where it happened is enough to find the fault.
             at = "".join(traceback.format_tb(error.__traceback__))

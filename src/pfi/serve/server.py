@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 def make_server(app: FastAPI, config: ServeConfig) -> uvicorn.Server:
     """A server that is not started; ``server.run(sockets=[listen(config)])`` runs it."""
+
+    #: Connections without a whole header, the oldest first, by the client's address.
+    half_open: defaultdict[str, dict[Patient, None]] = defaultdict(dict)
 
     class Patient(H11Protocol):
         """Closes a connection whose next request does not come within some seconds."""
@@ -46,13 +50,26 @@ def make_server(app: FastAPI, config: ServeConfig) -> uvicorn.Server:
                 self._unwatch()
             elif self._limit is None:
                 self._limit = self.loop.call_later(config.read_seconds, self.transport.close)
+                waiting = half_open[self._address]
+                waiting[self] = None
+                if len(waiting) > config.half_open:
+                    # The oldest goes, so that whoever holds many keeps nobody else out.
+                    next(iter(waiting)).transport.close()
 
         def _unwatch(self) -> None:
             if self._limit is not None:
                 self._limit.cancel()
                 self._limit = None
+                waiting = half_open[self._address]
+                waiting.pop(self, None)
+                if not waiting:
+                    del half_open[self._address]
 
-    return uvicorn.Server(
+        @property
+        def _address(self) -> str:
+            return str(self.client[0]) if self.client else ""
+
+    return _Server(
         uvicorn.Config(
             app,
             http=Patient,
@@ -61,10 +78,22 @@ def make_server(app: FastAPI, config: ServeConfig) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,  # a header must not say who the caller is
             timeout_keep_alive=config.idle_seconds,
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=2,
             limit_concurrency=config.connections,
         )
     )
+
+
+class _Server(uvicorn.Server):
+    """Ends running answers as soon as it is told to end, so that their streams end whole."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        service = getattr(getattr(self.config.app, "state", None), "service", None)
+        for server in self.servers:  # first: no request comes to engines that have ended
+            server.close()
+        if service is not None:
+            await asyncio.to_thread(service.stop)
+        await super().shutdown(sockets)
 
 
 def listen(config: ServeConfig) -> socket.socket:

@@ -265,6 +265,13 @@ class Service:
                 for choice, engine in self._engines.items()
             ]
 
+    def stop(self) -> None:
+        """End the answers that are under way, and give no others."""
+        with self._lock:
+            engines = [*self._engines.values(), *([self._engine] if self._engine else [])]
+        for engine in engines:
+            engine.close()
+
     def close(self) -> None:
         """End what runs and close the profiles' files."""
         for runtime in list(self._runtimes.values()):

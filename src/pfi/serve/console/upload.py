@@ -29,7 +29,9 @@ _MOST_FILES = 20_000
 _PREFIX = "pfi-import-"
 _OPTION = "option-"
 #: What of a repository is not taken over: it can name programs that git would run.
-_ACTIVE = re.compile(r"(^|/)\.git/(config(\.worktree)?|hooks/.*|info/attributes|modules/.*)$")
+_ACTIVE = re.compile(r"(config(\.worktree)?|hooks/.*|info/attributes|modules/.*|worktrees/.*)$")
+#: What of a repository leads to another one, which may be anybody's on this machine.
+_LEADS = re.compile(r"(commondir|gitdir|objects/info/(http-)?alternates)$")
 
 
 @router.get("/data/options")
@@ -72,12 +74,13 @@ def _import(
     names = [_safe(file.filename or "") for file in files]
     if not names:
         raise ConfigError("no file was chosen", fix="drop one here, or choose it")
+    active = _of_git(names)
     pairs = [f"{name}={value}" for name, value in values.items()]
     added = there = 0
     report, kinds = ImportReport(), []
     with private_folder() as folder:
         for name, file in zip(names, files, strict=True):
-            if not _ACTIVE.search(name):
+            if name not in active:
                 _store(folder / name, file)
         try:
             for path, found in _sources(folder, kind, report).items():
@@ -95,6 +98,37 @@ def _import(
         ]
     kinds = list(dict.fromkeys(kinds))
     return {"added": added, "there": there, "report": lines, "kinds": ", ".join(kinds)}
+
+
+def _of_git(names: Sequence[str]) -> set[str]:
+    """The files of uploaded repositories that are left behind.
+
+    Raises:
+        DataError: one leads to another repository: a `.git` file, alternates and the like.
+    """
+    lowered = {name: name.casefold() for name in names}
+    # A bare repository's folder is one with a file `HEAD`.
+    roots = {low.removesuffix("head") for low in lowered.values() if low.split("/")[-1] == "head"}
+    trees = {root.removesuffix(".git/") for root in roots if root.endswith(".git/")}
+    active = set()
+    for name, low in lowered.items():
+        parts = low.split("/")
+        if parts[-1] == ".git":
+            if not any(low != f"{tree}.git" and low.startswith(tree) for tree in trees):
+                raise _leads(name)
+            active.add(name)  # of a submodule, whose commits are not of this repository
+        inside = ["/".join(parts[at + 1 :]) for at, part in enumerate(parts) if part == ".git"]
+        inside += [low.removeprefix(root) for root in roots if low.startswith(root)]
+        if any(_LEADS.match(rest) for rest in inside):
+            raise _leads(name)
+        if any(_ACTIVE.match(rest) for rest in inside):
+            active.add(name)
+    return active
+
+
+def _leads(name: str) -> DataError:
+    what = "this is a pointer to another repository, not a repository's content"
+    return DataError(what, path=name, fix="choose the folder of the repository itself")
 
 
 def _without(folder: Path, text: str) -> str:

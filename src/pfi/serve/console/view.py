@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -23,6 +23,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from fastapi.routing import APIRoute
+from python_multipart.exceptions import FormParserError
 from starlette.exceptions import HTTPException
 
 from pfi.errors import ConfigError, PfiError, StorageError
@@ -139,7 +140,7 @@ class SignInNeeded(Exception):
 def console_of(app: FastAPI) -> Console:
     """The console of a server, made when it is first asked for."""
     from pfi.serve.console.jobs import Jobs
-    from pfi.serve.console.sessions import Session, Sessions
+    from pfi.serve.console.sessions import Sessions
 
     state = app.state
     if not hasattr(state, "console"):
@@ -213,7 +214,11 @@ class ConsoleRoute(APIRoute):
             except RequestValidationError as error:
                 where = ".".join(str(part) for part in error.errors()[0]["loc"][1:])
                 response = failure(request, f"{where}: {error.errors()[0]['msg']}", 400)
-            except (OverflowError, RecursionError):  # of numbers and texts that no page sends
+            except (
+                OverflowError,
+                RecursionError,
+                FormParserError,
+            ):  # of numbers and texts that no page sends
                 response = failure(request, "The request cannot be read.", 400)
             except HTTPException as error:
                 response = failure(request, str(error.detail), error.status_code)
