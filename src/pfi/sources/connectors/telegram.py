@@ -114,6 +114,9 @@ class TelegramConnector(Connector[TelegramOptions]):
             given = [f"user{name}" if name.isdecimal() else name for name in options.me]
             guess = account or _likely_account(chats)
             me = own_keys(given, ordered, guess, str(file.place)) if ordered else frozenset()
+            report.identify(
+                [shown.get(key, key) for key in me], {shown[k]: count for k, count in total.items()}
+            )
             yield from _replies(file, chats, me, options, zone, report, f"telegram:{path.name}")
         report.require_records(path, "export as machine-readable JSON; see docs/connectors.md")
 

@@ -135,6 +135,7 @@ class WhatsAppConnector(Connector[WhatsAppOptions]):
                 unclear = unclear or error
                 report.skip("it is not clear who you are in it", chat.name)
                 continue
+            report.identify(me, survey.authors)
             others = {name: name for name in survey.authors if name not in me}
             messages = _messages(chat, survey, zone, report)
             source = f"whatsapp:{path.name}"
