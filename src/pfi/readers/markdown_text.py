@@ -72,7 +72,7 @@ _WHOLE_QUOTE = re.compile(
 _ATTRIBUTION = re.compile(
     r"[ \t]*(?:(?:[—–―~～]|--)[ \t]*\S[^\n]{1,80}|-[ \t]*[^\W\d_a-z]\S*(?:[ \t]+\S+){0,4})"
 )
-_LINK = r"(?:!?\[\[[^\]\n]*\]\]|!?\[[^\]\n]*\]\([^)\n]*\))"
+_LINK = r"(?:!?\[\[[^\[\]\n]{0,80}\]\]|!?\[[^\[\]\n]{0,40}\]\([^()\n]*\))"
 #: Lines of nothing but links: ways to yesterday and tomorrow, tables of contents.
 _WAYS = re.compile(rf"^[^\w\n\[]*{_LINK}(?:[^\w\n\[]*{_LINK})+[^\w\n]*$", re.M)
 _CONTENTS = re.compile(

@@ -128,9 +128,14 @@ def foreign(front: Front, text: str, parts: Sequence[str], me: Collection[str] =
         return TEMPLATE
     if _saved(front, text, parts):
         return CLIPPED
-    if len(_HIGHLIGHTS.findall(text)) > 1 or _READING.search(text[:50_000]):
+    if _READING.search(text[:50_000]):
         return READ
     return OTHER if me and any(authors) else None
+
+
+def has_highlights(text: str) -> bool:
+    """Whether a note holds what a reading program copied from pages or books."""
+    return _HIGHLIGHTS.search(text) is not None
 
 
 def _saved(front: Front, text: str, parts: Sequence[str]) -> bool:

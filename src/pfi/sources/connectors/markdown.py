@@ -21,7 +21,7 @@ from pfi.readers.dates import DateStyle
 from pfi.readers.front_matter import NOTION_ID, divide_note
 from pfi.readers.markdown_text import plain, without_fences, without_programs
 from pfi.readers.note_dates import date_values, note_time
-from pfi.readers.note_origin import CLIPPED, READ, TEMPLATE, foreign
+from pfi.readers.note_origin import CLIPPED, READ, TEMPLATE, foreign, has_highlights
 from pfi.readers.obsidian import VaultSettings, vault_settings
 from pfi.readers.report import ImportReport
 from pfi.readers.values import Unusable
@@ -224,7 +224,10 @@ def _note(file: Path, name: str, options: MarkdownOptions, folder: _Folder) -> _
         text = "\n".join(line for line in lines if line.strip() not in folder.prompts)
     time = note_time(front, (*parts[:-1], stem), plain(title), folder.style)
     changed = datetime.fromtimestamp(int(status.st_mtime), UTC)
-    return _Note(plain(title), plain(text), time or changed, dated=time is not None)
+    own = plain(text)
+    if count_words(own) < LEAST_WORDS and has_highlights(text):
+        raise Unusable(READ)
+    return _Note(plain(title), own, time or changed, dated=time is not None)
 
 
 def _cards(text: str) -> str:
