@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from itertools import product
+from time import process_time
 
 import pytest
 from mail_shapes import APPS, FORWARDS, GMAIL, HEADERS, LINES, SHORT_LINES, TITLES, headers, say
@@ -210,3 +211,15 @@ def test_raw_bytes_in_headers(header: bytes, body: bytes, subject: str) -> None:
     mail = parse_mail(b"Subject: " + header + b"\nContent-Type: text/plain; " + body + b"\n\nx\n")
     assert header_text(mail, "Subject") == subject
     assert body_of(mail).text == "x\n"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [":\n", "_____\n", ">From x\n", "--a" + "-" * 50, "a" * 60, "<@", "[", "avast ", "To: x\n",
+     "-- \n", "x: <\n", "\n: ", "> a <b@c\n"],
+)  # fmt: skip
+def test_hostile_mail_takes_no_long_time(piece: str) -> None:
+    text = (piece * 300_000)[:300_000] + "x\n>"
+    start = process_time()
+    divide(text, [text[:50_000]], escaped=True)
+    assert process_time() - start < 20

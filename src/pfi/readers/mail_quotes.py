@@ -15,6 +15,8 @@ from pfi.readers.mail_words import introduces, is_bold, is_framed, key, label, w
 
 #: Lines that `On that day, somebody wrote:` takes at most, and its characters.
 _ATTRIBUTION_LINES, _ATTRIBUTION_LENGTH = 4, 500
+#: Of a line's end so many characters are looked at, so that long lines take no long time.
+_TAIL = 300
 #: Lines of one header, where many people are named.
 _CONTINUED = 12
 
@@ -65,7 +67,11 @@ def is_rule(line: str) -> bool:
 
 def is_broken_address(before: str, line: str) -> bool:
     """Whether a line begins with the `>` of an address that the line before begins."""
-    return line.startswith(">") and not is_quoted(before) and bool(_OPEN_ADDRESS.search(before))
+    return (
+        line.startswith(">")
+        and not is_quoted(before)
+        and bool(_OPEN_ADDRESS.search(before[-_TAIL:]))
+    )
 
 
 def find_cut(lines: Sequence[str], people: Collection[str] = (), subject: str = "") -> Cut | None:
@@ -144,7 +150,7 @@ def _block(lines: Sequence[str], start: int) -> tuple[list[_Header], int]:
         line = lines[i]
         header = label(line)
         if header and (header[0] or not _is_prose(line)):
-            block.append(_Header(*header, is_bold(line)))
+            block.append(_Header(header[0], header[1][:1000], is_bold(line)))
             end = i = i + 1
         elif not line.strip() and i + 1 < len(lines) and _known(lines[i + 1]):
             i += 1  # HTML has each in a paragraph of its own
@@ -240,7 +246,7 @@ def _says_something(line: str, people: Collection[str]) -> bool:
 
 def _may_end(lines: Sequence[str], i: int) -> bool:
     line = lines[i]
-    if is_quoted(line):
+    if is_quoted(line) or len(line) > _ATTRIBUTION_LENGTH:
         return False
     if _END.search(line) or _ZOHO.match(line):
         return True
@@ -252,7 +258,7 @@ def _may_end(lines: Sequence[str], i: int) -> bool:
 
 def _stops(line: str) -> bool:
     """Whether a line cannot be the beginning of what the next one ends."""
-    return is_quoted(line) or _SENTENCE.search(line) is not None
+    return is_quoted(line) or _SENTENCE.search(line[-_TAIL:]) is not None
 
 
 def _opening(lines: Sequence[str], first: int) -> int:
@@ -297,5 +303,7 @@ def _has_time(text: str) -> bool:
 
 
 def _quote_follows(lines: Sequence[str], i: int) -> bool:
-    following = next((line for line in lines[i + 1 :] if line.strip()), "")
-    return is_quoted(following)
+    for number in range(i + 1, len(lines)):
+        if lines[number].strip():
+            return is_quoted(lines[number])
+    return False

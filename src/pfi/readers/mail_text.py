@@ -21,6 +21,8 @@ from pfi.readers.mail_quotes import (
 from pfi.readers.mail_words import mailed, simple
 from pfi.readers.verbatim import repeated_lines, squeezed
 
+#: Of a mail's text so much is looked at, in characters and lines; people write less.
+_LENGTH, _LINES = 400_000, 10_000
 #: Share of an answered mail that must stand word for word in a reply that says nothing above it,
 #: before what stands below counts as the answer.
 _WHOLE = 0.98
@@ -49,7 +51,7 @@ _SENT_FROM_WORDS, _SENT_FROM_LENGTH = 14, 160
 _SIGNATURE = re.compile(r"\s{0,3}--\s?\s*")
 _FOOTER_RULE = re.compile(r"\s*_{5,}\s*")
 _FOOTER = re.compile(r"@|https?:|www\.|mailto:")
-_FOOTER_LINES = 12
+_FOOTER_LINES, _FOOTER_LENGTH = 12, 2000
 _LEGAL = re.compile(
     r"confidential|privileged|intended (only )?(for|solely)|intended recipient|disclos|"
     r"received (this|it) .{0,20}(in error|by mistake)|notify the sender|virus|avast|"
@@ -109,7 +111,8 @@ def divide(
     """
     if isinstance(body, str):
         body = Body(body)
-    lines = _joined_addresses(_without_armour([line.rstrip() for line in body.text.split("\n")]))
+    lines = [line.rstrip() for line in body.text[:_LENGTH].split("\n")[:_LINES]]
+    lines = _joined_addresses(_without_armour(lines))
     if escaped:
         lines = [_unescaped(lines, i) for i in range(len(lines))]
     view = [simple(line) for line in lines]
@@ -162,7 +165,8 @@ def _unescaped(lines: list[str], i: int) -> str:
     if not re.match(r">+From ", lines[i]):
         return lines[i]
     near = [*lines[max(0, i - 1) : i], *lines[i + 1 : i + 2]]
-    before = next((line for line in reversed(lines[:i]) if line.strip()), "")
+    above = (lines[number] for number in range(i - 1, -1, -1))
+    before = next((line for line in above if line.strip()), "")
     if any(line.startswith(">") for line in near) or before.rstrip().endswith(":"):
         return lines[i]
     return lines[i][1:]
@@ -193,8 +197,13 @@ def _begins_footer(lines: list[str], i: int) -> bool:
     """Whether a rule of underscores stands above the footer of a mailing list."""
     if not _FOOTER_RULE.fullmatch(lines[i]):
         return False
-    rest = [line for line in lines[i + 1 :] if line.strip()]
-    return len(rest) <= _FOOTER_LINES and any(_FOOTER.search(line) for line in rest)
+    rest: list[str] = []
+    for number in range(i + 1, len(lines)):
+        if lines[number].strip():
+            rest.append(lines[number])
+        if len(rest) > _FOOTER_LINES:
+            return False
+    return any(_FOOTER.search(line) for line in rest)
 
 
 def _is_broken_off(lines: list[str], i: int) -> bool:
@@ -263,9 +272,11 @@ def _without_app(lines: list[str]) -> list[str]:
 
 
 def _is_app_line(line: str) -> bool:
+    if len(line) > _SENT_FROM_LENGTH:
+        return False
     bare = _LINK.sub(" ", simple(line)).strip(" .!>|*_-")
     words = bare.split()
-    if not words or len(words) > _SENT_FROM_WORDS or len(line) > _SENT_FROM_LENGTH:
+    if not words or len(words) > _SENT_FROM_WORDS:
         return False
     if _OUTLOOK.search(simple(line)) and len(words) <= 8:
         return True
@@ -286,7 +297,7 @@ def _without_legal(lines: list[str]) -> list[str]:
         not paragraphs[-1].strip()
         or len(set(map(str.lower, (m[0] for m in _LEGAL.finditer(paragraphs[-1]))))) >= 2
         or _UNSUBSCRIBE.search(paragraphs[-1])
-        or _SCANNED.search(paragraphs[-1])
+        or _SCANNED.search(paragraphs[-1][:_FOOTER_LENGTH])
         or _LEGAL_TITLE.fullmatch(paragraphs[-1])
     ):
         paragraphs.pop()

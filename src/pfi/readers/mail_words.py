@@ -22,6 +22,8 @@ _DIVIDER = re.compile(r"\s*[-_*=~\u2014\u2500]{2,}\s*([^\W_].*?)\s*[-_*=~:\u2014
 _FRAMED = re.compile(r"\s*[-_*=\u2014\u2500]{3,}\s*\w[\w\W]{2,80}?[-_*=\u2014\u2500]{2,}\s*$")
 
 
+#: Longest title above another mail.
+_TITLE_LENGTH = 300
 _ASCII = str.maketrans({"：": ":", "﹕": ":", "\u2019": "'", "＜": "<", "＞": ">"})
 
 
@@ -113,6 +115,8 @@ def is_bold(line: str) -> bool:
 
 def introduces(line: str) -> str:
     """`original` or `forwarded`, if a line is the title above another mail; else empty."""
+    if len(line) > _TITLE_LENGTH:
+        return ""
     match = _DIVIDER.match(line)
     words = key(match[1]).strip(" -_*=:") if match else ""
     if words in _table()["original"] and match and match[0].strip() != words:
@@ -128,7 +132,7 @@ def introduces(line: str) -> str:
 
 def is_framed(line: str) -> bool:
     """Whether a line is words between dashes, whatever the language."""
-    return _FRAMED.match(line) is not None
+    return len(line) <= _TITLE_LENGTH and _FRAMED.match(line) is not None
 
 
 def wrote(text: str) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Collection
 #: Letters and digits that two texts do not share by chance: of words, and of scripts that write
 #: a syllable or word with each character.
 ENOUGH, ENOUGH_DENSE = 25, 10
-#: Of the other text so many characters are looked at.
-_LIMIT = 400_000
+#: Of the other text so many characters are looked at; lines that are longer together than this are
+#: no answer that is read.
+_LIMIT, _LINES_LIMIT = 400_000, 100_000
 
 
 def squeezed(text: str) -> str:
@@ -23,7 +24,7 @@ def repeated_lines(lines: list[str], others: Collection[str]) -> set[int]:
     there by chance; blank ones between them do not matter.
     """
     texts = [squeezed(other[:_LIMIT]) for other in others]
-    if not any(texts):
+    if not any(texts) or sum(map(len, lines)) > _LINES_LIMIT:
         return set()
     keys = [squeezed(line) for line in lines]
     repeated: set[int] = set()
