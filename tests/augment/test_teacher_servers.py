@@ -110,7 +110,9 @@ def test_a_client_asks_it_once_for_each_call_and_keeps_to_its_budget(
         assert all(replies) and client.report.paid == 6
         spent = client.report.spent.tokens
     with TeacherStore(tmp_path / "teacher.db") as store:  # another run
-        client = TeacherClient(teacher("http://127.0.0.1:9/v1"), AugmentConfig(policy="local"), store, ledger)
+        client = TeacherClient(
+            teacher("http://127.0.0.1:9/v1"), AugmentConfig(policy="local"), store, ledger
+        )
         client.teacher.name = teacher(server).name  # the same one, gone: nothing is asked
         assert client.ask(calls, {}) == replies
         assert (client.report.paid, client.report.spent.tokens) == (0, spent)
