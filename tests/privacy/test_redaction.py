@@ -390,3 +390,35 @@ def test_a_thousand_contacts_cost_no_more_than_one() -> None:
     redacted = Redactor(names).redact(text)
     assert time.process_time() - start < 5
     assert Counter(redacted.split())["[NAME_1]"] == 500
+
+
+def test_names_that_were_given_earlier_stay_hidden_when_others_are_added() -> None:
+    redactor = Redactor(["Ottilie Brandt"])
+    redactor.add_names(["Kasimir Nowak"])
+    redactor.add_names(["Kasimir Nowak", "Wim Peeters"])
+    text = "Ottilie Brandt met Kasimir Nowak and Wim Peeters."
+    hidden = redactor.redact(text)
+    for name in ("Ottilie", "Brandt", "Kasimir", "Nowak", "Wim", "Peeters"):
+        assert name not in hidden
+    assert redactor.restore(hidden) == text
+
+
+def test_text_of_the_users_own_that_looks_like_a_placeholder_is_replaced_too() -> None:
+    redactor = Redactor()
+    text = "The form says [EMAIL_7]; write to ada@example.org."
+    hidden = redactor.redact(text)
+    assert "[EMAIL_7]" not in hidden and "ada@example.org" not in hidden
+    assert redactor.restore(hidden) == text
+    # Else the seventh address would come back in its place.
+    for number in range(2, 9):
+        redactor.redact(f"mail p{number}@example.org")
+    assert redactor.restore(hidden) == text
+
+
+@pytest.mark.parametrize(("secret", "again"), [("ab12cd", True), ("a1b2c", False)])
+def test_a_secret_of_six_characters_is_known_again_without_its_word(
+    secret: str, again: bool
+) -> None:
+    redactor = Redactor()
+    assert secret not in redactor.redact(f"password: {secret}")
+    assert (secret not in redactor.redact(f"try {secret} once more")) == again

@@ -740,3 +740,63 @@ def test_a_refresh_says_what_is_forgotten_and_how_to_use_it_anyway(
     told = capsys.readouterr()
     assert "Adapter 0001 for mood was not taken into use" in told.out
     assert "pfi adapters use 0001" in told.err and "General text: loss 3.00" in told.err
+
+
+# Guards -----------------------------------------------------------------------------
+
+
+def test_a_clock_set_back_makes_no_record_new_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the vault was read, whatever the clock said when it was."""
+
+    class Behind(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return datetime(2020, 1, 1, tzinfo=tz)
+
+    for place in ("training", "refresh"):
+        monkeypatch.setattr(f"pfi.profile.learn.{place}.datetime", Behind)
+    monkeypatch.setattr("pfi.profile.vault.vault.datetime", Behind)
+    monkeypatch.setattr("pfi.profile.vault.tables.datetime", Behind)
+    with home.open_vault() as vault:
+        seen = vault.time()
+        assert seen.year > 2020 and not vault.added_since(TASK.name, seen)
+    add(home, [record(500), record(501)])
+    with home.open_vault() as vault:
+        assert vault.added_since(TASK.name, seen) == {record(500).id, record(501).id}
+        assert not vault.added_since(TASK.name, vault.time())
+
+
+def test_what_was_erased_during_a_refresh_is_not_stored(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(*args: Any) -> None:
+        asked.append(args[1])
+        raise StorageError("records were erased meanwhile")
+
+    monkeypatch.setattr(refresh, "refuse_erased", refuse)
+    add(home, (record(n) for n in range(24, 36)))
+    add(home, (record(n, flipped=True) for n in range(36, 46)))
+    with pytest.raises(StorageError, match="erased meanwhile"):
+        run(home)
+    assert asked == [TASK.name] and home.personal_adapters.versions() == ["0001"]
+
+
+def test_a_rise_within_the_tolerance_is_no_drift(home: Home) -> None:
+    add(home, (record(n) for n in range(24, 36)))
+    add(home, (record(n, flipped=True) for n in range(36, 46)))
+    done = run(home, {"growth": None, "tolerance": 1000.0})
+    assert not done.drift.found and done.drift.p is not None and done.drift.p < 0.05
+
+
+def test_a_version_counts_the_records_that_it_and_those_before_it_learnt(home: Home) -> None:
+    before = home.personal_adapters.manifest("0001").records
+    add(home, (record(n) for n in range(24, 48)))
+    done = run(home, {"growth": 0.1}, force=True)
+    if done.version is not None:
+        learnt = done.version.records
+        held = len(done.version.held_back)
+        assert learnt + held == before + 24 + len(home.personal_adapters.manifest("0001").held_back)

@@ -212,7 +212,7 @@ class _Run:
 
     def __init__(self, home: Home, task: Task, config: RefreshConfig, seed: int) -> None:
         self.home, self.task, self.config, self.seed = home, task, config, seed
-        self.read = datetime.now(UTC)
+        self.read = datetime.now(UTC)  # by the clock, as erasures are noted
         store = home.personal_adapters
         self.active, self.shared = Runtime(home).versions(task)
         self.manifest = store.manifest(self.active) if self.active else None
@@ -231,6 +231,8 @@ class _Run:
         name = self.task.name
         since = (self.manifest.read or self.manifest.created) if self.manifest else _START
         with self.home.open_vault() as vault:
+            #: Records that are added later are new, also where the clock was set back.
+            self.seen = vault.time()
             real = vault.history(name, origin="real")
             synthetic = tuple(vault.history(name, origin="synthetic"))
             added = frozenset(vault.added_since(name, since))
@@ -354,7 +356,7 @@ class _Run:
     def note(self) -> None:
         """Note that a refresh was tried, so that an automatic one waits for more records."""
         with self.home.open_vault() as vault:
-            vault.feedback.note_refresh(self.task.name, self.read)
+            vault.feedback.note_refresh(self.task.name, self.seen)
 
     def reject(self, doubtful: Sequence[str]) -> None:
         """Keep the version in use; mark the feedback that is to blame."""
@@ -415,7 +417,7 @@ class _Run:
                 "records": earlier + len(learnt & fresh),
                 "config": {**info.config, **told},
                 "metrics": metrics,
-                "read": self.read,
+                "read": self.seen,
                 "held_back": sorted(fingerprint(i) for i in fresh - learnt),
                 "held_back_losses": after,
                 "verdict": "; ".join(

@@ -181,6 +181,8 @@ def train(
     if holdout is not None and not 0 <= holdout < 1:
         raise ConfigError(f"holdout is {holdout}", fix="give a share from 0 up to but not 1")
     read = datetime.now(UTC)
+    with home.open_vault() as vault:
+        seen = vault.time()  # later records are new, also where the clock was set back
     data = divide(home, task, holdout, real_only=real_only)
     if config.held_back and data.synthetic and mixed.order == "mixed":
         # The newest share of synthetic and real records together would be the real ones.
@@ -225,7 +227,7 @@ def train(
         update={
             "config": info.config | ({} if reached.weight == 1 else {"weight": reached.weight}),
             "metrics": after.metrics if after else {},
-            "read": read,
+            "read": seen,
             "held_back": [fingerprint(record.id) for record in data.held_back],
             "held_back_losses": [*after.losses] if after else [],
             "verdict": reached.reason,

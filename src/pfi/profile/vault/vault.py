@@ -11,7 +11,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -161,10 +161,32 @@ class Vault(Closes):
         while batch := list(islice(remaining, BATCH)):
             rows = [row_of(record) for record in batch]
             with self._translate(), transaction(self._db):
-                new = sum(self._insert(row) for row in rows)
+                new = sum(self._insert(row) for row in self._stamped(rows))
             added += new
             seen += len(batch) - new
         return added, seen
+
+    def _stamped(self, rows: Sequence[dict[str, str | None]]) -> list[dict[str, str | None]]:
+        """Within a transaction: rows that count as added after all that are there.
+
+        So they are new to a version that has read those, also where the clock was set back.
+        """
+        newest = self._newest()
+        if newest is None:
+            return [*rows]
+        after = (newest + timedelta(microseconds=1)).isoformat()
+        return [{**row, "added": max(str(row["added"]), after)} for row in rows]
+
+    def _newest(self) -> datetime | None:
+        (newest,) = self._db.execute("SELECT max(added) FROM records").fetchone()
+        return datetime.fromisoformat(newest) if newest else None
+
+    def time(self) -> datetime:
+        """Now, and no earlier than the newest record was added, whatever the clock says."""
+        with self._translate():
+            newest = self._newest()
+        now = datetime.now(UTC)
+        return now if newest is None else max(now, newest)
 
     def _insert(self, row: dict[str, str | None]) -> bool:
         find = self._db.execute
@@ -295,7 +317,8 @@ class Vault(Closes):
 
     def _store_one(self, record: Record) -> str | None:
         """Within a transaction: a record's id once stored, None if its content is there already."""
-        return record.id if self._insert(row_of(record)) else None
+        (row,) = self._stamped([row_of(record)])
+        return record.id if self._insert(row) else None
 
     # Reading ------------------------------------------------------------------------
 
