@@ -179,12 +179,12 @@ for _ in range(MOST_LEVELS + 5):
     ],
 )
 def test_what_cannot_be_kept_to_is_refused_at_once(schema: dict[str, Any], said: str) -> None:
-    begun = time.monotonic()
+    begun = time.thread_time()
     with pytest.raises((ApiError, ConfigError)) as caught:
         compile_grammar(prompter(), grammar_text(schema))
     fix = getattr(caught.value, "fix", "") or ""
     assert said in f"{caught.value} {fix}"
-    assert time.monotonic() - begun < 3, "it takes half a second on an idle core"
+    assert time.thread_time() - begun < 2, "of this thread alone; it takes 0.3 s"
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     kept = [(_place(error["loc"], body), error) for error in errors]
     place, error = max(kept, key=lambda one: len(one[0]))
     same = [other for at, other in kept if at == place]
+    # An alternative whose type was right is what was meant, too.
+    error = next((other for other in same if other["type"] not in _KINDS), error)
     if not place:
         if body is None or error["type"] == "missing":
             return ApiError(400, "The body is empty; send a JSON object.", code="invalid_json")
@@ -82,10 +84,10 @@ def from_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
         what = f"Missing required parameter: '{param}'."
     elif kind == "extra_forbidden":
         what = f"Unknown parameter: '{param}'."
-    elif names := dict.fromkeys(_KINDS[one["type"]] for one in same if one["type"] in _KINDS):
-        return ApiError(
-            400, f"{param}: must be {' or '.join(names)}", param=param, code="invalid_type"
-        )
+    elif kind in _KINDS:
+        names = dict.fromkeys(_KINDS[one["type"]] for one in same if one["type"] in _KINDS)
+        what = f"{param}: must be {' or '.join(names)}"
+        return ApiError(400, what, param=param, code="invalid_type")
     else:
         what = f"{param}: {_own(error) or _lower(str(error['msg']))}"
     code = _CODES.get(kind, "invalid_value")
