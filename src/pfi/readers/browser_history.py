@@ -292,7 +292,7 @@ def _from_json(member: Member) -> Iterator[Visit | Unusable]:
             else:
                 lists.setdefault(spot, _Pages(member.place)).add(visit)
     named = [(name, "*") for name in _LISTS if (name, "*") in lists or (name, "*") in problems]
-    spots = named or sorted(lists.keys() | problems, key=lambda spot: -len(lists.get(spot, ())))
+    spots = named or sorted({*lists, *problems}, key=lambda spot: -len(lists.get(spot, ())))
     if spots:
         yield from problems.get(spots[0], [])
         yield from lists.get(spots[0], [])

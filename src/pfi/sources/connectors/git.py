@@ -188,7 +188,7 @@ def _by_objects(repository: Repository, revision: str, author: str) -> tuple[lis
     ]  # fmt: skip
     changed: dict[str, set[str]] = {}
     for block in repository.output(*arguments).split("\0")[1:]:
-        commit_hash, *lines = block.split()
+        commit_hash = block.split(maxsplit=1)[0]
         ids = re.findall(r"^:(\d+) (\d+) ([0-9a-f]+) ([0-9a-f]+) ", block, re.M)
         # Submodules' commits (mode 160000) are not objects of this repository.
         changed[commit_hash] = {
