@@ -102,6 +102,7 @@ class ChatMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    annotations: list[dict[str, object]] = Field(default=[])
     tool_calls: list[ToolCallOut] | None = None
 
 

@@ -129,7 +129,12 @@ class ChatWording(ChoiceWording):
         return why[0]
 
     def _whole(self, number: int, said: Said) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": said.text,
+            "refusal": None,
+            "annotations": [],
+        }
         if said.calls:
             message["content"] = said.text or None
             message["tool_calls"] = [_call(call) for call in said.calls]
