@@ -10,7 +10,6 @@ import codecs
 import csv
 import io
 import re
-import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -243,22 +242,13 @@ def _query(db: sqlite3.Connection, place: Path) -> tuple[str, bool]:
 
 def _copy(member: Member, target: Path) -> None:
     with member.open() as source, target.open("wb") as copy:
-        shutil.copyfileobj(_Bounded(source, member.place), copy, _COPY)
-
-
-class _Bounded:
-    """A stream that ends with an error when it is longer than a database may be."""
-
-    def __init__(self, inner: IO[bytes], place: Path) -> None:
-        self._inner, self._place, self._left = inner, place, DATABASE_LIMIT
-
-    def read(self, size: int) -> bytes:
-        data = self._inner.read(size)
-        self._left -= len(data)
-        if self._left < 0:
-            what = f"the database has more than {DATABASE_LIMIT} bytes"
-            raise DataError(what, path=self._place, fix="give a part of the history")
-        return data
+        left = DATABASE_LIMIT
+        while data := source.read(_COPY):
+            left -= len(data)
+            if left < 0:
+                what = f"the database has more than {DATABASE_LIMIT} bytes"
+                raise DataError(what, path=member.place, fix="give a part of the history")
+            copy.write(data)
 
 
 # JSON and CSV ---------------------------------------------------------------------------
@@ -291,8 +281,11 @@ def _from_json(member: Member) -> Iterator[Visit | Unusable]:
                 problems.setdefault(spot, []).append(visit)
             else:
                 lists.setdefault(spot, _Pages(member.place)).add(visit)
-    named = [(name, "*") for name in _LISTS if (name, "*") in lists or (name, "*") in problems]
-    spots = named or sorted({*lists, *problems}, key=lambda spot: -len(lists.get(spot, ())))
+    named: list[Spot] = [
+        (name, "*") for name in _LISTS if (name, "*") in lists or (name, "*") in problems
+    ]
+    every: set[Spot] = {*lists, *problems}
+    spots = named or sorted(every, key=lambda spot: -len(lists.get(spot, ())))
     if spots:
         yield from problems.get(spots[0], [])
         yield from lists.get(spots[0], [])

@@ -89,11 +89,10 @@ class Repository:
         Raises:
             ConfigError: git is not installed.
         """
-        source = {"input": text.encode()} if text is not None else {"stdin": subprocess.DEVNULL}
         try:
-            return subprocess.run(  # type: ignore[call-overload, no-any-return]
+            return subprocess.run(
                 self.command(*arguments), cwd=self.mirror, env=self.environment,
-                capture_output=True, check=False, **source,
+                input=(text or "").encode(), capture_output=True, check=False,
             )  # fmt: skip
         except FileNotFoundError:
             raise ConfigError("git is not installed", fix="install git and try again") from None
