@@ -20,8 +20,8 @@ from pfi.inference.engine import AdapterRef, Engine, Request, Sampling, text_of
 from pfi.inference.generation import generate
 from pfi.inference.llama.c import Model
 from pfi.inference.llama.engine import LlamaEngine
-from pfi.inference.llama.sequences import CHUNK
 from pfi.inference.llama.gguf_cache import open_llama
+from pfi.inference.llama.sequences import CHUNK
 from pfi.models.adapters import Adapter, stacked
 from pfi.models.backbone import load_backbone
 from pfi.models.scoring import score_labels
