@@ -20,7 +20,9 @@ _MOST_HEADER = 100_000_000
 #: Modules of one kind that no model has: more would take hours to lay out.
 _MOST_MODULES = 4096
 #: What counts modules; a `max_window_layers` only bounds, and is larger in real models.
-_COUNTS = re.compile(r"^(?!max_)(\w+_)?(n_layers?|num_\w*(layers|experts|blocks)|\w+_layers|n_\w*experts)$")
+_COUNTS = re.compile(
+    r"^(?!max_)(\w+_)?(n_layers?|num_\w*(layers|experts|blocks)|\w+_layers|n_\w*experts)$"
+)
 _FIX = "take the model's files again from where they come"
 
 Shape = tuple[int, ...]

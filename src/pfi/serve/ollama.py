@@ -150,7 +150,7 @@ async def generate(body: OllamaGenerate, request: Request) -> Response:
 def _ask(body: Asked, talk: list[Spoken], tools: list[dict[str, Any]] | None) -> Ask:
     options = body.options or Options()
     form = body.format
-    wanted = None if form is None else {"type": "json_object"}
+    wanted: dict[str, Any] | None = None if form is None else {"type": "json_object"}
     if isinstance(form, dict):
         wanted = {"type": "json_schema", "json_schema": {"schema": form}}
     stop = [options.stop] if isinstance(options.stop, str) else options.stop or []

@@ -102,7 +102,7 @@ class RemoteTeacher:
                 "no model is named", where=self._where, fix="set the teacher's model"
             )
         #: Any address, this machine's too: what listens there may pass calls on.
-        self.host = hostname
+        self.host: str | None = hostname
         if here := is_here(f"[{hostname}]" if ":" in hostname else hostname):
             self.host = address.netloc.rpartition("@")[2].lower()  # of many servers one
         self._key = ""
