@@ -20,6 +20,8 @@ from pfi.readers.locales import FOLDER, plain_word
 
 #: What CLDR calls the halves of a day, as hours.
 HALVES = {"am": "0-12", "pm": "12-24"}
+#: Phones of some years say it as CLDR did until a release gave these hours to the morning.
+EARLIER = {("en", "night1"): "21-24,0-6"}
 FIXED = {"midnight": "0-0", "noon": "12-12"}
 
 
@@ -27,6 +29,8 @@ def hours(locale: Locale, period: str) -> str:
     """The hours of a period of the day, like `21-24,0-6`; empty if the locale has no rule."""
     if period in HALVES:
         return HALVES[period]
+    if (locale.language, period) in EARLIER:
+        return EARLIER[locale.language, period]
     rules = list(locale.day_period_rules.get(None, {}).get(period, []))
     spans = []
     for rule in rules:

@@ -52,6 +52,34 @@ def uniform_runs(slots: Sequence[int]) -> tuple[list[int], int]:
     return list(slots), 1
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """Which rows share the factors of a slot, so that they are read once for all of them.
+
+    Attributes:
+        taken: ``(slots, most)`` the rows of each slot, filled up with any row.
+        places: ``(rows,)`` where each row is in ``taken`` when that is flat.
+    """
+
+    taken: torch.Tensor
+    places: torch.Tensor
+
+    @classmethod
+    def of(cls, owners: Sequence[int], slots: int) -> Sharing:
+        """The rows that belong to each of so many slots; ``owners`` has a row's slot."""
+        rows_of: list[list[int]] = [[] for _ in range(slots)]
+        for row, owner in enumerate(owners):
+            rows_of[owner].append(row)
+        most = max(map(len, rows_of))
+        taken = torch.tensor([[*rows, *[0] * (most - len(rows))] for rows in rows_of])
+        count = [0] * slots
+        places = []
+        for owner in owners:
+            places.append(owner * most + count[owner])
+            count[owner] += 1
+        return cls(taken, torch.tensor(places))
+
+
 @dataclass
 class Dropout:
     """Dropout on the adapters' input, the same for a row whatever batch it is in.
@@ -89,6 +117,7 @@ class Route:
         dtype: what products are computed in.
         gradients: ``(slots, width)`` that backward passes add to, or None for no gradients.
         dropout: on the adapters' input.
+        sharing: for single tokens on a CPU: rows in any order, several of a slot.
     """
 
     factors: torch.Tensor
@@ -96,8 +125,16 @@ class Route:
     dtype: torch.dtype
     gradients: torch.Tensor | None = None
     dropout: Dropout | None = None
+    sharing: Sharing | None = None
     _cast: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
     _views: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch."""
+        if self.sharing is not None:
+            return len(self.sharing.places)
+        return len(self.factors) * self.per_slot
 
     def views(self, target: Target, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """``A`` and transposed ``B`` of a layer, kept for the next token or pass."""
@@ -148,8 +185,7 @@ class BankLayer(nn.Module):
         route = self.router.route
         if route is None:
             return F.linear(x, weight, self.bias)
-        slots = route.factors.shape[0]
-        rows = slots * route.per_slot
+        rows = route.rows
         if x.dim() != 3 or x.shape[0] != rows:
             # Some models flatten rows and tokens, rows first.
             if (x.dim() > 2 and x.shape[0] != rows) or x.shape[:-1].numel() % rows:
@@ -163,7 +199,7 @@ class BankLayer(nn.Module):
         if route.gradients is None:
             return self._answer(x, weight, route)
         a, b = route.views(self.target, route.dtype)
-        grouped = x.reshape(slots, -1, x.shape[-1])
+        grouped = x.reshape(len(a), -1, x.shape[-1])
         gradients = (self.target.a(route.gradients), self.target.b(route.gradients))
         mask = route.dropout.mask(x).reshape(grouped.shape) if route.dropout else None
         y = _Product.apply(grouped, self.router.anchor, weight, self.bias, a, b, mask, gradients)
@@ -172,6 +208,10 @@ class BankLayer(nn.Module):
     def _answer(self, x: torch.Tensor, weight: torch.Tensor, route: Route) -> torch.Tensor:
         """Without gradients; decoding comes here for every token, so little is done."""
         y = F.linear(x, weight, self.bias)
+        if route.sharing is not None:
+            a, b = route.views(self.target, torch.float32)
+            own = torch.bmm(torch.bmm(x[:, 0].float()[route.sharing.taken], a.mT), b)
+            return y.add_(own.flatten(0, 1)[route.sharing.places][:, None])
         if route.per_slot == 1 and x.shape[1] == 1 and x.device.type == "cpu":
             # A CPU's product of single tokens in bfloat16 takes 5 times as long as in float32.
             a, b = route.views(self.target, torch.float32)
