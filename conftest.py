@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+
+# The same examples in every run, so that a red run is the change's; PFI_FUZZ=1 draws new ones.
+settings.register_profile("fixed", derandomize=True)
+if not os.environ.get("PFI_FUZZ"):
+    settings.load_profile("fixed")
 
 # Tests never touch the keyring and the profiles of who runs them.
 os.environ["PFI_HOME"] = str(Path(tempfile.gettempdir()) / f"pfi-tests-{os.getpid()}")

@@ -42,6 +42,8 @@ CARD_WORDS = 8
 _HEAD = 4096
 
 _SUFFIXES = (".md", ".markdown")
+#: What a line begins with that says whose words stand above it.
+_QUOTED = ("—", "–", "―", "~", "--")
 _TITLE = re.compile(r"^#[ \t]+(.+?)[ \t]*#*[ \t]*$", re.M)
 _NO_TITLE = re.compile(
     r"[\d\s\-_.:/T]*|(untitled|unbenannt|sans titre|sin título|note|notes|readme|index|todo|inbox)"
@@ -155,7 +157,12 @@ def _folder(path: Path, root: Path, skipped: set[str], options: MarkdownOptions)
             style.learn(value)
         if settings.is_template(file.relative_to(root).parts):
             lines.update(line.strip() for line in without_programs(text).splitlines())
-    folder.prompts = {line for line in lines if 1 < count_words(line) < LEAST_WORDS}
+    folder.prompts = {
+        line
+        for line in lines
+        # Without who is quoted a quote would look like one's own words.
+        if 1 < count_words(line) < LEAST_WORDS and not line.startswith(_QUOTED)
+    }
     return folder
 
 
