@@ -61,13 +61,24 @@ async def counted(request: Request) -> None:
     request.app.state.limits.count(request.state.caller.token)
 
 
-router = APIRouter(
-    prefix="/v1",
-    tags=["api"],
-    dependencies=[Depends(bearer), Depends(counted)],
-    responses=REFUSALS,
-    route_class=JsonRoute,
-)
+def client_router(prefix: str, tag: str, **more: Any) -> APIRouter:
+    """What programs call: a token opens it, its limit counts, and bodies are JSON.
+
+    Args:
+        prefix: what the paths begin with.
+        tag: the group of the schema's page.
+        more: of FastAPI's router.
+    """
+    return APIRouter(
+        prefix=prefix,
+        tags=[tag],
+        dependencies=[Depends(bearer), Depends(counted)],
+        route_class=JsonRoute,
+        **more,
+    )
+
+
+router = client_router("/v1", "api", responses=REFUSALS)
 
 
 @router.post("/chat/completions", response_model=ChatResponse, responses=STREAM)

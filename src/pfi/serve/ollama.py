@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pfi.serve.answers import Delta, Said, Used
-from pfi.serve.api import bearer, counted, embedded, model_names
+from pfi.serve.api import client_router, embedded, model_names
 from pfi.serve.ask import Ask, Spoken, spoken
 from pfi.serve.call import Call
 from pfi.serve.errors import ApiError, no_model, unsupported
@@ -25,7 +25,6 @@ from pfi.serve.schemas import MOST_STOPS, MOST_TURNS, Body, Finite, Message, Nam
 from pfi.serve.service import EMBEDDINGS
 from pfi.serve.structured import response_grammar
 from pfi.serve.tools import ToolCall, toolset
-from pfi.serve.validation import JsonRoute
 from pfi.serve.wire import Wording
 
 #: The version of Ollama whose API this is; clients look for one.
@@ -109,13 +108,7 @@ class Named(Body):
     name: ModelName | None = None
 
 
-router = APIRouter(
-    prefix="/api",
-    tags=["ollama"],
-    dependencies=[Depends(bearer), Depends(counted)],
-    route_class=JsonRoute,
-    include_in_schema=False,
-)
+router = client_router("/api", "ollama", include_in_schema=False)
 
 
 @router.post("/chat")

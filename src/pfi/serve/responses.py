@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from pfi.serve.api import REFUSALS, STREAM, bearer, counted
+from pfi.serve.api import REFUSALS, STREAM, client_router
 from pfi.serve.ask import Ask, Spoken, as_json
 from pfi.serve.call import Call
 from pfi.serve.errors import ApiError, unsupported
 from pfi.serve.schemas import MOST_TURNS, Body, Extension, Finite, Limit, Name, content_text
 from pfi.serve.structured import response_grammar
 from pfi.serve.tools import toolset
-from pfi.serve.validation import JsonRoute
 from pfi.serve.wire_responses import ResponseWording
 
 _STATELESS = "this server keeps no responses; send the whole conversation as `input`"
@@ -73,13 +72,7 @@ class ResponseReply(BaseModel):
     pfi: dict[str, Any]
 
 
-router = APIRouter(
-    prefix="/v1",
-    tags=["api"],
-    dependencies=[Depends(bearer), Depends(counted)],
-    responses=REFUSALS,
-    route_class=JsonRoute,
-)
+router = client_router("/v1", "api", responses=REFUSALS)
 
 
 @router.post("/responses", response_model=ResponseReply, responses=STREAM)

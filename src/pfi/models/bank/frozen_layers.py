@@ -33,21 +33,28 @@ class Parts:
     upper: Any
 
 
+def block_list(model: Any) -> tuple[str, nn.ModuleList] | None:
+    """The name and the blocks of a decoder-only model's list of blocks; None if it is not clear."""
+    children = model.base_model.named_children()
+    lists = [(name, child) for name, child in children if isinstance(child, nn.ModuleList)]
+    return None if model.config.is_encoder_decoder or len(lists) != 1 else lists[0]
+
+
 def split(model: Any, cut: int) -> Parts | None:
     """A model cut below block ``cut``; None when this kind of model cannot be cut.
 
     Whether it can be is found by running both parts on a few tokens.
     """
     inner = model.base_model
-    lists = [n for n, child in inner.named_children() if isinstance(child, nn.ModuleList)]
+    listed = block_list(model)
     norms = [name for name in _NORMS if hasattr(inner, name)]
-    if cut < 1 or model.config.is_encoder_decoder or len(lists) != 1 or len(norms) != 1:
+    if cut < 1 or listed is None or len(norms) != 1:
         return None
-    blocks = getattr(inner, lists[0])
+    name, blocks = listed
     lower, upper = _shallow(inner), _shallow(inner)
-    setattr(lower, lists[0], nn.ModuleList(blocks[:cut]))
+    setattr(lower, name, nn.ModuleList(blocks[:cut]))
     setattr(lower, norms[0], nn.Identity())
-    setattr(upper, lists[0], nn.ModuleList(blocks[cut:]))
+    setattr(upper, name, nn.ModuleList(blocks[cut:]))
     if hasattr(upper, "wpe"):
         upper.wpe = _Nothing()
     whole = _shallow(model)

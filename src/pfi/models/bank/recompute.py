@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pfi._util.memory import free_memory
+from pfi.models.bank.frozen_layers import block_list
 from pfi.models.bank.last_block import LastBlock
 from pfi.models.families import kept_numbers, text_config, width_of
 
@@ -22,17 +22,10 @@ from pfi.models.families import kept_numbers, text_config, width_of
 _SHARE = 0.5
 
 
-def blocks_of(model: Any) -> nn.ModuleList | None:
-    """The blocks of a decoder-only model in order; None where they cannot be told."""
-    inner = model.base_model
-    lists = [child for child in inner.children() if isinstance(child, nn.ModuleList)]
-    return None if model.config.is_encoder_decoder or len(lists) != 1 else lists[0]
-
-
 def activations_fit(model: Any, tokens: int, length: int) -> bool:
     """Whether the blocks may keep what they compute; True on a device that says when it is full."""
-    blocks = blocks_of(model)
-    if blocks is None or model.device.type != "cpu":
+    listed = block_list(model)
+    if listed is None or model.device.type != "cpu":
         return True
     config, width = text_config(model.config), width_of(model.config)
     kept = kept_numbers(
@@ -42,7 +35,7 @@ def activations_fit(model: Any, tokens: int, length: int) -> bool:
         intermediate=getattr(config, "intermediate_size", None) or 4 * width,
         heads=getattr(config, "num_attention_heads", None) or 1,
     )
-    return model.dtype.itemsize * len(blocks) * kept <= _SHARE * free_memory()[0]
+    return model.dtype.itemsize * len(listed[1]) * kept <= _SHARE * free_memory()[0]
 
 
 @contextmanager
@@ -53,7 +46,8 @@ def recomputing(model: Any) -> Iterator[None]:
     dropout, whose masks would be drawn anew.
     """
     # The last block computes some tokens only, and no longer knows which when it would run again.
-    blocks = [block for block in blocks_of(model) or () if not isinstance(block, LastBlock)]
+    _, listed = block_list(model) or ("", ())
+    blocks = [block for block in listed if not isinstance(block, LastBlock)]
     for block in blocks:
         run = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         block.forward = run
