@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,12 @@ def test_no_two_files_import_each_other(imports: list[Import]) -> None:
 
 def test_private_modules_stay_in_their_room(imports: list[Import]) -> None:
     assert not private(imports)
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    # pytest imports them by name: the second of two is not collected.
+    names = Counter(file.name for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_nothing_outside_tests_imports_from_tests() -> None:
