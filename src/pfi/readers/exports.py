@@ -1,14 +1,15 @@
-"""Files of an export as they were downloaded: a file, those of a folder, or the members of a zip.
+"""Files of an export as they were downloaded: a file, those of a folder, or of a zip or tar.
 
-Nothing is unpacked to disk, and members of a zip can be read from any place on.  A zip that names
-places outside itself, is encrypted, or swells far beyond what an export does is refused.
+Nothing is unpacked to disk, and members of an archive can be read from any place on.  One that
+names places outside itself, is encrypted, or swells far beyond what an export does is refused.
 
     for member in members(path, lambda name: name.endswith(".json")):
         with member.open() as stream:
             ...
 
 An export may come in several zips (`takeout-20240501T000000Z-001.zip`, `-002.zip`): give all of
-them, `all_members(parts(path), wanted)`.
+them, `all_members(parts(path), wanted)`.  A zip within a zip is one more export,
+`nested_members(member, wanted)`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from pfi.errors import DataError
-from pfi.readers.inflate import RAW, Inflated, RestartPoints, open_file, points_for
+from pfi.readers.inflate import RAW, Inflated, RestartPoints, Stored, open_file, points_for
+from pfi.readers.tar_files import is_tar, tar_entries
 
 #: Members that a zip may have, and bytes that one that is read may have.
 MEMBERS_LIMIT = 200_000
@@ -39,7 +42,7 @@ SMALL = 16 << 20
 FILES_LIMIT = 1_000_000
 
 _BUFFER = 1 << 17
-_PART = re.compile(r"(.*\D)0*(\d{1,3})\.zip", re.I)
+_PART = re.compile(r"(.*\D)0*(\d{1,3})\.(zip|tgz|tar\.gz)", re.I)
 _LOCAL_HEADER = struct.Struct("<4s22x2H")
 
 _BROKEN = (
@@ -58,12 +61,14 @@ class Member:
         place: how errors and reports call it.
         opener: opens it, seekable.
         size: its bytes.
+        changed: when the file was changed last; in a zip it has no time zone, and counts as UTC.
     """
 
     name: str
     place: Path
     opener: Callable[[], IO[bytes]]
     size: int = 0
+    changed: datetime | None = None
 
     @property
     def file_name(self) -> str:
@@ -125,13 +130,13 @@ def members(path: Path, wanted: Callable[[str], bool], *, depth: int = 2) -> lis
     """The wanted files of an export, in the order of their paths.
 
     Args:
-        path: a file (always wanted), a zip, or a folder.
-        wanted: whether a file is, by its path within the folder or zip, with slashes, composed
+        path: a file (always wanted), a zip, a tar (also with gzip), or a folder.
+        wanted: whether a file is, by its path within the folder or archive, with slashes, composed
             (Unicode NFC).
-        depth: how many levels of a folder are looked at; of a zip it is all.
+        depth: how many levels of a folder are looked at; of an archive it is all.
 
     Raises:
-        DataError: there is nothing at `path`, or the zip is damaged, encrypted or refused.
+        DataError: there is nothing at `path`, or the archive is damaged, encrypted or refused.
     """
     if path.is_dir():
         files = (
@@ -141,8 +146,19 @@ def members(path: Path, wanted: Callable[[str], bool], *, depth: int = 2) -> lis
     if not path.is_file():
         raise DataError("there is no such file or folder", path=path, fix="check the path")
     if is_zip(path):
-        return sorted(_zipped(path, wanted), key=_name)
+        return sorted(_zipped(path, partial(open_file, path), wanted), key=_name)
+    if is_tar(path):
+        return sorted(_tarred(path, wanted), key=_name)
     return [open_member(path, path.name)]
+
+
+def nested_members(member: Member, wanted: Callable[[str], bool]) -> list[Member]:
+    """The wanted files of a zip that is itself a file of an export, in the order of their paths.
+
+    Raises:
+        DataError: it is no zip, or damaged, encrypted or refused.
+    """
+    return sorted(_zipped(member.place, member.open, wanted), key=_name)
 
 
 def all_members(
@@ -161,18 +177,18 @@ def all_members(
 
 
 def parts(path: Path) -> list[Path]:
-    """The zips that an export came in, of which `path` is one, by their numbers.
+    """The archives that an export came in, of which `path` is one, by their numbers.
 
     A name that ends in a number, as `takeout-20240501T000000Z-001.zip`, has the others beside it;
     any other path is its own only part.
     """
     match = _PART.fullmatch(path.name)
-    if not match or not is_zip(path):
+    if not match or not is_archive(path):
         return [path]
     numbered = []
     for file in path.parent.iterdir():
         other = _PART.fullmatch(file.name)
-        if other and other[1] == match[1] and not file.is_symlink() and is_zip(file):
+        if other and other[1] == match[1] and not file.is_symlink() and is_archive(file):
             numbered.append((int(other[2]), file.name, file))
     return [file for _, _, file in sorted(numbered)]
 
@@ -184,6 +200,11 @@ def is_zip(path: Path) -> bool:
             return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
     except OSError:
         return False
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip or a tar (also with gzip), by its first bytes."""
+    return path.is_file() and (is_zip(path) or is_tar(path))
 
 
 def _name(member: Member) -> str:
@@ -220,25 +241,30 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 def open_member(file: Path, name: str) -> Member:
     """A file that is in no zip as a member."""
-    return Member(name, file, partial(open_file, file), file.stat().st_size)
+    status = file.stat()
+    changed = datetime.fromtimestamp(int(status.st_mtime), UTC)
+    return Member(name, file, partial(open_file, file), status.st_size, changed)
 
 
-def _zipped(path: Path, wanted: Callable[[str], bool]) -> Iterator[Member]:
-    """The wanted members of a zip.
+def _zipped(
+    path: Path, opener: Callable[[], IO[bytes]], wanted: Callable[[str], bool]
+) -> Iterator[Member]:
+    """The wanted members of a zip, which `opener` opens.
 
     Raises:
         DataError: the zip is damaged, encrypted or refused.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opener() as stream, zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
+            size = stream.seek(0, io.SEEK_END)
     except _BROKEN as error:
         what = f"the zip cannot be read ({error})"
         raise DataError(what, path=path, fix=_REPAIR) from error
     if len(entries) > MEMBERS_LIMIT:
         what = f"the zip has more than {MEMBERS_LIMIT} files"
         raise DataError(what, path=path, fix="unpack it and give the folder")
-    if sum(entry.compress_size for entry in entries) > path.stat().st_size:
+    if sum(entry.compress_size for entry in entries) > size:
         what = "files in the zip overlap, as in a zip bomb"
         raise DataError(what, path=path, fix="it is not an export as it was downloaded")
     for entry in entries:
@@ -258,14 +284,30 @@ def _zipped(path: Path, wanted: Callable[[str], bool]) -> Iterator[Member]:
         if entry.flag_bits & 1:
             what = f"{name[:80]!r} in the zip is encrypted"
             raise DataError(what, path=path, fix="unpack it with its password and give the folder")
-        opener = partial(_open, path, entry, points_for(entry.file_size))
-        yield Member(name, path / name, opener, entry.file_size)
+        inner = partial(_open, opener, entry, points_for(entry.file_size))
+        yield Member(name, path / name, inner, entry.file_size, _changed(entry))
+
+
+def _tarred(path: Path, wanted: Callable[[str], bool]) -> Iterator[Member]:
+    """The wanted files of a tar; of several of one name the last, which replaces the others.
+
+    Raises:
+        DataError: the tar is damaged or refused.
+    """
+    by_name: dict[str, Member] = {}
+    for entry in tar_entries(path):
+        name = _composed(entry.name.removeprefix("./"))
+        _check_name(path, name)
+        # macOS keeps what else it knows of a file beside it, under its name with `._`.
+        if not PurePosixPath(name).name.startswith("._") and wanted(name):
+            by_name[name] = Member(name, path / name, entry.opener, entry.size)
+    yield from by_name.values()
 
 
 def _check_name(path: Path, name: str) -> None:
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or "\\" in name or name[1:2] == ":":
-        what = f"the zip names a file outside itself ({name[:80]!r})"
+        what = f"the archive names a file outside itself ({name[:80]!r})"
         raise DataError(what, path=path, fix="it is not an export as it was downloaded")
 
 
@@ -279,19 +321,35 @@ def _entry_name(entry: zipfile.ZipInfo) -> str:
         return entry.filename
 
 
-def _open(path: Path, entry: zipfile.ZipInfo, points: RestartPoints) -> IO[bytes]:
-    if entry.compress_type != zipfile.ZIP_DEFLATED:
+def _changed(entry: zipfile.ZipInfo) -> datetime | None:
+    """When a member was changed; 1980 is what programs write that do not know."""
+    try:
+        time = datetime(*entry.date_time, tzinfo=UTC)
+    except ValueError:
+        return None
+    return time if time.year > 1980 else None
+
+
+def _open(
+    opener: Callable[[], IO[bytes]], entry: zipfile.ZipInfo, points: RestartPoints
+) -> IO[bytes]:
+    if entry.compress_type not in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
         # The file below stays open until the member is closed.
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(opener()) as archive:
             return archive.open(entry)
-    with path.open("rb") as file:
+    with opener() as file:
         file.seek(entry.header_offset)
         signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != b"PK\x03\x04":
         raise zipfile.BadZipFile("a member is not where the zip says")
     start = entry.header_offset + _LOCAL_HEADER.size + name + extra
+    if entry.compress_type == zipfile.ZIP_STORED:
+        if entry.compress_size != entry.file_size:
+            raise zipfile.BadZipFile("a member has two sizes")
+        window = Stored(opener, start=start, length=entry.file_size, crc=entry.CRC)
+        return cast("IO[bytes]", window)
     stream = Inflated(
-        partial(open_file, path), RAW, start=start, length=entry.compress_size,
+        opener, RAW, start=start, length=entry.compress_size,
         size=entry.file_size, crc=entry.CRC, points=points,
     )  # fmt: skip
     return cast("IO[bytes]", stream)

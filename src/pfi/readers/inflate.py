@@ -35,7 +35,13 @@ class RestartPoints:
         return position >= (self._at[-1] if self._at else 0) + self.apart
 
     def add(self, position: int, consumed: int, state: zlib._Decompress) -> None:
-        """Remember the state after `consumed` bytes of input gave `position` bytes of output."""
+        """Remember the state after `consumed` bytes of input gave `position` bytes of output.
+
+        When there are too many, every second is let go.
+        """
+        if len(self._at) >= 2 * _POINTS:
+            del self._at[::2], self._states[::2]
+            self.apart *= 2
         self._at.append(position)
         self._states.append((consumed, state.copy()))
 
@@ -183,3 +189,54 @@ class Inflated(io.RawIOBase):
     def _compressed(self) -> bytes:
         left = _PIECE if self._length is None else min(_PIECE, self._length - self._consumed)
         return self._input.read(left) if left > 0 else b""
+
+
+class Stored(io.RawIOBase):
+    """Bytes that a zip holds without compressing them, as a seekable stream.
+
+    Args:
+        opener: opens the bytes of the zip.
+        start: where the stream begins in them.
+        length: of the stream, in bytes.
+        crc: its checksum, compared by whoever reads all from the beginning.
+    """
+
+    def __init__(
+        self, opener: Callable[[], IO[bytes]], *, start: int, length: int, crc: int
+    ) -> None:
+        self._input, self._start, self._length, self._crc = opener(), start, length, crc
+        self._position = self._summed = self._sum = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position."""
+        base = {io.SEEK_CUR: self._position, io.SEEK_END: self._length}.get(whence, 0)
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        count = min(len(buffer), max(0, self._length - self._position))
+        self._input.seek(self._start + self._position)
+        data = self._input.read(count) if count else b""
+        if count and not data:
+            raise EOFError("it ends too early")
+        if self._summed == self._position:
+            self._sum, self._summed = zlib.crc32(data, self._sum), self._summed + len(data)
+            if data and self._summed == self._length and self._sum != self._crc:
+                raise zlib.error("the checksum differs")
+        self._position += len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._input.close()
+        super().close()

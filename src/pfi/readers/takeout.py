@@ -14,13 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pfi.errors import DataError
-from pfi.readers.exports import Member, all_members, is_zip, members, parts
+from pfi.readers.exports import Member, all_members, is_archive, members, parts
 
 #: Levels of folders in a Takeout.
 DEPTH = 8
 #: Largest JSON file that is read whole, in bytes: a note, a list of a chat's members.
 SMALL_JSON = 4 << 20
-_NAME = re.compile(r"takeout-\d{8}T\d{6}Z.*\.zip", re.I)
+_NAME = re.compile(r"takeout-\d{8}T\d{6}Z.*\.(?:zip|tgz|tar\.gz)", re.I)
 _INDEX = "archive_browser.html"
 _KEPT = (".mbox", ".json", ".html")
 _MESSAGES, _GROUP, _USER = "messages.json", "group_info.json", "user_info.json"
@@ -50,12 +50,14 @@ class Takeout:
 
 
 def is_takeout(path: Path) -> bool:
-    """Whether a zip or folder is a Google Takeout, by its members' names."""
+    """Whether an archive or folder is a Google Takeout, by its members' names."""
     try:
         if path.is_dir():
-            zips = any(_NAME.fullmatch(file.name) and is_zip(file) for file in path.iterdir())
-            return zips or _is_unpacked(path)
-        return is_zip(path) and bool(members(path, _in_takeout))
+            archives = any(
+                _NAME.fullmatch(file.name) and is_archive(file) for file in path.iterdir()
+            )
+            return archives or _is_unpacked(path)
+        return is_archive(path) and bool(members(path, _in_takeout))
     except (OSError, DataError):
         return False
 
@@ -71,7 +73,7 @@ def _in_takeout(name: str) -> bool:
 
 
 def read_takeout(path: Path) -> Takeout:
-    """The files of a Takeout: a zip with its other parts, the unpacked folder, a folder of zips.
+    """The files of a Takeout: an archive with its other parts, a folder of them, or one unpacked.
 
     Raises:
         DataError: there is no such file or folder, or a zip is refused.
@@ -99,8 +101,8 @@ def read_takeout(path: Path) -> Takeout:
 def _members(path: Path) -> list[Member]:
     if not path.is_dir():
         return all_members(parts(path), _may_be_read)
-    zips = sorted(file for file in path.iterdir() if _NAME.fullmatch(file.name) and is_zip(file))
-    return all_members([path, *zips], _may_be_read, depth=DEPTH)
+    archives = (file for file in path.iterdir() if _NAME.fullmatch(file.name) and is_archive(file))
+    return all_members([path, *sorted(archives)], _may_be_read, depth=DEPTH)
 
 
 def _may_be_read(name: str) -> bool:

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from pfi.readers.exports import is_zip, members
+from pfi.readers.exports import is_archive, is_zip, members
 from pfi.readers.json_head import outline
 
 __all__ = ["Sight", "look"]
@@ -109,8 +109,9 @@ _EXPORTS: list[tuple[str, Sight]] = [
     (r"ppt/presentation\.xml", Sight("a presentation", "pfi reads no presentations")),
     (r"META-INF/container\.xml", Sight("a book (EPUB)", "it holds nothing that you wrote")),
     (r"(.*/)?data/(tweets?|account)\.js", Sight(
-        "an archive of Twitter or X", "pfi does not read it yet")),
-    (r"(.*/)?outbox\.json", Sight("an archive of Mastodon", "pfi does not read it yet")),
+        "an archive of Twitter or X without posts", "ask X for the archive again")),
+    (r"(.*/)?outbox\.json", Sight(
+        "an archive of Mastodon without posts", "ask the server for the archive again")),
     (r"(.*/)?(linked_?in.*|Connections\.csv)", Sight(
         "an archive of LinkedIn", "pfi does not read it; its messages.csv can be read as a table")),
     (r"(.*/)?(iCloud|Apple ID|Apple_Media_Services|Apple Account).*", Sight(
@@ -145,7 +146,7 @@ def look(path: Path) -> Sight | None:
                 return sight
         if path.stat().st_size == 0:
             return Sight("an empty file", "export again, and look that the file is not empty")
-        if is_zip(path):
+        if is_archive(path):
             return _zip(path)
         with path.open("rb") as file:
             head = file.read(_HEAD)
@@ -161,8 +162,6 @@ def _file(path: Path, head: bytes) -> Sight | None:
             return sight
     if head[4:8] == b"ftyp":
         return Sight("an image, a recording or a film", _MAGIC[-3][1].fix)
-    if head[257:262] == b"ustar":
-        return Sight("an archive (tar)", _UNPACK)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start[:1] == b"<":
         found = next((sight for mark, sight in _HTML if mark in head), None)
@@ -227,7 +226,7 @@ def _zip(path: Path) -> Sight | None:
         return False
 
     members(path, note)
-    return _known(names) or _counted(names, "a zip")
+    return _known(names) or _counted(names, "a zip" if is_zip(path) else "an archive (tar)")
 
 
 def _folder(path: Path) -> Sight | None:

@@ -108,10 +108,13 @@ def get_connector(name: str) -> Connector[Any]:
 
 
 def candidates(path: Path) -> list[str]:
-    """The names of the connectors that a file or folder looks right for."""
+    """The names of the connectors that a file or folder looks right for.
+
+    One that fails at a glance, whatever its error, does not know the source: the others are asked.
+    """
     names = []
     for name, connector in connectors().items():
-        with suppress(OSError, DataError):
+        with suppress(Exception):
             if connector.recognises(path):
                 names.append(name)
     return names
