@@ -1,4 +1,4 @@
-"""The optimisers of a bank's slots, on a bank that is an array: one step on paper, more by torch."""
+"""The optimisers of a bank's slots, on a bank that is an array: by hand, and beside torch's own."""
 
 from __future__ import annotations
 
