@@ -71,6 +71,17 @@ def test_options_reach_the_engine(world: World, http: httpx.Client) -> None:
         assert world.engine.requests[-1].sampling.max_tokens > 1000
 
 
+@pytest.mark.parametrize("penalty", [0, 0.0, None])
+def test_no_penalty_is_none(world: World, http: httpx.Client, penalty: float | None) -> None:
+    world.engine.answer = "yes"
+    options = {"repeat_penalty": penalty}
+    ask = {"model": "generic", "messages": user("x"), "options": options, "stream": False}
+    assert http.post("/chat", json=ask).status_code == 200
+    assert world.engine.requests[-1].sampling.repetition_penalty is None
+    ask["options"] = {"repeat_penalty": -1}
+    assert http.post("/chat", json=ask).status_code == 400
+
+
 def test_tools_and_their_results(world: World, http: httpx.Client) -> None:
     world.engine.answer = CALL
     ask: dict[str, Any] = {"model": "ann", "messages": user("time?"), "tools": [NOW]}

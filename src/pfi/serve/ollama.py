@@ -41,6 +41,11 @@ def _no_format(value: Any) -> Any:
     return None if value == "" else value
 
 
+def _no_penalty(value: Any) -> Any:
+    """0, which would divide by it, is how Open WebUI says that there is none."""
+    return None if value == 0 and not isinstance(value, bool) else value
+
+
 ModelName = Annotated[Name, BeforeValidator(_untagged)]
 Form = Annotated[Literal["json"] | dict[str, Any] | None, BeforeValidator(_no_format)]
 
@@ -55,7 +60,9 @@ class Options(BaseModel):
     top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
-    repeat_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
+    repeat_penalty: Annotated[
+        Annotated[Finite, Field(gt=0, le=10)] | None, BeforeValidator(_no_penalty)
+    ] = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
