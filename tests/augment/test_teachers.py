@@ -14,9 +14,10 @@ from typing import Any, Literal
 import pytest
 import torch
 from fault_server import PASSING, FaultServer
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from pfi.augment.config import TeacherConfig
+from pfi.augment.teachers.chatting import prompt_ids
 from pfi.augment.teachers.forms import merged, read_answer
 from pfi.augment.teachers.local import LocalTeacher
 from pfi.augment.teachers.make import make_teacher
@@ -38,6 +39,11 @@ KEY = "sk-planted-0123456789"
 
 class Item(BaseModel):
     text: str
+    label: Literal["good", "bad"]
+
+
+class Choice(BaseModel):
+    model_config = ConfigDict(extra="forbid")
     label: Literal["good", "bad"]
 
 
@@ -373,7 +379,7 @@ def test_pace_holds_across_threads_and_for_retries() -> None:
             thread.join()
     times = [request.time for request in server.requests]
     assert len(times) == 6
-    assert times[-1] - times[0] >= 5 * 0.05 - 0.02
+    assert times[-1] - times[0] >= 4 * 0.05  # of five; arrivals are not exact
 
 
 class Flag(BaseModel):
@@ -453,8 +459,12 @@ def local(folder: Path) -> LocalTeacher:
     return LocalTeacher(TeacherConfig(kind="local", model=str(folder)))
 
 
+def ids(asked: LocalTeacher, messages: Sequence[Message]) -> list[int]:
+    return prompt_ids(asked._backbone.prompter, messages, asked.name)
+
+
 def prompt(asked: LocalTeacher, messages: Sequence[Message]) -> str:
-    return str(asked._backbone.tokenizer.decode(asked._prompt_ids(messages)))
+    return str(asked._backbone.tokenizer.decode(ids(asked, messages)))
 
 
 def test_local_prompts_follow_the_chat_template(folder: Callable[[str], Path]) -> None:
@@ -465,7 +475,7 @@ def test_local_prompts_follow_the_chat_template(folder: Callable[[str], Path]) -
         "<assistant>"
     )
     end = asked._backbone.end_id  # what a message writes out is no control token
-    assert asked._prompt_ids(messages).count(end) == 4
+    assert ids(asked, messages).count(end) == 4
     merging = local(folder(NO_SYSTEM + TEMPLATE))
     assert prompt(merging, call("Hi").messages) == ("<user>You write records.\n\nHi</s><assistant>")
     with pytest.raises(BackboneError, match="template drops"):
@@ -488,30 +498,42 @@ def test_local_answers_do_not_depend_on_the_batch(folder: Callable[[str], Path])
     texts = [reply(result).text for result in together[:4]]
     assert len(set(texts)) == 4
     assert reply(together[0]).usage.completion_tokens <= 12
-    assert reply(together[0]).usage.prompt_tokens == len(asked._prompt_ids(calls[0].messages))
+    assert reply(together[0]).usage.prompt_tokens == len(ids(asked, calls[0].messages))
     assert isinstance(together[4], Unusable) and together[4].usage.completion_tokens > 0
     assert isinstance(together[5], Unusable) and "too long" in str(together[5])
     assert asked.price(Usage(5, 5)) == Usage(5, 5)
     assert (asked.host, asked.batch, asked.concurrency) == (None, 2, 1)
 
 
-def test_local_gives_up_a_model_that_writes_no_json(folder: Callable[[str], Path]) -> None:
-    """A random model never writes an object; it is not asked to the end of every call."""
+@pytest.mark.parametrize("held", [True, False])
+def test_local_gives_up_a_model_that_writes_no_json(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    """A random model never ends an object, held to its form or not; that costs no hours."""
+    if not held:
+        monkeypatch.setattr("pfi.augment.teachers.local.grammar_of", lambda *_: None)
     asked = local(folder(TEMPLATE))
     calls = [
-        call(f"Form {i}", form=Items, max_tokens=600, temperature=1.0, seed=i) for i in range(6)
+        call(f"Form {i}", form=Items, max_tokens=150, temperature=1.0, seed=i) for i in range(6)
     ]
     for i in (0, 2):
         for result in asked.answer(calls[i : i + 2]):
             assert isinstance(result, Unusable) and "JSON" in str(result)
-            assert result.usage.completion_tokens < 600 or "{" in str(result)
     plain = asked.answer([call("Text", max_tokens=4, temperature=1.0)])
     assert isinstance(plain[0], Reply) and asked.batch == 2, "plain text says nothing of JSON"
     with pytest.raises(
         TeacherError, match=r"none of its first 6 answers.*: \d x the answer"
     ) as error:
         asked.answer(calls[4:])
-    assert "--teacher openai" in str(error.value)
+    assert "take a larger model" in str(error.value)
+
+
+def test_local_answers_are_held_to_their_form(folder: Callable[[str], Path]) -> None:
+    """A random model writes JSON of any form that it can come to the end of."""
+    asked = local(folder(TEMPLATE))
+    calls = [call(f"{i}", form=Choice, max_tokens=40, temperature=1.0, seed=i) for i in range(4)]
+    texts = [json.loads(reply(result).text) for result in asked.answer(calls)]
+    assert all(text["label"] in ("good", "bad") for text in texts)
 
 
 def test_local_goes_on_after_one_usable_answer(
@@ -542,7 +564,7 @@ def test_local_ends_answers_that_are_whole_or_come_to_nothing(
         left = iter(scripts[one.seed])
         return lambda logits, numbers: torch.tensor([next(left)])
 
-    monkeypatch.setattr("pfi.augment.teachers.local._pick", scripted)
+    monkeypatch.setattr(asked, "_pick", scripted)
     calls = [call(form=Items, max_tokens=500, seed=i) for i in range(3)]
     whole, looping, prose = asked.answer(calls)
     assert (

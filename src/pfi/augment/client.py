@@ -47,6 +47,7 @@ class ClientReport:
         usage: what this client's answers cost.
         spent: what all answers in the store cost, earlier runs' and other processes' included.
         problems: why answers were unusable, how often each.
+        left: calls that the teacher is still to answer, of those asked for so far.
     """
 
     calls: int
@@ -58,6 +59,7 @@ class ClientReport:
     usage: Usage
     spent: Usage
     problems: Mapping[str, int] = field(default_factory=dict)
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class TeacherClient:
         self._problems: Counter[str] = Counter()
         self._trouble: set[str] = set()
         self._usage = Usage()
+        self._left = 0
 
     @property
     def report(self) -> ClientReport:
@@ -134,7 +137,9 @@ class TeacherClient:
             names = ("calls", "paid", "cached", "unusable", "failed", "unpaid")
             counts = {name: self._counts[name] for name in names}
             problems = dict(self._problems)
-            return ClientReport(**counts, usage=self._usage, spent=spent, problems=problems)
+            return ClientReport(
+                **counts, usage=self._usage, spent=spent, problems=problems, left=self._left
+            )
 
     def ask(self, calls: Sequence[Call], redactors: Mapping[str, Hides]) -> list[Reply | None]:
         """The replies to `calls`, in their order.
@@ -260,6 +265,8 @@ class TeacherClient:
         """
         answers: dict[str, Answer] = {}
         position, allowed = 0, True
+        with self._lock:
+            self._left = len(tries)
         running: set[Future[dict[str, Answer]]] = set()
         with _workers(self.teacher.concurrency) as start:
             while running or (allowed and position < len(tries)):
@@ -281,6 +288,8 @@ class TeacherClient:
                         self._tell()
                 elif held:
                     time.sleep(POLL_SECONDS)
+        with self._lock:
+            self._left = 0  # what the budget does not allow is not waited for
         return answers, allowed
 
     def _grant(self, tries: Sequence[_Try]) -> Grant:
@@ -307,6 +316,7 @@ class TeacherClient:
             raise
         with self._lock:
             self._trouble |= trouble.keys()
+            self._left -= len(tries)
             self._counts["paid"] += len(paid)
             for answer in paid:
                 self._usage = exact(self._usage + answer.usage)

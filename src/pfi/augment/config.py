@@ -17,12 +17,14 @@ class TeacherConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["embedded", "local", "openai"] = Field(
+    kind: Literal["embedded", "gguf", "local", "openai"] = Field(
         "embedded",
-        description="`embedded` (offline, weak), `local` (a model of yours), or `openai` (any "
-        "OpenAI-compatible endpoint)",
+        description="`embedded` (offline, weak), `gguf` (a GGUF file of yours, run by llama.cpp), "
+        "`local` (a model's folder of yours), or `openai` (any OpenAI-compatible endpoint)",
     )
-    model: str = Field("", description="model's folder or hub id (local), or its name (openai)")
+    model: str = Field(
+        "", description="its file (gguf), its folder or hub id (local), or its name (openai)"
+    )
     base_url: str = Field(
         "https://api.openai.com/v1", description="endpoint, e.g. http://localhost:11434/v1"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ from pfi.cli.common import (
     TaskName,
     Threads,
     add_command,
+    duration,
     flags,
     note,
     open_profile,
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from pfi.profile.home import Home
     from pfi.profile.learn.augmenting import Made, Plan
 
+#: A pace is told from this time on.
+_PACE_SECONDS = 3.0
 #: First calls that a dry run prints in full.
 SHOWN = 3
 PROTECTION = {
@@ -43,6 +48,7 @@ def register(app: typer.Typer) -> None:
     """Add this command to `app`."""
     lines = [
         "pfi augment",
+        "pfi augment --teacher gguf --model qwen2.5-1.5b-instruct-q4_k_m.gguf",
         "pfi augment --teacher openai --model llama3.1 --url http://localhost:11434/v1",
         "pfi augment --teacher openai --model gpt-4o-mini --dry-run",
         "pfi augment --teacher openai --model gpt-4o-mini --budget-tokens 200000 --records 64",
@@ -57,11 +63,12 @@ def augment(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="Who writes: embedded (offline, weak), local (a model of yours, by --model), or "
-            "openai (any OpenAI-compatible endpoint, by --url and --model)."
+            help="Who writes: embedded (offline, weak), gguf (a GGUF file of yours, by --model), "
+            "local (a model's folder, by --model), or openai (any OpenAI-compatible endpoint, by "
+            "--url and --model)."
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Its name, folder or hub id.")] = None,
+    model: Annotated[str | None, typer.Option(help="Its name, file, folder or hub id.")] = None,
     url: Annotated[str | None, typer.Option(help="Its address, for openai.")] = None,
     policy: Annotated[
         str | None,
@@ -147,14 +154,14 @@ def augment(
     _check_flags(config.teacher.kind, model, url)
     texts = read_pool(pool.expanduser(), chosen) if pool else ()
     with progress(bar=False) as shown:
-        line = shown.add_task("starting", total=None)
+        line, standing = shown.add_task("starting", total=None), Standing()
         work = Augmentation(
             home,
             chosen,
             config,
             pool=texts,
             holdout=holdout,
-            on_progress=lambda report: shown.update(line, description=_standing(report)),
+            on_progress=lambda report: shown.update(line, description=standing(report)),
             on_stage=lambda text: shown.update(line, description=text),
         )
         plan = work.plan() if dry_run or work.teacher.host is not None else None
@@ -185,7 +192,7 @@ def _check_flags(kind: str, model: str | None, url: str | None) -> None:
     if url is not None and kind != "openai":
         raise ConfigError(f"--url is not for the {kind} teacher", fix="add --teacher openai")
     if model is not None and kind == "embedded":
-        fix = "add --teacher openai or --teacher local"
+        fix = "add --teacher gguf, --teacher local or --teacher openai"
         raise ConfigError("--model is not for the embedded teacher", fix=fix)
 
 
@@ -258,9 +265,31 @@ def _show_plan(plan: Plan, task: str) -> None:
 # During and after -------------------------------------------------------------------
 
 
-def _standing(report: ClientReport) -> str:
-    # The counts of cached calls come late; what was paid for comes at once.
-    return f"{report.paid + report.cached} calls answered, {_cost(report.usage)}"
+class Standing:
+    """Says how far a teacher is: calls, tokens, and how long it will take at this pace.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: tuple[float, ClientReport] | None = None
+
+    def __call__(self, report: ClientReport) -> str:
+        """How things stand; the pace is that since the first answer, as a model loads before it."""
+        # The counts of cached calls come late; what was paid for comes at once.
+        text = f"{report.paid + report.cached} calls answered, {_cost(report.usage)}"
+        self._first = self._first or (self._clock(), report)
+        begun, first = self._first
+        seconds, paid = self._clock() - begun, report.paid - first.paid
+        if not paid or seconds < _PACE_SECONDS:
+            return text
+        written = report.usage.completion_tokens - first.usage.completion_tokens
+        text += f", {written / seconds:.1f} tokens written a second"
+        if report.left:
+            text += f", about {duration(report.left * seconds / paid)} left"
+        return text
 
 
 def _cost(usage: Usage) -> str:

@@ -12,18 +12,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pfi.inference.constraints import JSON_STYLE
 from pfi.serve.errors import ApiError
 
 #: Bounds of one schema: characters as JSON, and levels.
 MOST_CHARACTERS, MOST_LEVELS = 1 << 16, 40
 _MOST_PATTERN = 1000
 _EXACT = 2**53 - 1
-_OPTIONS = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "coerce_one_of": True,
-}
 #: Formats that are held to; others are annotations (JSON Schema 2020-12, 7.2.1).
 _FORMATS = frozenset(
     {
@@ -54,7 +49,7 @@ def json_rule(schema: Mapping[str, Any], param: str) -> str:
     narrowed = _narrowed(schema, param, 0, False)
     if not isinstance(narrowed, dict):
         narrowed = {} if narrowed else {"type": "string", "enum": []}
-    return f"%json {json.dumps({**narrowed, 'x-guidance': _OPTIONS})}"
+    return f"%json {json.dumps({**narrowed, 'x-guidance': JSON_STYLE})}"
 
 
 def response_grammar(form: Mapping[str, Any] | None, param: str) -> str | None:

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from pfi.augment.config import TeacherConfig
+from pfi.augment.teachers.chatting import (
+    TOP_P,
+    Trial,
+    grammar_of,
+    prompt_ids,
+    room_for,
+    runs_in_a_circle,
+)
 from pfi.augment.teachers.forms import read_answer
-from pfi.augment.teachers.teacher import Call, Message, Reply, TeacherError, Unusable, Usage
-from pfi.errors import BackboneError, ConfigError
+from pfi.augment.teachers.teacher import Call, Reply, TeacherError, Unusable, Usage
+from pfi.inference.constraints import Matcher
 from pfi.inference.detokenizer import answer_text
 from pfi.inference.generation import decode
 from pfi.inference.torch.sampling import Nucleus, Pick, greedy
 from pfi.models.backbone import load_backbone
 
 _BATCH = 8  # calls at a time
-_TOP_P = 0.95  # the tail of a small model's distribution is noise
-_LEAST = 16  # tokens an answer needs room for
 _FIRST_BATCH = 2  # calls at a time until one is answered usably
-_GIVE_UP = 6  # answers with no usable one among them after which the teacher is given up
 _LOOK_EVERY = 16  # tokens between looks at an answer
 _OPENED_BY = 64  # tokens by which an answer in JSON has its first brace
-_TURNS, _PERIOD = 4, 40  # so many times the same up to 40 tokens is a loop
-_WHOLE = sys.maxsize  # a conversation is asked as it is, or not at all
 
 
 class LocalTeacher:
@@ -57,8 +58,8 @@ class LocalTeacher:
                 fix="give a causal model, best one tuned for chat",
             )
         self.batch = _FIRST_BATCH
-        self._usable, self._problems = 0, Counter[str]()
         self.name = f"local:{Path(config.model).name}@{self._fingerprint()}"
+        self._trial = Trial(self.name, "take a larger model")
 
     def answer(self, calls: Sequence[Call]) -> list[Reply | Unusable]:
         """See ``Teacher.answer``.
@@ -71,10 +72,11 @@ class LocalTeacher:
         prompts: dict[int, list[int]] = {}
         room = {}
         for at, call in enumerate(calls):
-            ids = self._prompt_ids(call.worded)
-            room[at] = min(call.max_tokens, self._backbone.max_length - len(ids))
-            if room[at] < min(_LEAST, call.max_tokens):
-                results[at] = Unusable(f"the prompt is too long: {len(ids)} tokens")
+            ids = prompt_ids(self._backbone.prompter, call.worded, self.name)
+            try:
+                room[at] = room_for(call, ids, self._backbone.max_length)
+            except Unusable as error:
+                results[at] = error
             else:
                 prompts[at] = ids
         for at, new in zip(prompts, self._generate(calls, prompts, room), strict=True):
@@ -84,29 +86,11 @@ class LocalTeacher:
                 results[at] = Reply(read_answer(text, calls[at].form), usage)
             except Unusable as error:
                 results[at] = Unusable(str(error), usage)
-        self._count([(calls[at], results[at]) for at in prompts])
+        for at in prompts:
+            self._trial.note(calls[at], results[at])
+        if self._trial.passed:
+            self.batch = _BATCH
         return [results[at] for at in range(len(calls))]
-
-    def _count(self, answered: Sequence[tuple[Call, Reply | Unusable]]) -> None:
-        """Give up a model that cannot write JSON before all calls have taken their minutes."""
-        for call, result in answered:
-            if call.form is None:
-                continue
-            if isinstance(result, Reply):
-                self._usable += 1
-                self.batch = _BATCH
-            else:
-                self._problems[str(result)] += 1
-        count = self._problems.total()
-        if self._usable or count < _GIVE_UP:
-            return
-        why = "; ".join(f"{times} x {problem}" for problem, times in self._problems.most_common(3))
-        raise TeacherError(
-            f"none of its first {count} answers could be used: {why}",
-            where=self.name,
-            fix="take a larger model, or one behind a server that holds answers to their form "
-            "(llama-server, Ollama or vLLM, with --teacher openai)",
-        )
 
     def price(self, usage: Usage) -> Usage:
         """The usage as it is: a model of one's own costs no money."""
@@ -118,15 +102,17 @@ class LocalTeacher:
     ) -> list[list[int]]:
         if not prompts:
             return []
-        picks = {at: _pick(calls[at]) for at in prompts}
+        picks = {at: self._pick(calls[at]) for at in prompts}
         written: dict[int, list[int]] = {at: [] for at in prompts}
 
         def pick(logits: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
-            rows = [picks[at](logits[i : i + 1], [0]) for i, at in enumerate(numbers)]
-            for row, at in zip(rows, numbers, strict=True):
+            rows = []
+            for row, at in enumerate(numbers):
+                token = picks[at](logits[row : row + 1], [0])
                 if self._over(calls[at], prompts[at], written[at]):
-                    row.fill_(self._backbone.end_id)
-                written[at].append(int(row[0]))
+                    token.fill_(self._backbone.end_id)
+                written[at].append(int(token))
+                rows.append(token)
             return torch.cat(rows)
 
         longest = max(room[at] for at in prompts)
@@ -140,11 +126,20 @@ class LocalTeacher:
             )
         ]
 
+    def _pick(self, call: Call) -> Pick:
+        pick: Pick = greedy
+        if call.temperature:
+            pick = Nucleus(call.temperature, TOP_P, call.seed)
+        grammar = grammar_of(self._backbone.prompter, call.form)
+        if grammar is None:
+            return pick
+        return _held(pick, grammar.begin(), self._backbone.end_id)
+
     def _over(self, call: Call, prompt: Sequence[int], new: Sequence[int]) -> bool:
         """Whether an answer is whole, or can come to nothing; looked at every few tokens."""
         if not new or len(new) % _LOOK_EVERY:
             return False
-        if _loops(new):
+        if runs_in_a_circle(new):
             return True
         if call.form is None:
             return False
@@ -157,16 +152,6 @@ class LocalTeacher:
             return False
         return True
 
-    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        prompter = self._backbone.prompter
-        if not prompter.tokenizer.chat_template:
-            return prompter.prompt_ids("\n\n".join(message.content for message in messages))
-        turns = [(message.role, message.content) for message in messages]
-        try:
-            return prompter.chat_ids(turns, _WHOLE)
-        except (BackboneError, ConfigError) as error:
-            raise TeacherError(error.what, where=self.name, fix="use another model") from error
-
     def _fingerprint(self) -> str:
         """Tells models of the same name apart: a short hash of weights and chat template."""
         digest = hashlib.sha256(str(self._backbone.tokenizer.chat_template).encode())
@@ -177,14 +162,15 @@ class LocalTeacher:
         return digest.hexdigest()[:8]
 
 
-def _loops(tokens: Sequence[int]) -> bool:
-    """Whether the last tokens are a few, over and over."""
-    for period in range(1, _PERIOD + 1):
-        tail = list(tokens[-max(_TURNS * period, _PERIOD) :])
-        if len(tail) >= max(_TURNS * period, _PERIOD) and tail[period:] == tail[:-period]:
-            return True
-    return False
+def _held(pick: Pick, matcher: Matcher, end: int) -> Pick:
+    """A choice among the tokens that one answer's form allows; the end where nothing may follow."""
 
+    def held(logits: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+        if matcher.ended:
+            return torch.full_like(logits[:, 0], end, dtype=torch.long)
+        allowed = torch.from_numpy(matcher.allowed(logits.shape[-1])).to(logits.device)
+        token = pick(logits.masked_fill(~allowed, -torch.inf), numbers)
+        matcher.add(int(token))
+        return token
 
-def _pick(call: Call) -> Pick:
-    return Nucleus(call.temperature, _TOP_P, call.seed) if call.temperature else greedy
+    return held

@@ -25,4 +25,8 @@ def make_teacher(config: TeacherConfig, *, embedded: Callable[[], Teacher]) -> T
         return RemoteTeacher(config)
     if config.kind == "local":
         return LocalTeacher(config)
+    if config.kind == "gguf":
+        from pfi.augment.teachers.gguf import GgufTeacher  # llama.cpp is an extra
+
+        return GgufTeacher(config)
     return embedded()

@@ -79,6 +79,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_n_seq_max": (c.c_uint32, [_P]),
     "llama_get_memory": (_P, [_P]),
     "llama_memory_seq_rm": (_B, [_P, _I, _I, _I]),
+    "llama_memory_seq_cp": (None, [_P, _I, _I, _I, _I]),
     "llama_memory_seq_pos_max": (_I, [_P, _I]),
     "llama_batch_init": (Batch, [_I, _I, _I]),
     "llama_batch_free": (None, [Batch]),
@@ -298,6 +299,11 @@ class Context:
     def cut(self, sequence: int, length: int) -> None:
         """Forget a sequence's tokens from this place on."""
         library().llama_memory_seq_rm(self._memory, sequence, length, -1)
+
+    def copy(self, source: int, target: int) -> None:
+        """Give a sequence all the tokens of another, in the place of its own."""
+        self.cut(target, 0)
+        library().llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def decode(self, entries: Sequence[tuple[int, int, int, bool]]) -> list[Any]:
         """Add tokens to their sequences.

@@ -35,7 +35,15 @@ from pfi.inference.engine import (
 from pfi.inference.llama.adapters import LlamaAdapters
 from pfi.inference.llama.c import Context, Model
 from pfi.inference.llama.sampling import Draw
-from pfi.inference.llama.sequences import CHUNK, Slot, Slots, add_chunk, next_chunk, score
+from pfi.inference.llama.sequences import (
+    CHUNK,
+    Group,
+    Slot,
+    Slots,
+    add_chunk,
+    next_chunk,
+    score,
+)
 from pfi.inference.streams import Channel, QueuedStream
 from pfi.models.prompter import Prompter
 
@@ -60,6 +68,10 @@ class _Job:
     @property
     def key(self) -> str:
         return _key(self.request.adapter)
+
+    @property
+    def group(self) -> Group:
+        return self.request.owner, self.key
 
     @property
     def reading(self) -> bool:
@@ -302,7 +314,7 @@ class LlamaEngine:
             if not self._slots.free:
                 break
             request = job.request
-            if not self._adapters.ready(request.adapter):
+            if not self._adapters.ready(request.adapter) or self._head_is_being_read(job):
                 continue
             with self._changed:
                 self._waiting.remove(job)
@@ -312,7 +324,7 @@ class LlamaEngine:
                 job.channel.fail(error)
                 continue
             prompt = list(request.prompt)
-            job.slot = self._slots.take((request.owner, job.key), prompt)
+            job.slot = self._slots.take(job.group, prompt)
             cached = job.channel.cached = len(job.slot.tokens)
             job.coming = prompt[cached:]
             with self._changed:
@@ -322,6 +334,13 @@ class LlamaEngine:
             wanted = [job.request.adapter for job in list(self._waiting)]
             wanted += [scores.adapter for scores in list(self._scores)]
             self._adapters.forget(set(map(_key, wanted)))
+
+    def _head_is_being_read(self, job: _Job) -> bool:
+        """Whether to wait for a prompt that is being read and begins as this one does."""
+        reading = [
+            (one.slot, one.request.prompt) for one in self._running if one.slot and one.reading
+        ]
+        return self._slots.worth_waiting(job.group, job.request.prompt, reading)
 
     def _step(self) -> None:
         """One pass over requests with the same adapter."""

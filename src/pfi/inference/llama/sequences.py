@@ -5,7 +5,7 @@ A prompt is read once, and so are prefixes that prompts share.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,19 @@ class Slot:
     busy: bool = False
     used: int = 0
 
+    def shared(self, group: Group, prompt: Sequence[int]) -> int:
+        """With how many of its tokens a prompt of a group begins, but for the prompt's last."""
+        own = group[0] and self.group == group
+        return _common(self.tokens, prompt[:-1]) if own else 0
+
+    def usable(self, group: Group, prompt: Sequence[int]) -> int:
+        """Of these, how many need not be read again: whole chunks that were read as such."""
+        return _whole_chunks(min(self.shared(group, prompt), self.whole))
+
+
+#: A sequence, and the prompt that is being read into it.
+Reading = tuple[Slot, Sequence[int]]
+
 
 class Slots:
     """All sequences of a context.  One thread uses it."""
@@ -52,23 +65,43 @@ class Slots:
     def take(self, group: Group, prompt: Sequence[int]) -> Slot:
         """A free sequence, which there must be; it may hold the prompt's beginning already.
 
-        Keys and values of other groups are never used, nor those of nobody, nor those that were
-        not read in whole chunks. The last token is always left to compute: its logits are needed.
+        What another sequence of the group has read of that beginning is copied, which costs far
+        less than reading it. Keys and values of other groups are never used, nor those of nobody,
+        nor those that were not read in whole chunks. The last token is always left to compute: its
+        logits are needed.
         """
         free = [slot for slot in self.all if not slot.busy]
 
         def shared(slot: Slot) -> int:
-            own = group[0] and slot.group == group
-            return _common(slot.tokens, prompt[:-1]) if own else 0
+            return slot.shared(group, prompt)
 
         best = max(free, key=shared)
         # A sequence that shares little is another conversation, of use to whoever comes back to it.
         if 2 * shared(best) < min(len(best.tokens), len(prompt)):
             best = min(free, key=lambda slot: slot.used)
+        source = max(self.all, key=lambda slot: slot.usable(group, prompt))
+        kept = source.usable(group, prompt)
+        if kept > best.usable(group, prompt):
+            self.context.copy(source.at, best.at)
+            best.tokens, best.whole = list(source.tokens), source.whole
         self._time += 1
-        self.cut(best, min(shared(best), best.whole) // CHUNK * CHUNK)
+        self.cut(best, kept)
         best.busy, best.group, best.used = True, group, self._time
         return best
+
+    def worth_waiting(
+        self, group: Group, prompt: Sequence[int], reading: Iterable[Reading]
+    ) -> bool:
+        """Whether a prompt that is being read begins as this one, further than anything read yet.
+
+        Once it is read, `take` copies what both begin with.
+        """
+        known = max(slot.usable(group, prompt) for slot in self.all)
+        return any(
+            slot.group == group and _whole_chunks(_common(other, prompt[:-1])) > known
+            for slot, other in reading
+            if group[0]
+        )
 
     @property
     def free(self) -> int:
@@ -112,6 +145,10 @@ def add_chunk(slot: Slot, tokens: Sequence[int]) -> None:
     if slot.whole == len(slot.tokens) and len(tokens) % CHUNK == 0:
         slot.whole += len(tokens)
     slot.tokens += tokens
+
+
+def _whole_chunks(tokens: int) -> int:
+    return tokens // CHUNK * CHUNK
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
