@@ -13,13 +13,18 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import Field
+
 from pfi.errors import DataError
-from pfi.readers.exports import Member, is_zip, members
+from pfi.readers.exports import Member, is_archive, members
 from pfi.readers.json_head import outline
 from pfi.readers.report import ImportReport
 from pfi.records import Record
 from pfi.sources.chats import ChatOptions, Message
 from pfi.sources.connectors import Connector
+from pfi.sources.meta_notes import is_note
+from pfi.sources.meta_posts import POSTS, is_posts, mended, meta_posts
+from pfi.sources.posts import PostOptions, post_records
 from pfi.sources.threads import NOBODY, Thread, items, thread_replies, time_or_none
 
 _FILE = re.compile(r"(?:.*/)?(?:message_\d+|[^/]*_\d+)\.json", re.I)
@@ -30,50 +35,27 @@ _MEDIA = (
     "users", "missed", "media",
 )  # fmt: skip
 _NOTES = {"call", "subscribe", "unsubscribe", "payment", "plan"}
-#: Meta's sentences about reactions, which stand as messages of their own in Instagram's chats.
-_REACTED = re.compile(
-    r"(reacted \S+ to (your|a|their) message|liked a message"
-    r"|hat mit \S+ auf (deine|eine|ihre) nachricht reagiert|gefällt eine nachricht"
-    r"|a réagi avec \S+ à (votre|ton|un) message|a aimé un message"
-    r"|reaccionó con \S+ a (tu|un) mensaje|le gustó un mensaje|indicó que le gusta un mensaje"
-    r"|ha reagito con \S+ al (tuo )?messaggio|ha messo .mi piace. a un messaggio"
-    r"|reagiu com \S+ à (sua|tua|uma) mensagem|curtiu uma mensagem|gostou de uma mensagem"
-    r"|heeft met \S+ gereageerd op (je|een) bericht|vindt een bericht leuk"
-    r"|zareagował\S* \S+ na (twoją )?wiadomość|polubił\S* wiadomość"
-    r"|reagerade med \S+ på (ditt|ett) meddelande|gillade ett meddelande)\s*\.?\s*",
-    re.I,
-)
-#: Meta's English sentences about what somebody did, after "You" or a first name: people begin
-#: sentences so, too.
-_DID = re.compile(
-    r"(sent (an?|\d+) (attachment|photo|video|sticker|gif|voice message|link|location|reel|post)"
-    r"|(named|created|left|joined) the (group|chat)|changed the (chat |group |theme|quick|photo)"
-    r"|(set|cleared) (the|your|his|her|their) (own )?(nickname|emoji|quick|group|chat)"
-    r"|(added|removed|invited) .+ (to|from|as) .*(group|chat|admin)|pinned a message"
-    r"|(missed|started|ended|joined) (a|an|the|your) (\w+ )?(call|chat)|called "
-    r"|(replied|reacted) (\S+ )?to |liked a message|shared (a|an) (post|story|reel|link|location)"
-    r"|unsent a message|(are|can) now |waved at |turned (on|off) |deleted the group)",
-    re.I,
-)
-_SYMBOL = re.compile(r"[\u2190-\u2bff\U0001f000-\U0001faff]")
 
 
 class MessengerOptions(ChatOptions):
     """Options of the `messenger` connector."""
+
+    posts: bool = Field(True, description="read your posts and comments, too")
 
 
 class MessengerConnector(Connector[MessengerOptions]):
     """Reads one record an answer."""
 
     name = "messenger"
-    summary = "your side of Messenger's and Instagram's chats in Meta's JSON download"
+    summary = "your side of Messenger's and Instagram's chats, your posts, in Meta's JSON download"
     options = MessengerOptions
 
     def recognises(self, path: Path) -> bool:
-        """Whether it is a chat's file, or a folder or zip with one."""
-        if path.is_file() and not is_zip(path) and path.suffix.lower() != ".json":
+        """Whether it is a file with a chat or posts, or a folder or archive with one."""
+        if path.is_file() and path.suffix.lower() != ".json" and not is_archive(path):
             return False
-        return any(_is_chat(file) for file in _files(path)[:3])
+        chats = any(_is_chat(file) for file in _files(path)[:3])
+        return chats or any(is_posts(file) for file in _post_files(path))
 
     def read(self, path: Path, options: MessengerOptions, report: ImportReport) -> Iterator[Record]:
         """Yield a record an answer, chat by chat, oldest first.
@@ -83,7 +65,8 @@ class MessengerConnector(Connector[MessengerOptions]):
             ConfigError: it is not clear who this person is.
         """
         files = [file for file in _files(path) if _is_chat(file)]
-        if not files:
+        posts = [file for file in _post_files(path) if is_posts(file)] if options.posts else []
+        if not files and not posts:
             fix = "download your information as JSON, and give the zip or its folder"
             raise DataError("there are no chats of Messenger or Instagram", path=path, fix=fix)
         own = _everywhere(files)
@@ -92,12 +75,18 @@ class MessengerConnector(Connector[MessengerOptions]):
             for name, parts in groupby(files, key=_chat_name):
                 yield _thread(name, list(parts), own, told)
 
-        yield from thread_replies(threads, path, options, report, f"messenger:{path.name}")
+        source = f"messenger:{path.name}"
+        yield from thread_replies(threads, path, options, report, source)
+        yield from post_records(meta_posts(posts, report), PostOptions(), report, source)
         report.require_records(path, "download your information as JSON; see docs/connectors.md")
 
 
 def _files(path: Path) -> list[Member]:
     return members(path, lambda name: _FILE.fullmatch(name) is not None, depth=_DEPTH)
+
+
+def _post_files(path: Path) -> list[Member]:
+    return members(path, lambda name: POSTS.fullmatch(name) is not None, depth=_DEPTH)
 
 
 def _is_chat(file: Member) -> bool:
@@ -129,14 +118,6 @@ def _everywhere(files: list[Member]) -> str | None:
 def _decoded(raw: str) -> str:
     """A name as it stands in JSON, with its escapes."""
     return mended(raw.encode("latin-1", "replace").decode("unicode_escape", "replace"))
-
-
-def mended(text: str) -> str:
-    """Text whose UTF-8 was taken for Latin-1 as it was; other text as it is."""
-    try:
-        return text.encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        return text
 
 
 def _thread(name: str, files: list[Member], own: str | None, report: ImportReport) -> Thread:
@@ -212,7 +193,7 @@ def _message(value: Any, id_: str, report: ImportReport, place: str) -> Message 
         report.skip("it is not clear who wrote it", place)
         return Message(id_, NOBODY, "", time)
     name = mended(author)
-    if str(value.get("type", "")).lower() in _NOTES or _is_note(words, name):
+    if str(value.get("type", "")).lower() in _NOTES or is_note(words, name):
         report.skip("it is a note of Meta, a reaction or a call", place)
         return Message(id_, NOBODY, "", time)
     if value.get("is_unsent") or value.get("isUnsent"):
@@ -228,16 +209,6 @@ def _message(value: Any, id_: str, report: ImportReport, place: str) -> Message 
 
 def _seconds(value: Any) -> float | None:
     return value / 1000 if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _is_note(words: str, name: str) -> bool:
-    """Whether a message is a sentence of Meta's about what its author did."""
-    for subject in dict.fromkeys([name, name.split(" ")[0], "You"]):
-        rest = words[len(subject) :].lstrip() if subject and words.startswith(f"{subject} ") else ""
-        if rest and (_DID.match(rest) or (subject == name and " " in name)):
-            return True
-    reacted = words.endswith(" ") and _SYMBOL.search(words) and len(words.split()) > 2
-    return bool(_REACTED.fullmatch(words) or reacted)
 
 
 def _with_media(value: dict[str, Any], words: str) -> bool:

@@ -1,22 +1,23 @@
-"""Connector for Signal's chats as the program signal-export writes them: `data.json` in a folder a
-chat, with a message a line.
+"""Connector for Signal's chats: Signal's own export (`main.jsonl`), that of sigtop (a JSON file a
+chat), and that of signal-export (`data.json` in a folder a chat, with a message a line).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, tzinfo
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pfi.errors import DataError
-from pfi.readers.exports import Member, is_zip, members
+from pfi.readers.exports import Member, is_archive, members
 from pfi.readers.pieces import parse_json
 from pfi.readers.report import ImportReport
 from pfi.records import Record
 from pfi.sources.chats import ChatOptions, Message, zone_of
 from pfi.sources.connectors import Connector
+from pfi.sources.signal_exports import frame_threads, is_frames, is_stored, stored_thread
 from pfi.sources.threads import NOBODY, Thread, thread_replies, time_or_none
 
 _KEYS = {"date", "sender", "body"}
@@ -24,26 +25,29 @@ _KEYS = {"date", "sender", "body"}
 _ME, _UNKNOWN = "Me", "No-Sender"
 #: What it writes in the place of a call's words.
 _CALL = re.compile(r"(incoming|outgoing|missed)( \w+)? call\b.*", re.I)
+_DEPTH = 3
+#: Files that a glance looks into.
+_GLANCES = 4
 #: Bytes of one message.
 _LIMIT = 1 << 24
 
 
 class SignalOptions(ChatOptions):
-    """Options of the `signal` connector; signal-export itself says which side is yours."""
+    """Options of the `signal` connector; all exports say which side is yours."""
 
 
 class SignalConnector(Connector[SignalOptions]):
     """Reads one record an answer."""
 
     name = "signal"
-    summary = "your side of Signal's chats, as signal-export writes them (data.json)"
+    summary = "your side of Signal's chats (its own export, signal-export's, or sigtop's JSON)"
     options = SignalOptions
 
     def recognises(self, path: Path) -> bool:
-        """Whether it is signal-export's folder, a zip of it, or one chat's `data.json`."""
-        if path.is_file() and not is_zip(path) and path.suffix.lower() != ".json":
+        """Whether it is an export's folder or archive, or one of its files."""
+        if path.is_file() and path.suffix.lower() not in _SUFFIXES and not is_archive(path):
             return False
-        return any(_is_chat(file) for file in _files(path)[:3])
+        return any(kind(file) for files, kind in _by_kind(path) for file in files[:_GLANCES])
 
     def read(self, path: Path, options: SignalOptions, report: ImportReport) -> Iterator[Record]:
         """Yield a record an answer, chat by chat, oldest first.
@@ -53,21 +57,40 @@ class SignalConnector(Connector[SignalOptions]):
             ConfigError: it is not clear who this person is, or the zone is unknown.
         """
         zone = zone_of(options.zone)
-        files = [file for file in _files(path) if _is_chat(file)]
-        if not files:
-            fix = "run signal-export, and give its folder"
-            raise DataError("there is no data.json of signal-export", path=path, fix=fix)
+        frames, chats, stored = (
+            [file for file in files if kind(file)] for files, kind in _by_kind(path)
+        )
+        if not (frames or chats or stored):
+            fix = "give main.jsonl of Signal's export, or the folder of signal-export or sigtop"
+            raise DataError("there are no chats of Signal", path=path, fix=fix)
 
         def threads(told: ImportReport) -> Iterator[Thread]:
-            for file in files:
+            for file in frames:
+                yield from frame_threads(file, told)
+            for file in chats:
                 yield _thread(file, zone, told)
+            for file in stored:
+                yield stored_thread(file, told)
 
         yield from thread_replies(threads, path, options, report, f"signal:{path.name}")
-        report.require_records(path, "run signal-export again, and give its folder")
+        report.require_records(path, "export the chats again, and give the folder")
 
 
-def _files(path: Path) -> list[Member]:
-    return members(path, lambda name: name.rsplit("/", 1)[-1] == "data.json")
+#: Names of files that Signal's own export, signal-export and sigtop write.
+_SUFFIXES = (".json", ".jsonl")
+
+
+def _by_kind(path: Path) -> list[tuple[list[Member], Callable[[Member], bool]]]:
+    """The files that may be Signal's own export, signal-export's and sigtop's, with what tells."""
+    files = members(path, lambda name: name.lower().endswith(_SUFFIXES), depth=_DEPTH)
+    named = {file.name for file in files if file.file_name.lower() == "data.json"}
+    lines = [file for file in files if file.name.lower().endswith(".jsonl")]
+    whole = [file for file in files if file.name.lower().endswith(".json")]
+    return [
+        (lines, is_frames),
+        ([file for file in whole if file.name in named or path.is_file()], _is_chat),
+        ([file for file in whole if file.name not in named], is_stored),
+    ]
 
 
 def _is_chat(file: Member) -> bool:
