@@ -16,7 +16,7 @@ from pfi.sources.glance import look
 
 TELEGRAM = '<html><body><div class="message default clearfix" id="message1">hi</div></body></html>'
 FILES: dict[str, tuple[bytes, str, str]] = {
-    "letter.pdf": (b"%PDF-1.7\n%\xe2", "a PDF", "own export"),
+    "letter": (b"%PDF-1.7\n%\xe2", "a PDF", "name it .pdf"),
     "photo.jpg": (b"\xff\xd8\xff\xe0", "an image", ""),
     "photo": (b"\x89PNG\r\n\x1a\n", "an image", ""),
     "msgstore.db.crypt15": (b"\x80\x01x", "an encrypted backup of WhatsApp", "Export chat"),

@@ -11,12 +11,13 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import chardet
 
 from pfi.errors import DataError
 
-__all__ = ["detect_encoding", "python_name"]
+__all__ = ["detect_encoding", "python_name", "stream_encoding"]
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -46,10 +47,16 @@ def detect_encoding(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(4096)
+            return stream_encoding(file)
     except OSError as error:
         what = f"the file cannot be read ({error.strerror})"
         raise DataError(what, path=path, fix="give a readable file") from error
+
+
+def stream_encoding(file: IO[bytes]) -> str:
+    """The encoding of a text, by Python's name; the file is read from its beginning."""
+    head = file.read(4096)
+    file.seek(0)
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
@@ -57,7 +64,7 @@ def detect_encoding(path: Path) -> str:
         return name
     good = bad = 0
     sample = bytearray()
-    for piece, fits in _pieces(path):
+    for piece, fits in _pieces(file):
         good, bad = good + fits, bad + (not fits)
         if not fits and len(sample) < _SAMPLE:
             sample += piece
@@ -78,19 +85,18 @@ def _wide(head: bytes) -> str:
     return "utf-16-le" if odd > even else "utf-16-be"
 
 
-def _pieces(path: Path) -> Iterator[tuple[bytes, bool]]:
+def _pieces(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Yield the lines beyond ASCII, in pieces if they are long, and whether they are UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with path.open("rb") as file:
-        while piece := file.readline(_PIECE):
-            if piece.isascii() and not decoder.getstate()[0]:
-                continue
-            try:
-                decoder.decode(piece, final=piece.endswith(b"\n"))
-                yield piece, True
-            except UnicodeDecodeError:
-                decoder.reset()
-                yield piece, False
+    while piece := file.readline(_PIECE):
+        if piece.isascii() and not decoder.getstate()[0]:
+            continue
+        try:
+            decoder.decode(piece, final=piece.endswith(b"\n"))
+            yield piece, True
+        except UnicodeDecodeError:
+            decoder.reset()
+            yield piece, False
 
 
 def _code_page(sample: bytes) -> str:

@@ -226,10 +226,10 @@ def _without_quotes(text: str) -> str:
         else:
             blank = True
         kept.append("" if quoted or theirs or code else line)
-    return "\n\n".join(_own_paragraphs(re.split(r"\n[ \t]*\n", "\n".join(kept))))
+    return "\n\n".join(own_paragraphs(re.split(r"\n[ \t]*\n", "\n".join(kept))))
 
 
-def _own_paragraphs(paragraphs: list[str]) -> list[str]:
+def own_paragraphs(paragraphs: list[str]) -> list[str]:
     """The paragraphs that are not highlights, nor quotes that say whom they are from."""
     own: list[str] = []
     for number, paragraph in enumerate(paragraphs):

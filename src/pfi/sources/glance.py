@@ -17,7 +17,7 @@ from typing import NamedTuple
 from pfi.readers.exports import is_archive, is_zip, members
 from pfi.readers.json_head import outline
 
-__all__ = ["Sight", "look"]
+__all__ = ["Sight", "is_known_export", "look", "names_in"]
 
 _HEAD = 1 << 16
 #: Entries of a folder that are looked at.
@@ -35,7 +35,7 @@ class Sight(NamedTuple):
 
 #: What files begin with.
 _MAGIC: list[tuple[bytes, Sight]] = [
-    (b"%PDF-", Sight("a PDF", "give its text as a note (.md), or the program's own export")),
+    (b"%PDF-", Sight("a PDF", "name it .pdf, so that it is read as a document")),
     (b"SQLite format 3\0", Sight("a database", "")),  # see _database
     (b"\x1f\x8b", Sight("a compressed file (gzip)", _UNPACK)),
     (b"BZh", Sight("a compressed file (bzip2)", _UNPACK)),
@@ -46,7 +46,7 @@ _MAGIC: list[tuple[bytes, Sight]] = [
                     "import it into Thunderbird, or save the mail as .eml or mbox, and give that")),
     (b"\xd0\xcf\x11\xe0", Sight("an old Office document or an Outlook message (.msg)",
                                 "save it in a newer form: mail as .eml, tables as .csv")),
-    (b"{\\rtf", Sight("a rich text document (.rtf)", "save it as plain text or Markdown")),
+    (b"{\\rtf", Sight("a rich text document", "name it .rtf, so that it is read as a document")),
     (b"\x89PNG", Sight("an image", "there are no words of yours in it that pfi can read")),
     (b"\xff\xd8\xff", Sight("an image", "there are no words of yours in it that pfi can read")),
     (b"GIF8", Sight("an image", "there are no words of yours in it that pfi can read")),
@@ -67,8 +67,7 @@ _NAMES: list[tuple[str, Sight]] = [
         "in each chat choose More, Export chat, Without media, and give the zip or text file")),
     (r"signal-.*\.backup", Sight(
         "an encrypted backup of Signal", "export the chats with signal-export, give its folder")),
-    (r".*\.(docx?|odt|pages|rtf)", Sight(
-        "a text document", "save it as plain text or Markdown in a folder of notes, give that")),
+    (r".*\.(docx?|odt|pages|rtf)", Sight("a text document", "save it as .docx, .odt or .txt")),
     (r".*\.(xlsx?|ods|numbers)", Sight(
         "a workbook of a spreadsheet", "save the sheet as CSV (UTF-8), and give that")),
     (r".*\.(pptx?|odp|key)", Sight("a presentation", "pfi reads no presentations")),
@@ -102,8 +101,8 @@ _EXPORTS: list[tuple[str, Sight]] = [
         f"{_EXPORT_JSON}: in Telegram Desktop, Export chat history, machine-readable JSON")),
     (r"(.*/)?(your_)?(instagram|facebook)_activity/.*\.html|(.*/)?(inbox|messages)/.*\.html", Sight(
         "an export of Instagram or Facebook as HTML", f"{_EXPORT_JSON} as the format")),
-    (r"(.*/)?word/document\.xml|(.*/)?content\.xml", Sight(
-        "a text document", "save it as plain text or Markdown in a folder of notes, give that")),
+    (r"(.*/)?word/document\d*\.xml|(.*/)?content\.xml", Sight(
+        "a text document", "name it .docx or .odt, so that it is read as a document")),
     (r"xl/workbook\.xml", Sight(
         "a workbook of Excel", "save the sheet as CSV (UTF-8), and give that")),
     (r"ppt/presentation\.xml", Sight("a presentation", "pfi reads no presentations")),
@@ -217,7 +216,25 @@ def _database(path: Path) -> Sight:
     return Sight(f"a database of another program{named}", "use that program's export")
 
 
-def _zip(path: Path) -> Sight | None:
+def is_known_export(path: Path) -> bool:
+    """Whether the names in a folder or zip are those of a program's export that is not read.
+
+    Raises:
+        DataError: it is a zip that is damaged, encrypted or refused.
+    """
+    return _known(names_in(path)) is not None
+
+
+def names_in(path: Path) -> list[str]:
+    """The paths of the first files in a folder or archive.
+
+    Raises:
+        DataError: it is an archive that is damaged, encrypted or refused.
+    """
+    return _names_in_folder(path) if path.is_dir() else _names_in_zip(path)
+
+
+def _names_in_zip(path: Path) -> list[str]:
     names: list[str] = []
 
     def note(name: str) -> bool:
@@ -226,15 +243,24 @@ def _zip(path: Path) -> Sight | None:
         return False
 
     members(path, note)
+    return names
+
+
+def _zip(path: Path) -> Sight | None:
+    names = _names_in_zip(path)
     return _known(names) or _counted(names, "a zip" if is_zip(path) else "an archive (tar)")
 
 
 def _folder(path: Path) -> Sight | None:
-    entries = islice((p for p in path.rglob("*") if p.is_file()), _ENTRIES)
-    names = [entry.relative_to(path).as_posix() for entry in entries]
+    names = _names_in_folder(path)
     if not names:
         return Sight("an empty folder", "give the folder that holds the files")
     return _known(names) or _counted(names, "a folder")
+
+
+def _names_in_folder(path: Path) -> list[str]:
+    entries = islice((p for p in path.rglob("*") if p.is_file()), _ENTRIES)
+    return [entry.relative_to(path).as_posix() for entry in entries]
 
 
 def _known(names: list[str]) -> Sight | None:

@@ -50,11 +50,13 @@ class Connector(ABC, Generic[OptionsT]):
         name: how the CLI calls it.
         summary: one line of help.
         options: the model of its options.
+        last: whether it is for what no other connector recognises.
     """
 
     name: str
     summary: str
     options: type[OptionsT]
+    last: bool = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -111,13 +113,18 @@ def candidates(path: Path) -> list[str]:
     """The names of the connectors that a file or folder looks right for.
 
     One that fails at a glance, whatever its error, does not know the source: the others are asked.
+    Those that come last are asked where no other does.
     """
-    names = []
-    for name, connector in connectors().items():
-        with suppress(Exception):
-            if connector.recognises(path):
-                names.append(name)
-    return names
+    known = connectors()
+    for last in (False, True):
+        names = []
+        for name, connector in known.items():
+            with suppress(Exception):
+                if connector.last is last and connector.recognises(path):
+                    names.append(name)
+        if names:
+            return names
+    return []
 
 
 def detect(path: Path) -> str | None:
