@@ -10,7 +10,6 @@ bluesky-social/atproto describes it.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import tarfile
@@ -20,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import libipld
 import pytest
+from bluesky_repository import repository, varint
 from connector_sources import read
 
 from pfi.errors import DataError
@@ -390,70 +389,6 @@ def test_reddit_comments_alone(tmp_path: Path) -> None:
 # Bluesky ------------------------------------------------------------------------------------
 
 
-def cid_of(data: bytes) -> bytes:
-    return b"\x01\x71\x12\x20" + hashlib.sha256(data).digest()
-
-
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 0x7F:
-        out += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return out + bytes([value])
-
-
-def car(records: Mapping[str, Any], did: str = "did:plc:sam", stray: Any = None) -> bytes:
-    """A repository of AT Protocol with its records in one node of the tree."""
-    contents = {name: libipld.encode_dag_cbor(value) for name, value in records.items()}
-    entries, before = [], b""
-    for name in sorted(contents):
-        key = name.encode()
-        shared = next(
-            (n for n, (a, b) in enumerate(zip(key, before, strict=False)) if a != b),
-            min(len(key), len(before)),
-        )
-        entries.append(
-            {"p": shared, "k": _Bytes(key[shared:]), "v": cid_of(contents[name]), "t": None}
-        )
-        before = key
-    node = encoded({"l": None, "e": entries})
-    commit = encoded({"did": did, "rev": "3k2a", "version": 3, "prev": None, "data": cid_of(node)})
-    blocks = [commit, node, *contents.values()]
-    if stray is not None:
-        blocks.append(libipld.encode_dag_cbor(stray))
-    header = encoded({"roots": [cid_of(commit)], "version": 1})
-    out = varint(len(header)) + header
-    for block in blocks:
-        out += varint(36 + len(block)) + cid_of(block) + block
-    return out
-
-
-class _Bytes(bytes):
-    """Bytes that are no CID."""
-
-
-def encoded(value: Any) -> bytes:
-    """DAG-CBOR in which plain bytes are CIDs and `_Bytes` are bytes."""
-    if isinstance(value, dict):
-        keys = sorted(value, key=lambda key: (len(key), key))
-        return head(5, len(keys)) + b"".join(encoded(key) + encoded(value[key]) for key in keys)
-    if isinstance(value, list):
-        return head(4, len(value)) + b"".join(map(encoded, value))
-    if isinstance(value, _Bytes):
-        return head(2, len(value)) + value
-    if isinstance(value, bytes):
-        return b"\xd8\x2a" + head(2, len(value) + 1) + b"\x00" + value
-    if isinstance(value, str):
-        return head(3, len(value.encode())) + value.encode()
-    return b"\xf6" if value is None else head(0, value)
-
-
-def head(kind: int, value: int) -> bytes:
-    if value < 24:
-        return bytes([kind << 5 | value])
-    return bytes([kind << 5 | 25]) + value.to_bytes(2, "big")
-
-
 def skeet(text: str, **more: Any) -> dict[str, Any]:
     return {"$type": "app.bsky.feed.post", "text": text, "langs": ["en"],
             "createdAt": "2024-03-05T12:00:00.123Z", **more}  # fmt: skip
@@ -481,7 +416,7 @@ BLUESKY: dict[str, Any] = {
 @pytest.mark.parametrize("form", ["file", "folder"])
 def test_bluesky_repository(tmp_path: Path, form: str) -> None:
     folder = folder_of(tmp_path / "b", {
-        "repo.car": car(BLUESKY, stray=skeet(f"foreign, in no tree, {BEANS}")),
+        "repo.car": repository(BLUESKY, stray=[skeet(f"foreign, in no tree, {BEANS}")]),
     })  # fmt: skip
     path = folder / "repo.car" if form == "file" else folder
     assert candidates(path) == ["bluesky"]
@@ -504,7 +439,7 @@ def test_bluesky_repository(tmp_path: Path, form: str) -> None:
 def test_damaged_repositories_are_errors_or_give_what_comes_before(
     tmp_path: Path, damage: str
 ) -> None:
-    data = car(BLUESKY)
+    data = repository(BLUESKY)
     if damage == "cut":
         data = data[:-200]
     elif damage == "changed":

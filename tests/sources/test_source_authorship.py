@@ -1,16 +1,18 @@
 """Whose words become outputs: planted words of two people in every form of tables, assistants' and
-chats' exports.
+chats' exports, and of archives of public posts.
 
 No word of the other one is ever in an output, and each of one's own that answers something is in
 exactly one record.  Texts are in several scripts, quote each other, hold code and stand beside
-notes of programs; exports are files, folders and zips.
+notes of programs; exports are files, folders, zips and tars.
 """
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
+import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bluesky_repository import repository
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,7 +78,7 @@ def times(turns: list[Turn]) -> list[int]:
 
 
 #: The files of an export by name, and options.
-Export = tuple[dict[str, str], dict[str, Any]]
+Export = tuple[dict[str, str | bytes], dict[str, Any]]
 
 
 def chatgpt(turns: list[Turn]) -> Export:
@@ -202,6 +205,132 @@ def signal(turns: list[Turn]) -> Export:
     return files, {"me": "Me", "pause_hours": 999}
 
 
+def frames(turns: list[Turn]) -> Export:
+    """Signal's own export."""
+    lines: list[dict[str, Any]] = [
+        {"account": {"givenName": "Sam"}},
+        {"recipient": {"id": "1", "self": {}}},
+        {"recipient": {"id": "2", "contact": {"profileGivenName": "Nora"}}},
+        {"chat": {"id": "9", "recipientId": "2"}},
+    ]
+    for turn, time in zip(turns, times(turns), strict=True):
+        quoted = {"quote": {"authorId": "2", "text": {"body": f"foreign {turn.quoted}"}}}
+        item = {"chatId": "9", "authorId": "1" if turn.mine else "2", "dateSent": str(time * 1000),
+                "outgoing" if turn.mine else "incoming": {},
+                "standardMessage": {"text": {"body": turn.text}, **quoted},
+                "revisions": [{"standardMessage": {"text": {"body": "foreign"}}}]}  # fmt: skip
+        lines.append({"chatItem": item})
+    noted = {"chatId": "9", "authorId": "1", "dateSent": str(START * 1000 - 1), "directionless": {},
+             "updateMessage": {"learnedProfileChange": "foreign"}}  # fmt: skip
+    lines.append({"chatItem": noted})
+    return {"main.jsonl": "\n".join(map(json.dumps, lines))}, {}
+
+
+def sigtop(turns: list[Turn]) -> Export:
+    messages = [
+        {"id": f"m{number}", "conversationId": "c", "type": "outgoing" if turn.mine else "incoming",
+         "sent_at": time * 1000, "body": turn.text, "quote": {"text": f"foreign {turn.quoted}"}}
+        for number, (turn, time) in enumerate(zip(turns, times(turns), strict=True))
+    ]  # fmt: skip
+    return {"Nora (1).json": json.dumps(messages)}, {}
+
+
+def tweets(turns: list[Turn]) -> Export:
+    entries = []
+    for number, turn in enumerate(turns):
+        form = [f"> {turn.quoted}\n\n{turn.text}", f"“@nora: {turn.quoted}” {turn.text}",
+                f"{turn.text} RT @nora: {turn.quoted}"][number % 3]  # fmt: skip
+        own = f"@nora {form if turn.quoted else turn.text} https://t.co/a{number}"
+        text = own if turn.mine else f"RT @nora: {turn.text}"
+        entries.append({"tweet": {
+            "id_str": str(10 + number), "full_text": html.escape(text, quote=False),
+            "created_at": f"Wed Oct 10 20:{number:02}:24 +0000 2018",
+            "entities": {"urls": [{"url": f"https://t.co/a{number}",
+                                   "expanded_url": "https://x.com/foreign/status/1"}]},
+        }})  # fmt: skip
+    likes = [{"like": {"tweetId": "1", "fullText": f"foreign {turn.text}"}} for turn in turns]
+    account = [{"account": {"username": "sam", "accountId": "7"}}]
+    named = {"tweets": entries, "like": likes, "account": account}
+    return {
+        f"data/{name}.js": f"window.YTD.{name}.part0 = {json.dumps(value)}"
+        for name, value in named.items()
+    }, {}
+
+
+def months(turns: list[Turn]) -> Export:
+    """X's archive up to 2018."""
+    entries = [
+        {"id": 10 + number, "text": quoting(turn) if turn.mine else f"RT @nora: {turn.text}",
+         "created_at": f"2013-01-31 10:{number:02}:00 +0000", "user": {"id": 7}}
+        for number, turn in enumerate(turns)
+    ]  # fmt: skip
+    text = f"Grailbird.data.tweets_2013_01 =\n{json.dumps(entries)}"
+    return {"data/js/tweets/2013_01.js": text}, {}
+
+
+def mastodon(turns: list[Turn]) -> Export:
+    actor, items = "https://a.example/users/sam", []
+    for number, turn in enumerate(turns):
+        quote = f"<blockquote><p>{html.escape(turn.quoted)}</p></blockquote>" if turn.quoted else ""
+        note = {"id": f"{actor}/statuses/{number}", "type": "Note", "attributedTo": actor,
+                "published": f"2024-04-01T10:{number:02}:00Z",
+                "content": f"{quote}<p>{html.escape(turn.text)}</p>"}  # fmt: skip
+        if turn.mine:
+            items.append({"type": "Create", "actor": actor, "object": note})
+        elif number % 2:
+            items.append({"type": "Announce", "actor": actor, "object": note})
+        else:
+            other = note | {"attributedTo": "https://b.example/users/nora"}
+            items.append({"type": "Create", "actor": actor, "object": other})
+    outbox = {"type": "OrderedCollection", "orderedItems": items}
+    person = {"id": actor, "preferredUsername": "sam"}
+    return {"outbox.json": json.dumps(outbox), "actor.json": json.dumps(person)}, {}
+
+
+def reddit(turns: list[Turn]) -> Export:
+    out, links = io.StringIO(), io.StringIO()
+    rows = [["id", "date", "subreddit", "link", "parent", "body"]]
+    shared = [["id", "date", "subreddit", "title", "url", "body"]]
+    for number, turn in enumerate(turns):
+        start = [f"c{number}", f"2024-04-01 10:{number:02}:00 UTC", "garden"]
+        if turn.mine:
+            rows.append([*start, "https://x", "", quoting(turn)])
+        else:
+            shared.append([*start, turn.text, "https://news.example/a", ""])
+    csv.writer(out).writerows(rows)
+    csv.writer(links).writerows(shared)
+    return {"comments.csv": out.getvalue(), "posts.csv": links.getvalue()}, {}
+
+
+def bluesky(turns: list[Turn]) -> Export:
+    records = {
+        f"app.bsky.feed.post/{number:013}": {
+            "$type": "app.bsky.feed.post", "text": quoting(turn),
+            "createdAt": f"2024-04-01T10:{number:02}:00Z",
+            "embed": {"$type": "app.bsky.embed.external",
+                      "external": {"title": "foreign", "description": "foreign"}}}
+        for number, turn in enumerate(turns) if turn.mine
+    }  # fmt: skip
+    theirs = [
+        {"$type": "app.bsky.feed.post", "text": turn.text, "createdAt": "2024-04-01T10:00:00Z"}
+        for turn in turns if not turn.mine
+    ]  # fmt: skip
+    return {"repo.car": repository(records, stray=theirs)}, {}
+
+
+def facebook(turns: list[Turn]) -> Export:
+    def garbled(text: str) -> str:
+        return text.encode().decode("latin-1")
+
+    entries: list[dict[str, Any]] = []
+    for number, turn in enumerate(turns):
+        page = [{"data": [{"external_context": {"name": garbled(turn.text)}}]}]
+        data = {"post": garbled(quoting(turn))} if turn.mine else {"update_timestamp": 5}
+        entries.append({"timestamp": START + number, "title": "Sam shared foreign", "data": [data],
+                        "attachments": [] if turn.mine else page})  # fmt: skip
+    return {"posts/your_posts_1.json": json.dumps(entries)}, {}
+
+
 #: Of each form: the connector, and whether every own turn is a record or only one that answers.
 FORMS: dict[str, tuple[str, Callable[[list[Turn]], Export], bool]] = {
     "chatgpt": ("chatgpt", chatgpt, True),
@@ -213,24 +342,42 @@ FORMS: dict[str, tuple[str, Callable[[list[Turn]], Export], bool]] = {
     "discord": ("discord", discord, False),
     "messenger": ("messenger", messenger, False),
     "signal": ("signal", signal, False),
+    "frames": ("signal", frames, False),
+    "sigtop": ("signal", sigtop, False),
+    "tweets": ("twitter", tweets, True),
+    "months": ("twitter", months, True),
+    "mastodon": ("mastodon", mastodon, True),
+    "reddit": ("reddit", reddit, True),
+    "bluesky": ("bluesky", bluesky, True),
+    "facebook": ("messenger", facebook, True),
 }
+#: Forms that are read from tars, too.
+TARS = {
+    "signal", "frames", "sigtop", "messenger", "tweets", "months", "mastodon", "reddit", "bluesky",
+    "facebook",
+}  # fmt: skip
 
 
 def records_of(
-    folder: Path, form: str, turns: list[Turn], as_zip: bool
+    folder: Path, form: str, turns: list[Turn], container: str
 ) -> tuple[list[Record], ImportReport, list[str]]:
     name, write, _ = FORMS[form]
-    files, options = write(turns)
-    for file, text in files.items():
+    texts, options = write(turns)
+    files = {name: text.encode() if isinstance(text, str) else text for name, text in texts.items()}
+    for file, data in files.items():
         path = folder / "export" / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        path.write_bytes(data)
     source = folder / "export"
-    if as_zip and len(files) + (form not in ("sharegpt", "messages", "table")) > 1:
+    if container == "tar" and form in TARS:
+        source = folder / "export.tgz"
+        with tarfile.open(source, "w:gz") as tar:
+            tar.add(folder / "export", "export")
+    elif container != "folder" and len(files) + (form not in ("sharegpt", "messages", "table")) > 1:
         source = folder / "export.zip"
         with zipfile.ZipFile(source, "w") as archive:
-            for file, text in files.items():
-                archive.writestr(file, text)
+            for file, data in files.items():
+                archive.writestr(file, data)
     elif len(files) == 1 and "/" not in next(iter(files)):
         source /= next(iter(files))
     connector, report = get_connector(name), ImportReport()
@@ -257,14 +404,14 @@ def wanted(turns: list[Turn], every: bool, table_: bool) -> list[str]:
 
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=25, deadline=None)
-@given(turns=dialogues(), as_zip=st.booleans())
+@given(turns=dialogues(), container=st.sampled_from(["folder", "zip", "tar"]))
 def test_only_ones_own_words_are_outputs_and_each_once(
-    tmp_path_factory: pytest.TempPathFactory, form: str, turns: list[Turn], as_zip: bool
+    tmp_path_factory: pytest.TempPathFactory, form: str, turns: list[Turn], container: str
 ) -> None:
     expected = wanted(turns, FORMS[form][2], form == "table")
     if not expected:
         return  # nothing to read is an error of its own
-    records, report, seen = records_of(tmp_path_factory.mktemp("x"), form, turns, as_zip)
+    records, report, seen = records_of(tmp_path_factory.mktemp("x"), form, turns, container)
     outputs = [record.output for record in records]
     assert "foreign" not in "\n".join(outputs)
     for word in expected:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pfi.errors import DataError
-from pfi.readers.exports import Member, is_zip, members
+from pfi.readers.exports import Member, is_archive, members
 from pfi.readers.report import ImportReport
 from pfi.readers.script_json import assigned_items, assigned_name
 from pfi.records import Record
@@ -76,8 +76,8 @@ class TwitterConnector(Connector[TwitterOptions]):
     options = TwitterOptions
 
     def recognises(self, path: Path) -> bool:
-        """Whether it is the archive's zip or folder, or one of its files with posts."""
-        if path.is_file() and not is_zip(path) and path.suffix.lower() != ".js":
+        """Whether it is the archive's zip, tar or folder, or one of its files with posts."""
+        if path.is_file() and path.suffix.lower() != ".js" and not is_archive(path):
             return False
         names = map(assigned_name, _files(path)[:_GLANCES])
         return any(_POSTS.fullmatch(name) or _NOTES.fullmatch(name) for name in names)
