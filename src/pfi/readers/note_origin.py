@@ -20,6 +20,8 @@ TEMPLATE = "it is a template"
 DRAWING = "it is a drawing"
 CHAT = "it is a conversation with an assistant"
 OTHER = "its author is someone else"
+EDITED = "someone else edited it last, and may have written in it"
+WELCOME = "it is a page that Notion wrote"
 
 #: Keys whose value is the address of the page that a note was saved from.
 _SOURCES = (
@@ -75,6 +77,32 @@ _PAGE_TAG = re.compile(
     r"|literature[-_ ]?notes?|newsletters?",
     re.I,
 )
+#: What Notion calls its properties of who made and who changed a page last, in its languages.
+_MAKERS = (
+    "createdby", "erstelltvon", "creadopor", "créépar", "crééepar", "criadopor", "creatoda",
+    "gemaaktdoor", "aangemaaktdoor", "skapadav", "oprettetaf", "opprettetav", "luonut", "luoja",
+    "作成者", "생성자", "만든사람", "创建者", "创建人", "建立者", "建立人", "สร้างโดย", "tạobởi",
+    "đượctạobởi", "dibuatoleh", "oluşturan", "oluşturankişi", "создано", "создал",
+)  # fmt: skip
+_EDITORS = (
+    "lasteditedby", "zuletztbearbeitetvon", "últimaediciónde", "últimaediciónpor",
+    "editadoporúltimavezpor", "dernièremodificationpar", "modifiéendernierpar",
+    "últimaediçãopor", "editadopelaúltimavezpor", "ultimamodificadi",
+    "modificatoperultimoda", "laatstbewerktdoor", "senastredigeradav", "sidstredigeretaf",
+    "sistredigertav", "viimeksimuokannut", "最終更新者", "最終編集者", "최종편집자",
+    "마지막편집자", "최근편집자",
+    "最后编辑者", "最后编辑人", "上次编辑者", "最後編輯者", "上次編輯者", "แก้ไขล่าสุดโดย",
+    "chỉnhsửalầncuốibởi",
+    "terakhirdieditoleh", "sondüzenleyen",
+)  # fmt: skip
+#: The page that a new workspace begins with.
+_WELCOME = re.compile(
+    r"Welcome to Notion|Willkommen (?:bei|in) Notion|Bienvenue (?:dans|sur) Notion"
+    r"|bienvenida a Notion|Bienvenido a Notion|vindas ao Notion|Benvenut[oi] (?:in|su) Notion"
+    r"|Welkom bij Notion|Välkommen till Notion|Velkommen til Notion|Tervetuloa Notioniin"
+    r"|Notion\s?へようこそ|Notion에 오신|欢迎使用 ?Notion|歡迎使用 ?Notion",
+    re.I,
+)
 _CLIPPER = re.compile(r"web[-_. ]?clip|clipper", re.I)
 _FOLDER = re.compile(
     r"(?:web[-_ ]?|my[-_ ]?)?clip(?:ping)?s?|readwise|omnivore|instapaper|(?:get)?pocket|raindrop"
@@ -103,7 +131,13 @@ _PLACEHOLDER = re.compile(
 )
 
 
-def foreign(front: Front, text: str, parts: Sequence[str], me: Collection[str] = ()) -> str | None:
+def foreign(
+    front: Front,
+    text: str,
+    parts: Sequence[str],
+    me: Collection[str] = (),
+    maker: Collection[str] = (),
+) -> str | None:
     """Why a note is not the words of the one whose notes they are; None if it seems to be.
 
     Args:
@@ -111,6 +145,7 @@ def foreign(front: Front, text: str, parts: Sequence[str], me: Collection[str] =
         text: the note, without that and without blocks of code.
         parts: its path within the folder of notes, with its name.
         me: names of the one whose notes they are, in small letters.
+        maker: the same, or the name that made all pages that say who made them.
     """
     if parts[-1].casefold().endswith((".excalidraw.md", ".excalidraw")) or _has(
         front, "excalidrawplugin"
@@ -130,7 +165,18 @@ def foreign(front: Front, text: str, parts: Sequence[str], me: Collection[str] =
         return CLIPPED
     if _READING.search(text[:50_000]):
         return READ
+    if NOTION_ID.search(parts[-1].removesuffix(".md")) and _WELCOME.search(text[:500]):
+        return WELCOME
+    if any(name not in maker for name in makers(front)):
+        return OTHER
+    if maker and any(_name(value) not in maker for value in values_of(front, *_EDITORS)):
+        return EDITED
     return OTHER if me and any(authors) else None
+
+
+def makers(front: Front) -> list[str]:
+    """Who made a page, as Notion says, in small letters."""
+    return [_name(value) for value in values_of(front, *_MAKERS)]
 
 
 def has_highlights(text: str) -> bool:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from pfi.errors import DataError
+from pfi.readers.exports import Member
 
 #: Largest file of settings that is read, in bytes, most plugins, and deepest nest of values.
 SETTINGS_LIMIT = 4 << 20
 PLUGINS_LIMIT = 300
 DEPTH_LIMIT = 12
 
+#: Files of settings that name templates and formats of dates.
+_CORE = ("templates", "daily-notes", "zk-prefixer", "workspaces")
 #: Plugins that write what was read or saved elsewhere, and the key of the folder they write to.
 _READING_PLUGINS = {
     "readwise-official": ("readwiseDir", "Readwise"),
@@ -83,24 +88,51 @@ class _Gathered:
 def vault_settings(folder: Path) -> VaultSettings:
     """The settings of a folder of notes; empty ones if it is no vault."""
     root = folder / ".obsidian"
-    gathered = _Gathered()
-    for name in ("templates", "daily-notes", "zk-prefixer", "workspaces"):
-        _gather(_settings(root / f"{name}.json"), gathered, name)
     try:
         plugins = sorted((root / "plugins").iterdir())[:PLUGINS_LIMIT]
     except OSError:
         plugins = []
-    for plugin in plugins:
-        values = _settings(plugin / "data.json")
-        _gather(values, gathered, plugin.name)
-        key, usual = _READING_PLUGINS.get(plugin.name, ("", ""))
+    values = {name: _settings(root / f"{name}.json") for name in _CORE}
+    return _understood(values, {plugin.name: _settings(plugin / "data.json") for plugin in plugins})
+
+
+def archived_settings(files: Sequence[Member]) -> VaultSettings:
+    """The settings of a vault in an archive, by its files; empty ones if it is no vault."""
+    core: dict[str, Any] = {}
+    plugins: dict[str, Any] = {}
+    first = ""
+    for file in files:
+        folder, sign, name = file.name.rpartition(".obsidian/")
+        if not sign or len(plugins) > PLUGINS_LIMIT or (first and folder != first[:-1]):
+            continue
+        first = f"{folder}\0"
+        if match := re.fullmatch(r"plugins/([^/]+)/data\.json", name):
+            plugins[match[1]] = _archived(file)
+        elif name.removesuffix(".json") in _CORE:
+            core[name.removesuffix(".json")] = _archived(file)
+    return _understood(core, plugins, first[:-1])
+
+
+def _understood(
+    core: Mapping[str, Any], plugins: Mapping[str, Any], folder: str = ""
+) -> VaultSettings:
+    """What settings tell; `folder` is that of the vault, with a slash at its end."""
+    gathered = _Gathered()
+    for name, values in core.items():
+        _gather(values, gathered, name)
+    for name, values in plugins.items():
+        _gather(values, gathered, name)
+        key, usual = _READING_PLUGINS.get(name, ("", ""))
         if key:
             value = values.get(key, usual) if isinstance(values, dict) else usual
             # Folders may go on with places to fill: Omnivore/{{date}}.
             if path := _path(str(value).partition("{")[0]):
                 gathered.reading.add(path)
+    above = folder.casefold()
     return VaultSettings(
-        frozenset(gathered.templates), frozenset(gathered.reading), tuple(gathered.formats)
+        frozenset(above + path for path in gathered.templates),
+        frozenset(above + path for path in gathered.reading),
+        tuple(gathered.formats),
     )
 
 
@@ -135,6 +167,16 @@ def _settings(file: Path) -> Any:
             return None
         return json.loads(file.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _archived(file: Member) -> Any:
+    if file.size > SETTINGS_LIMIT:
+        return None
+    try:
+        with file.open() as stream:
+            return json.loads(stream.read(SETTINGS_LIMIT))
+    except (DataError, ValueError, RecursionError):
         return None
 
 

@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from pfi.readers.exports import is_archive, is_zip, members
+from pfi.readers.exports import is_archive, is_zip
 from pfi.readers.json_head import outline
+from pfi.readers.notion import export_members
 
 __all__ = ["Sight", "is_known_export", "look", "names_in"]
 
@@ -103,6 +104,8 @@ _EXPORTS: list[tuple[str, Sight]] = [
         "an export of Instagram or Facebook as HTML", f"{_EXPORT_JSON} as the format")),
     (r"(.*/)?word/document\d*\.xml|(.*/)?content\.xml", Sight(
         "a text document", "name it .docx or .odt, so that it is read as a document")),
+    (r"(.*/)?[^/]* [0-9a-f]{32}\.html", Sight(
+        "an export of Notion as HTML", "export again and choose Markdown & CSV")),
     (r"xl/workbook\.xml", Sight(
         "a workbook of Excel", "save the sheet as CSV (UTF-8), and give that")),
     (r"ppt/presentation\.xml", Sight("a presentation", "pfi reads no presentations")),
@@ -242,7 +245,7 @@ def _names_in_zip(path: Path) -> list[str]:
             names.append(name)
         return False
 
-    members(path, note)
+    export_members(path, note)
     return names
 
 

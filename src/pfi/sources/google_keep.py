@@ -8,15 +8,15 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pfi.readers.exports import Member
+from pfi.readers.note_pieces import LEAST_WORDS, PIECE_LIMIT, pieces
 from pfi.readers.report import ImportReport
 from pfi.readers.takeout import small_json
 from pfi.readers.values import Unusable, past_time
 from pfi.readers.words import count_words
 from pfi.records import Record
 
-#: Shortest note, in words, and longest that is given whole, in characters.
-LEAST_WORDS = 12
-TEXT_LIMIT = 2000
+#: Longest note that is given whole, in characters; of longer ones each piece is a record.
+WHOLE_LIMIT = 2000
 
 
 def note_records(member: Member, report: ImportReport, source: str) -> Iterator[Record]:
@@ -31,7 +31,7 @@ def note_records(member: Member, report: ImportReport, source: str) -> Iterator[
 
 
 def _records(note: Any, name: str, source: str) -> Iterator[Record]:
-    """A title to tell, if the note has one, and its text to continue.
+    """A title to tell, if the note has one, and its text to continue, a long one in pieces.
 
     Raises:
         Unusable: it is no note of one's own in words.
@@ -50,14 +50,14 @@ def _records(note: Any, name: str, source: str) -> Iterator[Record]:
     text = text.strip()
     if count_words(text) < LEAST_WORDS:
         raise Unusable(f"it has fewer than {LEAST_WORDS} words")
-    if len(text) > TEXT_LIMIT:
-        text = text[:TEXT_LIMIT].rpartition("\n")[0] or text[:TEXT_LIMIT]
+    whole = len(text) <= WHOLE_LIMIT
     time = _time(note)
     title = note.get("title")
     if isinstance(title, str) and title.strip():
-        fields = {"text": text}
+        fields = {"text": text if whole else text[:PIECE_LIMIT]}
         yield Record(f"keep-{name}#title", "note_title", fields, title.strip(), time, source=source)
-    yield Record(f"keep-{name}#1", "continuation", {}, text, time, source=source)
+    for number, piece in enumerate([text] if whole else pieces(text), 1):
+        yield Record(f"keep-{name}#{number}", "continuation", {}, piece, time, source=source)
 
 
 def _is_saved(note: dict[str, Any]) -> bool:
