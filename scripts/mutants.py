@@ -153,19 +153,18 @@ def trusted(only: str) -> dict[str, tuple[str, ...]]:
 def run(arguments: argparse.Namespace) -> None:
     """Try faults that were not tried yet, or with ``--again`` those not noticed, and report."""
     results, paths, equivalent = load(RESULTS), trusted(arguments.only), load(EQUIVALENT)
-    open_states = ("missed", "unreached") if arguments.again else ()
+    to_try = (None, "missed", "unreached") if arguments.again else (None,)
     with tempfile.TemporaryDirectory(prefix="pfi-mutants-") as folder:
         copy = Copy(Path(folder))
-        wanted: list[tuple[str, str, Fault, str]] = []
+        planned: list[tuple[str, str, Fault, str]] = []
+        if arguments.named:
+            planned = [one for one in named(copy) if one[0] in paths]
         for path in paths if not arguments.named else ():
             keyed = faults(path, copy.read(path))
             _forget(results, path, keyed)
-            for key in sample(keyed, arguments.sample, arguments.seed):
-                before = results.get(key, {"state": None})["state"]
-                if key not in equivalent and (before is None or before in open_states):
-                    wanted.append((path, key, keyed[key], ""))
-        if arguments.named:
-            wanted = [one for one in named(copy) if one[0] in paths]
+            keys = sample(keyed, arguments.sample, arguments.seed)
+            planned += [(path, key, keyed[key], "") for key in keys if key not in equivalent]
+        wanted = [one for one in planned if results.get(one[1], {}).get("state") in to_try]
         if wanted:
             prepare(copy.folder)
             tests = baseline(copy, {test for path, *_ in wanted for test in paths[path]})
