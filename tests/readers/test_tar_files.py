@@ -94,7 +94,7 @@ def test_a_header_that_claims_much_is_refused(tmp_path: Path) -> None:
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 40 << 20
     body = info.tobuf(tarfile.GNU_FORMAT) + b"a" * (40 << 20)
     path = tmp_path / "a.tar"
-    path.write_bytes(body)
+    path.write_bytes(body + tarfile.TarInfo("b.txt").tobuf() + bytes(1024))
     with pytest.raises(DataError, match="cannot be read"):
         members(path, everything)
 

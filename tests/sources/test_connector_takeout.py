@@ -6,7 +6,9 @@ obsidianmd/obsidian-importer; the chats' keys are those of Google Chat's `messag
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,6 +162,31 @@ def test_parts_and_folders_are_the_same_takeout(tmp_path: Path) -> None:
         assert {(record.task, record.output) for record in records} == EXPECTED
         ids.append([record.id for record in records])
     assert all(each == ids[0] for each in ids)
+
+
+def tarred(path: Path, contents: Mapping[str, str]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+def test_tgz_are_read_as_downloaded(tmp_path: Path) -> None:
+    everything = files()
+    names = sorted(everything)
+    half = len(names) // 2
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    first = tarred(
+        folder / "takeout-20240501T000000Z-001.tgz", {n: everything[n] for n in names[:half]}
+    )
+    tarred(folder / "takeout-20240501T000000Z-002.tgz", {n: everything[n] for n in names[half:]})
+    whole = tarred(tmp_path / "takeout-20240501T000000Z-001.tar.gz", everything)
+    for path in (first, folder, whole):
+        assert detect(path) == "takeout"
+        assert {(record.task, record.output) for record in read(path)[0]} == EXPECTED
 
 
 def test_each_part_can_be_left_out(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pfi.sources.connectors as package
 from pfi.errors import ConfigError, DataError, PfiError
 from pfi.readers.report import ImportReport
 from pfi.records import History, Record
-from pfi.sources.connectors import connectors, get_connector
+from pfi.sources.connectors import candidates, connectors, get_connector
 from pfi.tasks import get_task
 
 GOOD = '{"instruction": "ask", "answer": "tell"}'
@@ -72,6 +72,20 @@ class Diary(Connector[Options]):
     assert [r.output for r in diary.read(tmp_path, diary.configure({}), ImportReport())] == [
         "Dear diary"
     ]
+
+
+def test_one_that_fails_at_a_glance_keeps_no_other_from_being_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(GOOD)
+    assert candidates(path) == ["table"]
+
+    def fail(path: Path) -> bool:
+        raise RecursionError(path)
+
+    monkeypatch.setattr(connectors()["browser"], "recognises", fail)
+    assert candidates(path) == ["table"]
 
 
 def test_unknown_connectors_and_options() -> None:

@@ -67,7 +67,8 @@ _NAMES: list[tuple[str, Sight]] = [
         "an encrypted backup of WhatsApp",
         "in each chat choose More, Export chat, Without media, and give the zip or text file")),
     (r"signal-.*\.backup", Sight(
-        "an encrypted backup of Signal", "export the chats with signal-export, give its folder")),
+        "an encrypted backup of Signal",
+        "export the chats in Signal's settings or with signal-export, and give the folder")),
     (r".*\.(docx?|odt|pages|rtf)", Sight("a text document", "save it as .docx, .odt or .txt")),
     (r".*\.(xlsx?|ods|numbers)", Sight(
         "a workbook of a spreadsheet", "save the sheet as CSV (UTF-8), and give that")),
