@@ -13,7 +13,7 @@ from pathlib import Path
 from pfi._util.sqlite import Closes, connect, scrub, sqlite3, transaction, user_errors
 from pfi.errors import StorageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # texts without spaces are searched by pairs of characters
 #: Marks the file as a memory: "pfi" and a number.
 APPLICATION_ID = 0x70666901
 BUSY_SECONDS = 30.0

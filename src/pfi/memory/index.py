@@ -204,6 +204,18 @@ class Memory:
         _, cosines = self._near().nearest(self._vector(query), 1, allowed)
         return float(cosines[0])
 
+    def cosines(self, query: str) -> NDArray[np.float32] | None:
+        """The cosine of the query to each record, (n,); None without a sentence model."""
+        if self._embedder is None or not len(self) or not query.strip():
+            return None
+        cosines: NDArray[np.float32] = self._near().matrix @ self._vector(query)
+        return cosines
+
+    def places(self, records: Iterable[Record]) -> list[int]:
+        """The position of each of some records of this memory."""
+        by_id = self._places_by_id()
+        return [by_id[record.id][-1] for record in records]
+
     def allowed(self, exclude: Iterable[str] = ()) -> NDArray[np.bool_]:
         """Which positions may be found, (n,)."""
         return self._allowed(None, exclude, None)
@@ -267,12 +279,8 @@ class Memory:
             allowed &= self._times < _number(before)
         excluded = set(exclude)
         if excluded:
-            if self._positions is None:
-                positions: dict[str, list[int]] = {}
-                for place, record in enumerate(self._listed):
-                    positions.setdefault(record.id, []).append(place)
-                self._positions = positions
-            allowed[[p for id_ in excluded for p in self._positions.get(id_, ())]] = False
+            positions = self._places_by_id()
+            allowed[[p for id_ in excluded for p in positions.get(id_, ())]] = False
         if source is not None:
             if self._sources is None:
                 codes: dict[str, int] = {}
@@ -281,6 +289,14 @@ class Memory:
             names, each = self._sources
             allowed &= np.array([name.startswith(source) for name in names], dtype=bool)[each]
         return allowed
+
+    def _places_by_id(self) -> dict[str, list[int]]:
+        if self._positions is None:
+            positions: dict[str, list[int]] = {}
+            for place, record in enumerate(self._listed):
+                positions.setdefault(record.id, []).append(place)
+            self._positions = positions
+        return self._positions
 
     def _latest(self, k: int, allowed: NDArray[np.bool_]) -> list[int]:
         latest: list[int] = np.flatnonzero(allowed)[::-1][:k].tolist()

@@ -218,6 +218,14 @@ def general_questions() -> tuple[str, ...]:
     return tuple(line for line in text.splitlines() if line.strip())
 
 
+def general_holding(word: str) -> NDArray[np.float64]:
+    """1 for each general question that holds a word, else 0, (number of questions,)."""
+    holding = np.zeros(len(general_questions()))
+    if word:
+        holding[_general_index().holding(word)] = 1.0
+    return holding
+
+
 @cache
 def _general_index() -> WordIndex:
     return WordIndex.of(dict(enumerate(general_questions())), len(general_questions()))

@@ -23,7 +23,7 @@ from pfi.memory.config import SearchConfig
 from pfi.memory.embedders import Embedder
 from pfi.memory.index import Listed, Memory
 from pfi.memory.vectors import STORED, VectorCache
-from pfi.memory.words import WordIndex, add_texts, create_index
+from pfi.memory.words import WordIndex, add_texts, create_index, remove_texts
 from pfi.records import History, Record
 from pfi.tasks import Task, get_task
 
@@ -244,10 +244,7 @@ class MemoryStore(MemoryFile):
             for task, group in groupby(sorted(rows), key=lambda row: row[0]):
                 table = f"words_{task}"
                 for _, number, text in group:
-                    self._db.execute(
-                        f"INSERT INTO {table}({table}, rowid, text) VALUES ('delete', ?, ?)",
-                        (number, text),
-                    )
+                    remove_texts(self._db, table, [(number, text)])
                     for name in ("records", "vectors"):
                         self._db.execute(f"DELETE FROM {name} WHERE number = ?", (number,))
                 # FTS5 only notes that a row is gone.  When all its parts become one, the

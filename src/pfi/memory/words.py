@@ -1,5 +1,8 @@
 """Words: BM25 scores of a query's words by SQLite's FTS5.
 
+Scripts that put no spaces between words (Han, kana, Thai, Khmer, ...), and Korean, whose words
+carry their particles, are cut into pairs of characters that overlap, as Lucene's CJK analyser does.
+
 A query's score is the sum of its words' scores.  So in a large index each word is looked up once
 and kept: the words that occur everywhere cost most, and come again in every query.
 """
@@ -8,7 +11,9 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +21,12 @@ from numpy.typing import NDArray
 from pfi._util.sqlite import sqlite3
 from pfi.errors import StorageError
 
-_WORD = re.compile(r"\w+")
+_SIGNS, _PLANE = ("Mn", "Mc"), 0x10000
+#: Characters of which two are a word: Thai, Lao, Myanmar, Khmer, kana, Han, Hangul.
+_DENSE = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
 #: Longer queries cost time and bring little; the first words are used.
 MAX_QUERY_WORDS = 256
 #: Scores that are kept for each record; each takes 16 bytes.
@@ -24,12 +34,52 @@ KEPT = 64
 #: Records for which asking for all words at once is faster than word by word.
 SMALL = 200
 #: An index without a copy of the texts; it is searched by stems.
-COLUMNS = "text, content='', tokenize='porter unicode61'"
+COLUMNS = (
+    "text, content='', tokenize=\"porter unicode61 categories 'L* N* Co Mn Mc'\""  # signs of vowels
+)
 
 
 def words(text: str) -> list[str]:
     """The different words of a text in small letters, in the order of their first occurrence."""
-    return list(dict.fromkeys(word.lower() for word in _WORD.findall(text)))
+    return list(dict.fromkeys(piece for word in _words(text.lower()) for piece in _cut(word)))
+
+
+def is_dense(word: str) -> bool:
+    """Whether a word is characters of a script that is cut into pairs."""
+    return _DENSE.match(word) is not None
+
+
+def _words(text: str) -> list[str]:
+    return _word_pattern().findall(text)
+
+
+@cache
+def _word_pattern() -> re.Pattern[str]:
+    """Letters, numbers and the signs between them: ``\\w`` lacks the vowels of Hindi or Thai."""
+    signs = [code for code in range(0x300, _PLANE) if unicodedata.category(chr(code)) in _SIGNS]
+    begins = [code for code, before in zip(signs, [0, *signs], strict=False) if code - before > 1]
+    ends = [code for code, after in zip(signs, [*signs[1:], _PLANE], strict=True)
+            if after - code > 1]  # fmt: skip
+    ranges = "".join(f"{chr(a)}-{chr(b)}" for a, b in zip(begins, ends, strict=True))
+    return re.compile(rf"[\w{ranges}]+")
+
+
+def _cut(word: str) -> Iterator[str]:
+    """A word, what of it has no spaces in pairs of characters."""
+    end = 0
+    for run in _DENSE.finditer(word):
+        if word[end : run.start()]:
+            yield word[end : run.start()]
+        end = run.end()
+        pairs = range(max(1, len(run[0]) - 1))
+        yield from (run[0][at : at + 2] for at in pairs)
+    if word[end:]:
+        yield word[end:]
+
+
+def indexed(text: str) -> str:
+    """A text as it is given to an index: with spaces between what is searched."""
+    return _DENSE.sub(lambda run: f" {' '.join(_cut(run[0]))} ", text)
 
 
 def create_index(db: sqlite3.Connection, table: str) -> None:
@@ -49,7 +99,17 @@ def create_index(db: sqlite3.Connection, table: str) -> None:
 
 def add_texts(db: sqlite3.Connection, table: str, rows: Iterable[tuple[int, str]]) -> None:
     """Put texts into an FTS5 table, each under its row's number."""
-    db.executemany(f"INSERT INTO {table}(rowid, text) VALUES (?, ?)", rows)
+    db.executemany(f"INSERT INTO {table}(rowid, text) VALUES (?, ?)", _cut_rows(rows))
+
+
+def remove_texts(db: sqlite3.Connection, table: str, rows: Iterable[tuple[int, str]]) -> None:
+    """Take texts out of an FTS5 table again."""
+    delete = f"INSERT INTO {table}({table}, rowid, text) VALUES ('delete', ?, ?)"
+    db.executemany(delete, _cut_rows(rows))
+
+
+def _cut_rows(rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    return ((row, indexed(text)) for row, text in rows)
 
 
 class WordIndex:

@@ -19,6 +19,7 @@ from pfi.gate.trials import confidences
 from pfi.inference.answering import Part, answers, combined, sampling_of
 from pfi.inference.engine import AdapterRef, Engine, OnePiece, Request, Sampling, Stream
 from pfi.memory.index import Memory
+from pfi.memory.matching import matching
 from pfi.memory.off_topic import Likeness, likeness
 from pfi.memory.prompts import Retrieval, answer_room
 from pfi.memory.store import MemoryStore
@@ -34,6 +35,10 @@ from pfi.records import Record
 from pfi.tasks import Task, get_task
 
 FALLBACK_TASK = "instruction"
+#: Records that are looked at for each that a prompt may show: the first ones may not match.
+CANDIDATES = 4
+#: Records that a gate chooses at most, unless the profile says so.
+MOST_CHOSEN = 4
 #: The task of what is written as the user would write it.
 WRITE_TASK = "write"
 
@@ -275,11 +280,12 @@ class Runtime:
         query = task.query_text(values)
         with self.home.vault_session():
             personal, shared = self.versions(task)
-            like = None
+            like, matches = None, None
             if task.kind == "text" and (task.free_form or not (named or fields)):
                 like = self._likeness(task, query, personal, shared, k)
-            if like is not None and like.off_topic:
-                if not (task.free_form or k):  # records that are asked for need their task
+                matches = self._matches(task, query, k, before)
+            if like is not None and like.off_topic and not matches:
+                if not task.free_form:
                     task, prompt = get_task(FALLBACK_TASK), text
                 shared, summary = None, ""
                 weight, wanted, said = 0.0, 0, _off_topic(like)
@@ -287,9 +293,12 @@ class Runtime:
                 weight, wanted, said = self._gated(task, (personal, shared), prompt, query, before)
                 summary = "" if before else self.summary(task)
                 if like is not None:
-                    said = f"{said}; like your records ({like.value:.2f}, floor {like.floor:.2f})"
+                    said = f"{said}; {_on_topic(like)}"
             k = wanted if k is None else k
-            records = self.memory(task).search(query, k, before=before) if k else []
+            if matches is not None:
+                records = matches[:k]
+            else:
+                records = self.memory(task).search(query, k, before=before) if k else []
         if alone and not task.free_form:
             history = ()
         if room is None and task.free_form:
@@ -342,6 +351,20 @@ class Runtime:
         memory = self.memory(task)
         floor = task_floor(self.home, task, memory)
         return None if floor is None else likeness(memory, floor, query)
+
+    def _matches(
+        self, task: Task, query: str, k: int | None, before: datetime | None
+    ) -> list[Record] | None:
+        """The records that have to do with a question, best first; None where that is not asked.
+
+        Enough for whatever the gate wants; it is not asked where the user wants the latest ones.
+        """
+        most = max(self.home.config.retrieve, MOST_CHOSEN) if k is None else k
+        if not most or self.home.config.search.get("how") == "recent":
+            return None
+        memory = self.memory(task)
+        candidates = memory.search(query, CANDIDATES * most, before=before)
+        return matching(memory, query, candidates)
 
     @property
     def _retrieval(self) -> Retrieval:
@@ -506,6 +529,12 @@ def pick_conversation(home: Home, name: str | None = None) -> Task:
     if not (name or home.config.task) and home.personal_adapters.active(WRITE_TASK):
         return get_task(WRITE_TASK)
     return pick_task(home, name)
+
+
+def _on_topic(like: Likeness) -> str:
+    if like.off_topic:
+        return "records of yours have to do with it"
+    return f"like your records ({like.value:.2f}, floor {like.floor:.2f})"
 
 
 def _off_topic(like: Likeness) -> str:
