@@ -27,6 +27,10 @@ from pfi.cli.common import (
 if TYPE_CHECKING:
     from pfi.serve import ServeConfig, Service
 
+Profiles = Annotated[
+    list[str] | None,
+    typer.Option("--profile", "-p", envvar="PFI_PROFILE", help="Whose device; repeatable."),
+]
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 _PASSPHRASES = ("PFI_PASSPHRASE", "PFI_NEW_PASSPHRASE", "PFI_ARCHIVE_PASSPHRASE")
 
@@ -49,6 +53,7 @@ def register(app: typer.Typer) -> None:
     lines = [
         "pfi tokens new --label editor",
         "pfi tokens new --profile work --scope memory --days 30",
+        "pfi tokens new --profile work --profile home --label 'chat window'",
         "pfi tokens new --scope admin --label 'my browser'",
     ]
     add_command(group, new, lines)
@@ -58,10 +63,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    profiles: Annotated[
-        list[str] | None,
-        typer.Option("--profile", "-p", envvar="PFI_PROFILE", help="Whose device; repeatable."),
-    ] = None,
+    profiles: Profiles = None,
     every: Annotated[bool, typer.Option("--all", help="All profiles on this machine.")] = False,
     host: Annotated[str | None, typer.Option(help="Address to listen on; loopback if none.")] = (
         None
@@ -150,20 +152,22 @@ def new(
             min=1, max=36500, help="Days until it ends; if none never, or 90 for an admin's."
         ),
     ] = None,
-    profile: Profile = "default",
+    profiles: Profiles = None,
 ) -> None:
     """Make a token; it is shown this once."""
-    from pfi.serve.auth import ADMIN_DAYS, LEAST, new_token
+    from pfi.serve.auth import ADMIN_DAYS, LEAST, new_shared_token
 
     if days is None and "admin" in (scopes or ()):
         days = ADMIN_DAYS
     expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
-    token, text = new_token(open_profile(profile), label, scopes=scopes or LEAST, expires=expires)
+    homes = {name: open_profile(name) for name in _named(profiles)}
+    token, text = new_shared_token(homes, label, scopes=scopes or LEAST, expires=expires)
     typer.echo(text)
+    of = f"of profile{'s' * (len(homes) > 1)} {', '.join(homes)}"
     opens = {
-        "answer": f"opens the models of profile {profile}",
-        "memory": f"opens the models of profile {profile} and shows the records they rest on",
-        "admin": f"opens the models and the whole console of profile {profile}",
+        "answer": f"opens the models {of}",
+        "memory": f"opens the models {of} and shows the records they rest on",
+        "admin": f"opens the models and the whole console {of}",
     }[token.scopes[-1]]
     until = f" until {token.expires[:10]}" if token.expires else ""
     note(f"Token {token.id} {opens}{until}; it is not shown again.")
@@ -184,6 +188,7 @@ def list_tokens(profile: Profile = "default", as_json: AsJson = False) -> None:
             "expires": token.expires,
             "used": token.used,
             "parent": token.parent,
+            "profiles": list(token.profiles) or [profile],
         }
         for token in tokens
     ]
@@ -199,11 +204,27 @@ def list_tokens(profile: Profile = "default", as_json: AsJson = False) -> None:
         note(f"Profile {profile} has no token; `pfi tokens new{flags(profile)}` makes one.")
 
 
-def revoke(token: Annotated[str, typer.Argument()], profile: Profile = "default") -> None:
+def revoke(token: Annotated[str, typer.Argument()], profiles: Profiles = None) -> None:
     """Let the token with this id open nothing any more, nor those made in its sessions."""
     from pfi.serve.auth import revoke_token
 
-    revoked, *others = revoke_token(open_profile(profile), token)
-    typer.echo(f"Token {revoked.id} opens nothing any more.")
-    for other in others:
-        typer.echo(f"Token {other.id}, made with it, neither.")
+    named, elsewhere = _named(profiles), dict[str, None]()
+    for profile in named:
+        revoked, *others = revoke_token(open_profile(profile), token)
+        where = f" of profile {profile}" if len(named) > 1 or revoked.profiles else ""
+        typer.echo(f"Token {revoked.id} opens nothing{where} any more.")
+        for other in others:
+            typer.echo(f"Token {other.id}, made with it, neither.")
+        elsewhere |= dict.fromkeys(name for name in revoked.profiles if name not in named)
+    if elsewhere:
+        more = "".join(f" --profile {name}" for name in elsewhere)
+        note(
+            f"It was made for other profiles too: `pfi tokens revoke {token}{more}` ends it there."
+        )
+
+
+def _named(profiles: list[str] | None) -> list[str]:
+    """The profiles that are named, each once; the default one where none is."""
+    from pfi.profile.config import DEFAULT_PROFILE
+
+    return list(dict.fromkeys(profiles or [DEFAULT_PROFILE]))

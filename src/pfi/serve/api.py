@@ -14,7 +14,8 @@ from fastapi.security import HTTPBearer
 from pfi.serve.ask import of_chat, of_completion
 from pfi.serve.call import Call
 from pfi.serve.config import ServeConfig
-from pfi.serve.errors import ApiError, no_model, unsupported
+from pfi.serve.errors import ApiError, unsupported
+from pfi.serve.opened import check_model, model_names, pick_model
 from pfi.serve.replies import (
     ChatResponse,
     CompletionResponse,
@@ -137,8 +138,7 @@ async def embedded(
     """
     state, token = request.app.state, request.state.caller.token
     if model != EMBEDDINGS:
-        if state.service.model(request.state.caller.profile, model) is None:
-            raise no_model(model)
+        pick_model(request, model)
         what = f"The model {model[:100]!r} makes no embeddings; use {EMBEDDINGS!r}."
         raise ApiError(404, what, param="model", code="model_not_found")
     if len(texts) > MOST_TEXTS:
@@ -173,20 +173,10 @@ def models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": cards})
 
 
-def model_names(request: Request) -> list[str]:
-    """The ids of the models that a request's token opens."""
-    service, profile = request.app.state.service, request.state.caller.profile
-    names = [model.id for model in service.models(profile)]
-    return names + [EMBEDDINGS] * (service.embedder() is not None)
-
-
 @router.get("/models/{name:path}", response_model=ModelCard)
 def model(name: str, request: Request) -> Response:
     """One of them."""
-    service, profile = request.app.state.service, request.state.caller.profile
-    known = service.model(profile, name) is not None
-    if not known and not (name == EMBEDDINGS and service.embedder() is not None):
-        raise no_model(name)
+    check_model(request, name)
     return JSONResponse(_card(request, name))
 
 

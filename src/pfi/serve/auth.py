@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
-from pfi.errors import ConfigError, DataError
+from pfi.errors import ConfigError, DataError, PfiError
 from pfi.profile.home import TOKENS, Home
 
 PREFIX = "pfi-"
@@ -49,6 +49,8 @@ class Token:
         expires: when it stops to open anything, ISO 8601; None for never.
         used: when it was last used, ISO 8601 and to the hour; None for never.
         parent: id of the token in whose session it was made; it ends with that one.
+        profiles: names of all that it was made for, where it is more than one; each has an entry
+            of its own, and opens nothing without.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Token:
     expires: str | None = None
     used: str | None = None
     parent: str | None = None
+    profiles: tuple[str, ...] = ()
 
     def opens(self, scope: Scope) -> bool:
         """Whether it has a scope."""
@@ -133,6 +136,49 @@ def new_token(
         ConfigError: a scope is none, the end is past, there are too many, or the parent may not.
         StorageError: the vault cannot be used.
     """
+    token, text = _drawn(label, scopes, expires)
+    return _stored(home, replace(token, parent=parent)), text
+
+
+def new_shared_token(
+    homes: Mapping[str, Home],
+    label: str = "",
+    *,
+    scopes: Sequence[str] = LEAST,
+    expires: datetime | None = None,
+) -> tuple[Token, str]:
+    """Make one token that opens several profiles; each vault has an entry of its own.
+
+    Args:
+        homes: the profiles by name.
+        label: what it is for.
+        scopes: what it opens, in each.
+        expires: when it ends; never if None.
+
+    Raises:
+        ConfigError: as ``new_token``, or several profiles would have one administrator.
+        StorageError: a vault cannot be used; then no profile has the token.
+    """
+    if len(homes) > 1 and "admin" in scopes:
+        what = "a token for several profiles opens no console"
+        raise ConfigError(what, where="scope", fix="make an admin token for each profile")
+    token, text = _drawn(label, scopes, expires)
+    if len(homes) > 1:
+        token = replace(token, profiles=tuple(homes))
+    done: list[Home] = []
+    try:
+        for home in homes.values():
+            _stored(home, token)
+            done.append(home)
+    except PfiError:
+        for home in done:
+            revoke_token(home, token.id)
+        raise
+    return token, text
+
+
+def _drawn(label: str, scopes: Sequence[str], expires: datetime | None) -> tuple[Token, str]:
+    """A new token that no vault has yet, and its text."""
     now = _now()
     if not scopes or (unknown := [name for name in scopes if name not in SCOPES]):
         what = f"there is no scope {unknown[0]!r}" if scopes else "the token opens nothing"
@@ -147,16 +193,21 @@ def new_token(
         now.isoformat(timespec="seconds"),
         tuple(name for name in SCOPES if name in scopes),
         expires.astimezone(UTC).isoformat(timespec="seconds") if expires else None,
-        parent=parent,
     )
+    return token, text
+
+
+def _stored(home: Home, token: Token) -> Token:
+    """Put a token into a vault; as it came, or bounded by its parent."""
     with home.open_vault() as vault, vault.change_setting(TOKENS) as setting:
-        known = alive(_tokens(setting.value), now)
+        known = alive(_tokens(setting.value), _now())
         if len(known) >= _MOST:
             raise ConfigError(f"there are {len(known)} tokens", fix="revoke some of them")
-        if parent is not None:
-            token = _bounded(token, next((one for one in known if one.id == parent), None))
+        if token.parent is not None:
+            parent = next((one for one in known if one.id == token.parent), None)
+            token = _bounded(token, parent)
         setting.value = [asdict(one) for one in (*known, token)]
-    return token, text
+    return token
 
 
 def _bounded(token: Token, parent: Token | None) -> Token:
@@ -220,7 +271,8 @@ def _tokens(stored: Any) -> list[Token]:
 def _token(entry: Mapping[str, Any]) -> Token:
     try:
         known = {name: entry[name] for name in Token.__dataclass_fields__ if name in entry}
-        return Token(**{**known, "scopes": tuple(known.get("scopes", LEAST))})
+        lists = {"scopes": known.get("scopes", LEAST), "profiles": known.get("profiles", ())}
+        return Token(**{**known, **{name: tuple(value) for name, value in lists.items()}})
     except TypeError as error:
         raise DataError("the list of tokens is damaged", path="vault") from error
 

@@ -25,11 +25,12 @@ from pfi.serve.answers import Said, Used, why
 from pfi.serve.ask import Ask
 from pfi.serve.auth import Caller
 from pfi.serve.config import ServeConfig
-from pfi.serve.errors import ApiError, from_pfi, no_model, unsupported
+from pfi.serve.errors import ApiError, from_pfi, unsupported, wrong_key
 from pfi.serve.limits import Limits
 from pfi.serve.metrics import Metrics
+from pfi.serve.opened import pick_model, until_revoked
 from pfi.serve.prompting import Prompting
-from pfi.serve.service import Service
+from pfi.serve.service import Model, Service
 from pfi.serve.structured import invalid_schema
 from pfi.serve.tools import CallReader, grammar_of
 from pfi.serve.wire import Wording
@@ -54,9 +55,11 @@ class Call:
         self._limits: Limits = state.limits
         self._metrics: Metrics = state.metrics
         self._workers = state.workers
-        self._caller: Caller = request.state.caller
+        self._caller: Caller = request.state.caller  # until the model says which
+        self._revoked = False
         self._request, self._ask, self._wording = request, ask, wording
         self._begun = time.perf_counter()
+        self._model: Model
         self._prepared: list[Prepared] = []
         self._said: list[Said] = []
 
@@ -74,6 +77,7 @@ class Call:
         if len(ask.talks) * ask.n > config.inputs:
             what = f"prompt: at most {config.inputs} answers are given at a time"
             raise ApiError(400, what, param="prompt", code="invalid_value")
+        self._caller, self._model = pick_model(self._request, ask.model)
         with ExitStack() as held:
             held.enter_context(self._limits.running(self._caller.token))
             held.enter_context(self._metrics.answering.track_inprogress())
@@ -85,6 +89,9 @@ class Call:
             answering = Answering(streams, self._workers.read)
             # Also where the watch is ended with what is held: whatever happens, decoding ends.
             watch.add_done_callback(lambda _: answering.cancel())
+            known = asyncio.create_task(until_revoked(self._service.gatekeeper, self._caller))
+            known.add_done_callback(partial(self._revoke, answering))
+            held.callback(known.cancel)
             clock = asyncio.get_running_loop().call_later(config.answer_seconds, answering.cancel)
             held.callback(clock.cancel)
             held.callback(self._spend)
@@ -103,12 +110,9 @@ class Call:
     def _start(self) -> list[Stream]:
         """Make the prompts ready and queue every choice; runs in a thread of its own."""
         profile, ask = self._caller.profile, self._ask
-        model = self._service.model(profile, ask.model)
-        if model is None:
-            raise no_model(ask.model)
         engine = self._service.engine(profile)
         form = PLAIN if ask.tools is None and not _has_calls(ask) else call_format(engine.prompter)
-        prompting = Prompting(self._service, self._config, profile, ask, model, form)
+        prompting = Prompting(self._service, self._config, self._caller, ask, self._model, form)
         self._prepared = [prompting.prepare(talk) for talk in ask.talks]
         grammar = self._grammar(engine, form)
         self._said = [self._empty(engine, form) for _ in self._prepared for _ in range(ask.n)]
@@ -169,7 +173,7 @@ class Call:
         if watch.done():
             return Response(status_code=GONE)
         if self._cut:
-            raise _late(answering)
+            raise self._cut_short(answering)
         written = self._wording.whole(self._said, self._used(answering.streams), self._why)
         return JSONResponse(written, headers=self._limits.headers(self._caller.token))
 
@@ -193,7 +197,7 @@ class Call:
                     yield b"".join(lines)
                 batch = await anext(batches, None)
             if self._cut:
-                raise _late(answering)
+                raise self._cut_short(answering)
         except ApiError as error:
             yield word.failure(error)
             return
@@ -211,6 +215,19 @@ class Call:
         if self._ask.logprobs is None:  # then nobody wants to know what they are
             piece = replace(piece, ids=(), logprobs=(), top=())
         return said.add(piece)
+
+    def _revoke(self, answering: Answering, known: asyncio.Task[None]) -> None:
+        """The token opens the profile no more; nothing where the answer was there before."""
+        if not known.cancelled():
+            self._revoked = True
+            answering.cancel()
+
+    def _cut_short(self, answering: Answering) -> ApiError:
+        """Why the answer does not go on."""
+        if self._revoked:
+            return wrong_key("The API key was revoked, or has ended, before the answer was whole.")
+        what = "The answer took too long." if answering.cancelled else "The server is closing."
+        return ApiError(503, what, code="unavailable")
 
     @property
     def _cut(self) -> bool:
@@ -234,11 +251,6 @@ class Call:
 
 def _has_calls(ask: Ask) -> bool:
     return any(one.calls or one.role == "tool" for talk in ask.talks for one in talk)
-
-
-def _late(answering: Answering) -> ApiError:
-    what = "The answer took too long." if answering.cancelled else "The server is closing."
-    return ApiError(503, what, code="unavailable")
 
 
 class Events(Response):

@@ -61,6 +61,12 @@ def unsupported(param: str, what: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code="unsupported_parameter")
 
 
+def wrong_key(message: str) -> ApiError:
+    """A token that opens nothing, or nothing any more."""
+    headers = {"WWW-Authenticate": "Bearer"}
+    return ApiError(401, message, code="invalid_api_key", headers=headers)
+
+
 def no_model(name: str) -> ApiError:
     """A model that does not exist, or that the token does not open: nobody can tell which."""
     message = f"The model {name[:100]!r} does not exist or you do not have access to it."

@@ -98,36 +98,48 @@ class Gatekeeper:
     ) -> None:
         self._kept = {name: _Kept(name, home, clock) for name, home in homes.items()}
         self._clock_time, self._latest = now, now()
-        self._noted: dict[str, datetime] = {}
+        self._noted: dict[tuple[str, str], datetime] = {}
         #: Threads that check, so that nothing else that waits keeps a check waiting.
         self.pool = ThreadPoolExecutor(4, "pfi-check")
         self._notes = ThreadPoolExecutor(1, "pfi-note")
 
     def caller(self, text: str) -> Caller | None:
-        """The caller that a token stands for; None when nobody's.
+        """The caller that a token stands for, in its first profile; None when nobody's.
+
+        Raises:
+            PfiError: see ``callers``.
+        """
+        return next(iter(self.callers(text)), None)
+
+    def callers(self, text: str) -> tuple[Caller, ...]:
+        """Whom a token stands for in each profile that it opens; nobody where it opens none.
 
         Raises:
             PfiError: it is none of the tokens that can be read, and some cannot be.
         """
         digest = digest_of(text)
         if digest is None:
-            return None
-        known, wrong = self._find(digest), None
-        for kept in [known[0]] if known else self._kept.values():
+            return ()
+        # A token that is known says which profiles have to be looked at again.
+        names = set[str]()
+        for kept, token in self._find(digest):
+            names |= {kept.profile, *token.profiles}
+        wrong = None
+        for kept in [one for name, one in self._kept.items() if not names or name in names]:
             try:
                 kept.refresh()
             except PfiError as error:
                 wrong = error
         known = self._find(digest)
-        if known is None:
-            if wrong is not None:
-                raise wrong
-            return None
-        kept, token = known
-        if token not in alive(kept.tokens, self._now()):
-            return None
-        self._note(kept, token)
-        return Caller(kept.profile, token.id, included(token.scopes))
+        if not known and wrong is not None:
+            raise wrong
+        now = self._now()
+        opened = [(kept, token) for kept, token in known if token in alive(kept.tokens, now)]
+        for kept, token in opened:
+            self._note(kept, token)
+        return tuple(
+            Caller(kept.profile, token.id, included(token.scopes)) for kept, token in opened
+        )
 
     def still(self, profile: str, token: str, scope: Scope) -> bool:
         """Whether a token, by its id, opens a profile now.
@@ -160,20 +172,23 @@ class Gatekeeper:
         kept.refresh()
         return alive(kept.tokens, self._now())
 
-    def _find(self, digest: str) -> tuple[_Kept, Token] | None:
-        found = None
-        for kept in self._kept.values():
-            for token in kept.tokens:  # all of them, so that time tells nothing
-                if matches(token, digest):
-                    found = kept, token
-        return found
+    def _find(self, digest: str) -> list[tuple[_Kept, Token]]:
+        """The token in each profile that has it."""
+        # All of them are looked at, so that time tells nothing.
+        return [
+            (kept, token)
+            for kept in self._kept.values()
+            for token in kept.tokens
+            if matches(token, digest)
+        ]
 
     def _note(self, kept: _Kept, token: Token) -> None:
         """Have it written that a token is used, at most once in a while."""
         now = self._now()
-        if (before := self._noted.get(token.id)) is not None and now - before < _USED:
+        key = kept.profile, token.id
+        if (before := self._noted.get(key)) is not None and now - before < _USED:
             return
-        self._noted[token.id] = now
+        self._noted[key] = now
 
         def write() -> None:
             with suppress(PfiError):  # a full disk is no reason to refuse an answer

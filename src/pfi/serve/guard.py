@@ -24,7 +24,7 @@ from pfi._util.files import disk_full
 from pfi.errors import PfiError
 from pfi.serve.auth import Caller
 from pfi.serve.config import ServeConfig
-from pfi.serve.errors import ApiError
+from pfi.serve.errors import ApiError, wrong_key
 from pfi.serve.metrics import Metrics
 from pfi.serve.service import Service
 
@@ -102,9 +102,10 @@ class Guard:
             raise ApiError(403, "This server does not answer to that host name.", code="host")
         path = _path(scope)
         if _is_api(path):
-            scope["state"]["caller"] = await self._caller(headers)
+            callers = await self._callers(headers)
+            scope["state"].update(caller=callers[0], callers=callers)
         elif path == METRICS and not _is_near(scope, headers):
-            await self._caller(headers)
+            await self._callers(headers)
 
     def _is_ours(self, host: str) -> bool:
         try:
@@ -119,27 +120,23 @@ class Guard:
             return False
         return True  # digits cannot be rebound
 
-    async def _caller(self, headers: Headers) -> Caller:
+    async def _callers(self, headers: Headers) -> tuple[Caller, ...]:
+        """Whom a request's token stands for, in each profile that it opens; somebody at least."""
         kind, _, text = headers.get("authorization", "").partition(" ")
-        keeper, caller = self._service.gatekeeper, None
+        keeper, callers = self._service.gatekeeper, tuple[Caller, ...]()
         if kind.lower() == "bearer":
             # The vault may have to be read.
             checking = asyncio.get_running_loop().run_in_executor(
-                keeper.pool, keeper.caller, text.strip()
+                keeper.pool, keeper.callers, text.strip()
             )
             try:
-                caller = await asyncio.wait_for(checking, _CHECK_SECONDS)
+                callers = await asyncio.wait_for(checking, _CHECK_SECONDS)
             except (PfiError, TimeoutError) as error:
                 # Not 401: clients throw away a key that they are told is wrong.
                 raise self._unchecked() from error
-        if caller is None:
-            raise ApiError(
-                401,
-                "Incorrect API key provided, or none.",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        return caller
+        if not callers:
+            raise wrong_key("Incorrect API key provided, or none.")
+        return callers
 
     def _unchecked(self) -> ApiError:
         folders = [home.path for home in self._service.homes.values()]

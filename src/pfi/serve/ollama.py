@@ -17,10 +17,11 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pfi.serve.answers import Delta, Said, Used
-from pfi.serve.api import client_router, embedded, model_names
+from pfi.serve.api import client_router, embedded
 from pfi.serve.ask import Ask, Spoken, spoken
 from pfi.serve.call import Call
-from pfi.serve.errors import ApiError, no_model, unsupported
+from pfi.serve.errors import ApiError, unsupported
+from pfi.serve.opened import check_model, model_names, pick_model
 from pfi.serve.schemas import MOST_STOPS, MOST_TURNS, Body, Finite, Message, Name
 from pfi.serve.service import EMBEDDINGS
 from pfi.serve.structured import response_grammar
@@ -184,7 +185,7 @@ def _counted(top_k: int | None) -> int | None:
 
 def _loaded(request: Request, model: str, empty: dict[str, Any]) -> Response:
     """The answer to nothing, by which clients have a model loaded."""
-    _known(request, model)
+    check_model(request, model)
     body: dict[str, Any] = {"model": model, "created_at": _now(), **empty}
     return JSONResponse({**body, "done": True, "done_reason": "load"})
 
@@ -232,12 +233,13 @@ def show(body: Named, request: Request) -> Response:
     if name is None:
         what = "Missing required parameter: 'model'."
         raise ApiError(400, what, param="model", code="missing_required_parameter")
-    _known(request, name)
-    state, profile = request.app.state, request.state.caller.profile
+    check_model(request, name)
     info: dict[str, Any] = {"general.architecture": "pfi"}
     able = ["embedding"]
     if name != EMBEDDINGS:
-        info["pfi.context_length"] = state.service.engine(profile).prompter.max_length
+        caller, _ = pick_model(request, name)
+        engine = request.app.state.service.engine(caller.profile)
+        info["pfi.context_length"] = engine.prompter.max_length
         able = ["completion", "tools"]
     card = _card(request, name)
     return JSONResponse(
@@ -258,13 +260,6 @@ def show(body: Named, request: Request) -> Response:
 def version() -> Response:
     """The version of Ollama whose API this is."""
     return JSONResponse({"version": VERSION})
-
-
-def _known(request: Request, name: str) -> None:
-    if name == EMBEDDINGS and request.app.state.service.embedder() is not None:
-        return
-    if request.app.state.service.model(request.state.caller.profile, name) is None:
-        raise no_model(name)
 
 
 def _card(request: Request, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pfi.models.prompter import Prompter, Turn
 from pfi.models.tool_calls import CallFormat, response_turn, tool_system
 from pfi.profile.answer.runtime import Prepared
 from pfi.serve.ask import Ask, Spoken
+from pfi.serve.auth import Caller
 from pfi.serve.config import ServeConfig
 from pfi.serve.errors import ApiError, too_long, unsupported
 from pfi.serve.service import GENERIC, Model, Service
@@ -59,7 +60,7 @@ class Prompting:
     Args:
         service: answers.
         config: its settings.
-        profile: whose request it is.
+        caller: whose request it is.
         ask: the request.
         model: that it names.
         form: how the model writes calls.
@@ -69,14 +70,15 @@ class Prompting:
         self,
         service: Service,
         config: ServeConfig,
-        profile: str,
+        caller: Caller,
         ask: Ask,
         model: Model,
         form: CallFormat,
     ) -> None:
-        self._service, self._config, self._profile = service, config, profile
+        self._service, self._config, self._profile = service, config, caller.profile
         self._ask, self._model, self._form = ask, model, form
-        self._prompter: Prompter = service.engine(profile).prompter
+        self._bounded = not caller.may("memory")
+        self._prompter: Prompter = service.engine(caller.profile).prompter
 
     def prepare(self, talk: Sequence[Spoken]) -> Prepared:
         """Make a conversation ready.
@@ -237,12 +239,24 @@ class Prompting:
             self._profile,
             parts.text,
             task=model.task or asked.task,
-            k=asked.records,
+            k=self._records,
             fields=asked.fields,
             history=parts.history,
             named=bool(model.task or asked.task),
             room=room,
         )
+
+    @property
+    def _records(self) -> int | None:
+        """How many records are asked for; None for as many as the profile thinks best.
+
+        An app that is not shown records gets no more of them into a prompt than the profile's
+        setting, so that it cannot have all of them read out by asking for many at a time.
+        """
+        wanted = self._ask.extension.records
+        if wanted is None or not self._bounded:
+            return wanted
+        return min(wanted, self._service.home(self._profile).config.retrieve)
 
     def _is_whole(self, prepared: Prepared, parts: _Parts) -> bool:
         """Whether nothing of the conversation was left out of a prompt."""
