@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,15 +102,19 @@ class Copy:
 
 
 def _ended(child: int, seconds: float) -> bool:
-    """Wait for a child; at the end of its time it is stopped with all that it started."""
+    """Wait for a child; at the end of its time, or of ours, it is stopped with all it started."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if os.waitpid(child, os.WNOHANG) != (0, 0):
-            return True
-        time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+    try:
+        while time.monotonic() < end:
+            if os.waitpid(child, os.WNOHANG) != (0, 0):
+                child = 0
+                return True
+            time.sleep(0.02)
+        return False
+    finally:
+        if child:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def prepare(folder: Path) -> None:
@@ -171,11 +176,21 @@ class _Recorder:
             for line, contexts in data.contexts_by_lineno(path).items():
                 lines += [(name, line, context) for context in contexts]
         kept = {name: s for name, s in self.seconds.items() if name not in self.failed}
-        return {"seconds": kept, "lines": lines, "failed": sorted(self.failed)}
+        # Of the copy nothing may be imported beforehand: the faults are in it.
+        outside = [
+            name
+            for name, module in sys.modules.items()
+            if (file := getattr(module, "__file__", None)) and str(self.folder) not in file
+        ]
+        failed = sorted(self.failed)
+        return {"seconds": kept, "lines": lines, "failed": failed, "modules": outside}
 
 
 def baseline(copy: Copy, paths: Iterable[str]) -> dict[str, Test]:
-    """What each test of some files and folders does in a copy without faults, by its id."""
+    """What each test of some files and folders does in a copy without faults, by its id.
+
+    Libraries that the tests loaded are imported here, so that no child has to.
+    """
 
     def work(descriptor: int) -> None:
         recorder = _Recorder(copy.folder)
@@ -188,6 +203,9 @@ def baseline(copy: Copy, paths: Iterable[str]) -> dict[str, Test]:
         sys.exit("the tests took more than an hour without any fault")
     for name in raw["failed"]:
         print(f"not used, as it does not pass or is skipped: {name}", file=sys.stderr)
+    for name in raw["modules"]:
+        with suppress(Exception):  # a module that minds is imported by those who need it
+            importlib.import_module(name)
     tests = {name: Test(seconds) for name, seconds in raw["seconds"].items()}
     for path, line, context in raw["lines"]:
         name, _, phase = context.rpartition("|")

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import signal
 import sys
 import tempfile
 from collections import defaultdict
@@ -243,6 +244,8 @@ def main() -> None:
     elif arguments.report:
         REPORT.write_text(report(load(RESULTS), load(EQUIVALENT)))
     else:
+        # As Ctrl-C does: the copy of the tree is removed.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
         run(arguments)
 
 
