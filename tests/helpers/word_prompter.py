@@ -11,6 +11,7 @@ class WordPrompter:
     """Frames nothing, and cuts between words."""
 
     max_length, seq2seq = 4000, False
+    markers = ()
 
     def trim(self, text: str, tokens: int) -> str:
         return " ".join(text.split()[:tokens])

@@ -7,13 +7,14 @@ What a model is asked in a study, what the gate tries, what an adapter is traine
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pfi.memory.config import How
 from pfi.memory.index import Memory
 from pfi.memory.summary import summary_prompt
 from pfi.models.prompter import Prompter, Turn
+from pfi.models.role_markers import harmless
 from pfi.records import Record
 from pfi.tasks import Task
 
@@ -128,14 +129,21 @@ class Retrieval:
         A prompt that is too long by itself goes without them.
         """
         prompter, left = self.prompter, list(records)
+        shown = [_as_data(record, prompter.markers) for record in records]
         budget = min(self.record_tokens, limit - len(prompter.prompt_ids(prompt)))
         while left and budget >= _LEAST_TOKENS:
-            filled = task.retrieval_prompt(prompt, left, prompter.trim, budget)
+            filled = task.retrieval_prompt(prompt, shown[: len(left)], prompter.trim, budget)
             # prompt_ids cuts at its limit, so ask for more than could be too long.
             if len(prompter.prompt_ids(filled, 2 * prompter.max_length)) <= limit:
                 return filled, left
             left.pop()
         return prompt, []
+
+
+def _as_data(record: Record, markers: Sequence[str]) -> Record:
+    """A record whose texts begin and end no turn: it is data, whoever wrote it."""
+    values = {name: harmless(text, markers) for name, text in record.input.items()}
+    return replace(record, input=values, output=harmless(record.output, markers))
 
 
 def answer_room(task: Task, prompter: Prompter) -> int:

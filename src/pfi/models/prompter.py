@@ -27,6 +27,7 @@ from pfi.models.generation_config import (
 )
 from pfi.models.gguf.header import find_gguf, is_gguf
 from pfi.models.gguf.source import read_config, read_tokenizer
+from pfi.models.role_markers import spelled_markers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -227,6 +228,18 @@ class Prompter:
         """The control tokens among what stands around a thought; texts do not show them."""
         marks = {mark: self._one_token(mark) for pair in self.thoughts for mark in pair}
         return {at: mark for mark, at in marks.items() if at in self._control_ids}  # type: ignore[misc]
+
+    @cached_property
+    def markers(self) -> tuple[str, ...]:
+        """What marks turns: the control tokens, and what the template writes around turns."""
+        added = self.tokenizer.added_tokens_decoder
+        controls = [str(added[at]) for at in self._control_ids if at in added]
+        frames: list[str] = []
+        for roles in (("user", "assistant", "user"), ("system", "user")):
+            frame = self._frame(roles, False)
+            if isinstance(frame, list):
+                frames += frame
+        return spelled_markers(controls, frames)
 
     @cached_property
     def byte_ids(self) -> frozenset[int]:

@@ -69,6 +69,11 @@ class Task(BaseModel):
     item: str = Field(description="how one retrieved record reads in a prompt")
     item_trim: str = Field(description="the item's field that is shortened to fit")
     retrieval: str = Field("{items}. {question}", description="retrieval prompt template")
+    framing: Literal["examples", "notes"] = Field(
+        "examples",
+        description="what retrieved records are to the model: `examples` of the task, worded as "
+        "the benchmark does, or `notes` to look things up in, a quoted line each",
+    )
     insert_after: str = Field("", description="put items after this word of the question instead")
     query: list[str] = Field(description="the fields that retrieval searches with")
     document: list[str] = Field(description="the record keys that retrieval searches in")
@@ -142,7 +147,8 @@ class Task(BaseModel):
         if not records:
             return prompt
         share = max(8, budget // len(records))
-        joined = ", and ".join(self._item(record, trim, share) for record in records)
+        between = "\n" if self.framing == "notes" else ", and "
+        joined = between.join(self._item(record, trim, share) for record in records)
         if self.insert_after:
             at = prompt.find(self.insert_after)
             if at < 0:
@@ -160,6 +166,8 @@ class Task(BaseModel):
         fixed = len(_fill(self.item, {**values, self.item_trim: ""}).split())
         text = values.get(self.item_trim, "")
         values[self.item_trim] = trim(text, max(4, share - 2 * fixed))
+        if self.framing == "notes":
+            values = {name: _quoted(value) for name, value in values.items()}
         return _fill(self.item, values)
 
     def values(self, record: Record) -> dict[str, str]:
@@ -235,6 +243,11 @@ class Task(BaseModel):
 
 def _names(template: str) -> list[str]:
     return re.findall(r"\{(\w+)\}", template)
+
+
+def _quoted(text: str) -> str:
+    """A text as one line that does not end the line's quote, so that it stays what is quoted."""
+    return " ".join(text.split())
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
