@@ -127,6 +127,19 @@ def test_a_pdf_of_ones_own(tmp_path: Path) -> None:
     assert report.skipped["a program filled it in"] == 6
 
 
+def test_tables_of_contents_in_pdfs(tmp_path: Path) -> None:
+    """As pdflatex-outline.pdf of py-pdf/sample-files has one, and with points."""
+    plain = [[f"{n} THEIRS {n}", ""] for n in range(1, 6)]
+    points = [[f"THEIRS {n} . . . . . . . {n}", ""] for n in range(1, 4)]
+    years = [["I was there in 2019", ""], ["and again in 2012", ""]]
+    lines = [line for pair in [*plain, *points, [TEXT, ""], *years] for line in pair]
+    records, report = read(
+        "documents", pdf(tmp_path / "a.pdf", [lines], Author="Sam Me"), {"me": ["Sam Me"]}
+    )
+    assert "THEIRS" not in repr(records) and "2012" in texts(records) and TEXT in texts(records)
+    assert report.skipped["it is a table of contents, an index or a bibliography"] == 8
+
+
 PDFS = {
     "its author is someone else": {"Author": "Ida Three"},
     "it has several authors": {"Author": "Ida Three and Sam Me"},
@@ -150,8 +163,20 @@ def test_a_pdf_alone_does_not_say_who_one_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="who you are") as caught:
         read("documents", path)
     assert "'Ida Three'" in str(caught.value.fix)
+
+
+def test_a_pdf_that_was_chosen_counts_as_own_if_nothing_says_otherwise(tmp_path: Path) -> None:
+    path = pdf(tmp_path / "b.pdf", [[TEXT]], Producer="Skia/PDF m120 Google Docs Renderer")
+    records, report = read("documents", path)
+    assert texts(records) == TEXT
+    assert report.notes[0] == "the PDF does not say who wrote it, and is taken as yours"
     with pytest.raises(DataError, match="unsigned=true"):
-        read("documents", pdf(tmp_path / "b.pdf", [[THEIRS]], Producer="Skia/PDF Google Docs"))
+        read("documents", tmp_path)
+    for info in ({"Creator": "Mozilla Firefox"}, {"Producer": "wkhtmltopdf 0.12"}):
+        with pytest.raises(DataError, match="saved from a page"):
+            read("documents", pdf(path, [[THEIRS]], **info))
+    with pytest.raises(DataError, match="published work"):
+        read("documents", pdf(path, [["Wool. doi:10.1234/wool", THEIRS]]))
 
 
 def test_pdfs_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,8 @@ def test_spaces_lists_and_pictures(tmp_path: Path) -> None:
     body = (
         f"<text:list><text:list-item><text:p>{TEXT}</text:p></text:list-item></text:list>"
         '<text:p>One\n   two<text:s text:c="3"/>three<text:line-break/>four<text:tab/>five'
-        "<draw:frame><draw:image/><svg:desc>THEIRS</svg:desc></draw:frame></text:p>"
+        "<draw:frame><draw:image><office:binary-data>THEIRS</office:binary-data></draw:image>"
+        "<svg:desc>THEIRS</svg:desc></draw:frame></text:p>"
     )
     assert own(tmp_path, body)[0] == f"- {TEXT}\n\nOne two three\nfour five"
 

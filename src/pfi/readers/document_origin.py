@@ -43,6 +43,10 @@ windows-käyttäjä; käyttäjä; tekijä; forfatter; użytkownik systemu window
 uživatel systému windows; uživatel; felhasználó; windows-felhasználó; пользователь windows;
 пользователь; автор; користувач windows; користувач; windows kullanıcısı; kullanıcı; yazar;
 windows ユーザー; microsoft office ユーザー; ユーザー; 作者; 作成者; windows 用户; windows 使用者;
+microsoft account; microsoft-konto; compte microsoft; cuenta microsoft; cuenta de microsoft;
+account microsoft; conta microsoft; conta da microsoft; microsoft-account; konto microsoft;
+účet microsoft; учетная запись майкрософт; учетная запись microsoft; обліковий запис microsoft;
+microsoft hesabı; microsoft アカウント; microsoft 帐户; microsoft 帳戶; microsoft 계정;
 微软用户; 用户; 使用者; windows 사용자; 사용자; 작성자; مستخدم windows; מחבר; משתמש windows
 """
 _NOBODY = frozenset(

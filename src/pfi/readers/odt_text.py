@@ -58,15 +58,12 @@ _SKIPPED = {
     "text:placeholder": PLACEHOLDER,
     "text:ruby-text": "",
     "text:script": "",
-    "office:forms": "",
-    "office:event-listeners": "",
     "text:sequence-decls": "",
     "text:variable-decls": "",
     "text:user-field-decls": "",
     "draw:object": "",
     "draw:object-ole": "",
     "draw:plugin": "",
-    "office:annotation-end": "",
     **dict.fromkeys(_INDEXES, CONTENTS),
 }
 _SPACE = re.compile(r"[ \t\r\n]+")
@@ -261,7 +258,7 @@ class _Body:
         elif tag == "office:annotation":
             self._skip, self._annotation = 1, True
             self._document.drop(COMMENT)
-        elif tag in _SKIPPED or tag.startswith("x:"):
+        elif tag in _SKIPPED or tag.startswith(("x:", "office:")):
             self._skip = 1
             if reason := _SKIPPED.get(tag):
                 self._document.drop(reason)

@@ -33,6 +33,8 @@ SECONDS_LIMIT = 60.0
 
 #: Lines at the top and bottom of a page that may be a running head, and pages that must have it.
 _EDGE, _REPEATED = 2, 3
+#: The share of lines that are not longer than a full one: a few may be.
+_FULL = 0.97
 #: A line that is shorter than this share of a full one may end a paragraph.
 _SHORT = 0.8
 _END = re.compile(r"[.!?…:。！？：][\"”’»)\]]*$")
@@ -41,6 +43,9 @@ _OPEN = re.compile(r"[-,;，；、]$")
 _ITEM = re.compile(r"(?:[-–—*•·▪●○◦‣⁃]|\(?\d{1,3}[.)]|[a-z][.)])\s+")
 _BULLET = re.compile(r"^[•·▪●○◦‣⁃]\s+")
 _LEADERS = re.compile(r"(?:\.\s?){4,}\s*\d{1,4}$|(?:…\s?){2,}\s*\d{1,4}$")
+#: An entry of a table of contents without points, and how many in a row make one.
+_ENTRY = re.compile(r"(?:\S.{0,90}\D)\s(\d{1,4})")
+_ENTRIES = 4
 _NUMBERED = re.compile(r"[\W\d_]+|\W*[ivxlc]{1,6}\W*", re.I)
 _DATE = re.compile(r"D?:?(\d{4})(\d\d)(\d\d)(\d\d)?(\d\d)?(\d\d)?\s*(Z|[+-]\d\d'?:?\d\d)?")
 _METADATA = 500
@@ -81,12 +86,12 @@ def pdf_document(member: Member) -> Document:
         raise Unusable("it has no text, as if it were scanned")
     document = Document()
     lines = _without_running_heads(pages, document)
-    for paragraph in _paragraphs(lines):
-        if _LEADERS.search(paragraph):
+    paragraphs = list(_paragraphs(lines))
+    contents = _contents(paragraphs)
+    for number, paragraph in enumerate(paragraphs):
+        if number in contents:
             document.drop(CONTENTS)
-            document.add("")
-        else:
-            document.add(paragraph)
+        document.add("" if number in contents else paragraph)
     return document
 
 
@@ -180,7 +185,7 @@ def _shape(line: str) -> str:
 def _paragraphs(lines: list[str]) -> Iterator[str]:
     """Lines as paragraphs; those of a list begin with a hyphen."""
     lengths = sorted(len(line) for line in lines if line)
-    full = lengths[int(len(lengths) * 0.9)] if lengths else 0
+    full = lengths[int((len(lengths) - 1) * _FULL)] if lengths else 0
     paragraph = ""
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if not line or _ITEM.match(line):
@@ -189,10 +194,32 @@ def _paragraphs(lines: list[str]) -> Iterator[str]:
             continue
         paragraph = _joined(paragraph, line)
         heading = len(line) < full / 2 and not _OPEN.search(line) and not following[:1].islower()
-        if len(line) < _SHORT * full and (_END.search(line) or heading):
+        short = len(line) < _SHORT * full and (_END.search(line) or heading)
+        if short or _LEADERS.search(line):
             yield paragraph
             paragraph = ""
     yield from filter(None, [paragraph])
+
+
+def _contents(paragraphs: list[str]) -> set[int]:
+    """The numbers of the paragraphs that are entries of a table of contents.
+
+    These are lines that lead to the number of a page by points, and several lines in a row that
+    end in numbers which do not fall.
+    """
+    entries = {n for n, paragraph in enumerate(paragraphs) if _LEADERS.search(paragraph)}
+    run: list[int] = []
+    last = 0
+    for number, paragraph in enumerate([*paragraphs, ""]):
+        match = _ENTRY.fullmatch(paragraph)
+        if match is not None and int(match[1]) >= last:
+            run.append(number)
+            last = int(match[1])
+            continue
+        if len(run) >= _ENTRIES:
+            entries.update(run)
+        run, last = ([number], int(match[1])) if match is not None else ([], 0)
+    return entries
 
 
 def _joined(paragraph: str, line: str) -> str:

@@ -54,7 +54,7 @@ _NOTES = {"footnote": FOOTNOTE, "annotation": COMMENT}
 #: Groups that are read for what they say.
 _READ = ("fonttbl", "stylesheet", "info", "revtbl", "fldinst", "atnauthor", "author", "operator",
          "title", "creatim", "revtim")  # fmt: skip
-_BULLET = re.compile(r"^[•·▪-]\s*")
+_BULLET = re.compile(r"^[•·▪]\s*")
 _SIGNS = {
     "tab": " ", "line": "\n", "emdash": "—", "endash": "–", "lquote": "‘", "rquote": "’",
     "ldblquote": "“", "rdblquote": "”", "bullet": "•", "emspace": " ", "enspace": " ",
@@ -352,7 +352,7 @@ class _Reader:
             reason = CELL
         for each in sorted(self._reasons | ({reason} if reason and text else set())):
             self.parsed.document.drop(each)
-        if self._listed and text:
+        if text and (self._listed or _BULLET.match(text)):
             text = f"- {_BULLET.sub('', text)}"
         heading = re.fullmatch(r"(?:title|heading \d+)", name, re.I) is not None
         self.parsed.document.add("" if reason else text, heading=heading)

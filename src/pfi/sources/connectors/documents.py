@@ -42,6 +42,7 @@ from pfi.readers.document_text import (
     Paragraph,
     Properties,
 )
+from pfi.readers.document_title import titled
 from pfi.readers.docx_text import docx_document, docx_properties
 from pfi.readers.exports import Member, is_archive, members, open_member
 from pfi.readers.mail_quotes import find_cut
@@ -90,16 +91,6 @@ _PROGRAM_FILES = re.compile(
     r"|.*[-_.]log|log|sitemap|dependency[-_ ].*|top_level|entry_points|sources|credits|eula)\.txt",
     re.I,
 )
-#: Names of files that say nothing, as programs give them.
-_NO_TITLE = re.compile(
-    r"[\W\d_]*(?:(?:untitled|unbenannt|sans titre|sin título|senza titolo|sem título|naamloos"
-    r"|document|dokument|documento|dokumentti|doc|docx?|text|new text document|neues textdokument"
-    r"|note|notes|scan|letter|draft|entwurf|final|copy|v|version|file|letter|cover|index|todo"
-    r"|документ|文档|文書|문서|無題|无标题)[\W\d_]*)*",
-    re.I,
-)
-#: A day at the beginning or end of a name.
-_DATED = re.compile(r"^\d{4}[-_.]?\d\d[-_.]?\d\d[-_ ]*|[-_ ]*\d{4}[-_.]?\d\d[-_.]?\d\d$")
 _ADDRESS = re.compile(r"(?:- )?(?:https?://|www\.)\S+", re.I)
 _LOREM = re.compile(r"(?:- )?lorem ipsum dolor", re.I)
 
@@ -168,7 +159,8 @@ class DocumentsConnector(Connector[DocumentsOptions]):
         for file in files:
             style.learn(PurePosixPath(file.member.name).stem)
         changed = datetime.fromtimestamp(int(path.stat().st_mtime), UTC)
-        folder = _Folder(_own_names(files, options, report, path), options, report, style, changed)
+        me = _own_names(files, options, report, path)
+        folder = _Folder(me, options, report, style, changed, _is_document(path))
         source = f"documents:{path.name}"
         for file in files:
             name = file.member.name
@@ -197,6 +189,7 @@ class _Folder:
         report: of the import.
         style: of the dates in names.
         changed: when the source was changed, for files in zips that do not say it of themselves.
+        alone: whether it is one document, which was chosen as such.
         undated: names of documents that say no date.
     """
 
@@ -205,13 +198,14 @@ class _Folder:
     report: ImportReport
     style: DateStyle
     changed: datetime
+    alone: bool
     undated: list[str] = field(default_factory=list)
 
 
 def _files(path: Path, options: DocumentsOptions, report: ImportReport) -> list[_File]:
     """The documents of a source with what they say about themselves; others are reported."""
     skipped = {name.strip().casefold() for name in options.skip} | {"node_modules"}
-    if path.is_file() and _suffix(path.name) in _ALL:
+    if _is_document(path):
         found = [open_member(path, path.name)]  # most are zips themselves
     else:
         found = members(path, _is_shown, depth=DEPTH)
@@ -313,7 +307,7 @@ def _own(file: _File, folder: _Folder) -> _Own:
         me,
         pdf=file.suffix == _PDF,
         shared=options.shared,
-        unsigned=options.unsigned,
+        unsigned=options.unsigned or folder.alone,
     )
     if reason is not None:
         raise Unusable(reason)
@@ -326,11 +320,13 @@ def _own(file: _File, folder: _Folder) -> _Own:
     if sum(head_of(line) is not None for line in lines[:50]) > 1:
         raise Unusable(TALK)
     signed = any(name_key(name) in me for name in properties.authors)
+    if file.suffix == _PDF and not named(properties) and not options.unsigned:
+        folder.report.note("the PDF does not say who wrote it, and is taken as yours")
     stem = PurePosixPath(file.member.name).stem
     reason = foreign({}, "\n".join(lines), parts) or foreign_text(lines, signed=signed)
     if reason is not None:
         raise Unusable(reason)
-    title, paragraphs = _titled(document.paragraphs, stem, properties.title)
+    title, paragraphs = titled(document.paragraphs, stem, properties.title)
     texts = _without_others(paragraphs, document)
     for reason, (count, number) in document.dropped.items():
         for _ in range(count):
@@ -338,21 +334,6 @@ def _own(file: _File, folder: _Folder) -> _Own:
     time = properties.modified or properties.created or _past(date_in_name(stem, folder.style))
     shown = time or file.member.changed or folder.changed
     return _Own(title, "\n\n".join(texts), shown, time is not None)
-
-
-def _titled(paragraphs: list[Paragraph], stem: str, property_: str) -> tuple[str, list[Paragraph]]:
-    """The title of a document, and its paragraphs without it.
-
-    It is the heading that the document begins with, else its name, else what its program keeps.
-    """
-    if paragraphs and paragraphs[0].heading and not _NO_TITLE.fullmatch(paragraphs[0].text):
-        return paragraphs[0].text, paragraphs[1:]
-    named = re.sub(r"[_\s]+", " ", _DATED.sub("", stem)).strip()
-    kept = re.sub(r"^Microsoft Word - |\.\w{2,4}$", "", property_).strip()
-    title = next((t for t in (named, kept) if not _NO_TITLE.fullmatch(t)), "")
-    if paragraphs and paragraphs[0].text.casefold() == title.casefold():
-        paragraphs = paragraphs[1:]
-    return title, paragraphs
 
 
 def _without_others(paragraphs: list[Paragraph], document: Document) -> list[str]:
@@ -418,6 +399,10 @@ def _fix(report: ImportReport) -> str:
     if {OTHER, SHARED, SEVERAL} & report.skipped.keys():
         return "name yourself with --set me=NAME, or add --set shared=true"
     return f"give {', '.join(_SUFFIXES)} files, or a folder or zip of them"
+
+
+def _is_document(path: Path) -> bool:
+    return path.is_file() and _suffix(path.name) in _ALL
 
 
 def _suffix(name: str) -> str:
