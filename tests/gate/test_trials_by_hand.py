@@ -23,7 +23,7 @@ MOOD = Task(
     labels=["good", "bad"], item="{text} is {label}", item_trim="text", query=["text"],
     document=["text"], metrics=["accuracy"],
 )  # fmt: skip
-ENGINE: Any = None
+ENGINE: Any = object()
 
 
 def record(name: str, text: str, hour: int, *, dated: bool = True) -> Record:
@@ -51,13 +51,22 @@ class Memory:
 
 
 @pytest.mark.parametrize("dated", [True, False])
-def test_a_trial_sees_what_was_there_at_its_time_and_not_itself(dated: bool) -> None:
+def test_a_trial_sees_what_was_there_at_its_time_and_not_itself(
+    dated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of r0 to r3 the last two are tried; r3 has the words of r1, and r2 the time of r3."""
     past = [
         record("r0", "rain", 0, dated=dated), record("r1", "tea", 1, dated=dated),
         record("r2", "snow", 2, dated=dated), record("r3", "tea", 2, dated=dated),
     ]  # fmt: skip
-    history, memories = History("u", past), []
+    history, memories, shown = History("u", past), [], []
+    examples = Task.examples
+
+    def made_of(task: Task, known: History, *rest: Any) -> Any:
+        shown.append([r.id for r in known])
+        return examples(task, known, *rest)
+
+    monkeypatch.setattr(Task, "examples", made_of)
 
     def memory_of(known: History) -> Memory:
         memories.append(Memory(list(known)))
@@ -68,6 +77,7 @@ def test_a_trial_sees_what_was_there_at_its_time_and_not_itself(dated: bool) -> 
     assert ["snow" in made[0].prompt, "tea" in made[1].prompt] == [True, True]
     at_once = ["r0", "r1"] if dated else ["r0", "r1", "r2"]
     assert [memory.known for memory in memories] == [["r0", "r1"], at_once]
+    assert shown == [["r0", "r1", "r2"], ["r0", "r1", "r2", "r3"]]  # nothing newer
     excluded = [{"r2"}, {"r3", "r1"}]
     for memory, one, own in zip(memories, past[2:], excluded, strict=True):
         allowed = {"before": one.time, "exclude": own}
@@ -194,6 +204,7 @@ def test_gains_are_over_nothing_and_what_comes_to_the_same_is_asked_once(
     asked: list[tuple[str, str, str]] = []
 
     def worth(engine: Any, task: Any, requests: Any, targets: Any, wanted: str) -> Any:
+        assert engine is ENGINE and task is MOOD
         found = []
         for one, target in zip(requests, targets, strict=True):
             prompt, key = "".join(map(chr, one.prompt)), one.adapter.key if one.adapter else ""
@@ -204,8 +215,12 @@ def test_gains_are_over_nothing_and_what_comes_to_the_same_is_asked_once(
         return np.array(found), -np.array(found) if wanted == "both" else None
 
     monkeypatch.setattr(trials, "worths", worth)
-    monkeypatch.setattr(trials, "confidences", lambda engine, task, plain: np.array(
-        [ord("".join(map(chr, one.prompt))) / 1000 for one in plain]))  # fmt: skip
+
+    def sure_of(engine: Any, task: Any, plain: Any) -> Any:
+        assert engine is ENGINE and task is MOOD
+        return np.array([ord("".join(map(chr, one.prompt))) / 1000 for one in plain])
+
+    monkeypatch.setattr(trials, "confidences", sure_of)
     config = GateConfig(weights=[0.0, 1.0], ks=[0, 2], per_question=False, signal=signal)
     mine = [trial("ann", "a"), trial("bob", "b"), trial("ann", "c")]
     tried = asker().try_choices(mine, config)
