@@ -22,36 +22,53 @@ def varint(value: int) -> bytes:
 
 
 def repository(
-    records: Mapping[str, Any], did: str = "did:plc:sam", stray: Sequence[Any] = ()
+    records: Mapping[str, Any],
+    did: str = "did:plc:sam",
+    *,
+    stray: Sequence[Any] = (),
+    before: Mapping[str, Any] | None = None,
 ) -> bytes:
     """A CAR file of a repository of AT Protocol.
 
     Args:
-        records: by `collection/key`; all are in one node of the tree.
+        records: by `collection/key`; the first half is in a node below the root of the tree.
         did: whose it is.
-        stray: records that the tree does not name.
+        stray: records that no tree names.
+        before: the records of an older commit, which is in the file too.
     """
-    contents = {name: libipld.encode_dag_cbor(value) for name, value in records.items()}
-    entries, before = [], b""
-    for name in sorted(contents):
+    blocks: list[bytes] = []
+    commit = b""
+    for state in [before, records] if before is not None else [records]:
+        contents = {name: libipld.encode_dag_cbor(value) for name, value in state.items()}
+        names = sorted(contents)
+        half = len(names) // 2
+        lower = _node(names[:half], contents, None)
+        node = _node(names[half:], contents, cid_of(lower))
+        commit = encoded(
+            {"did": did, "rev": "3k2a", "version": 3, "prev": None, "data": cid_of(node)}
+        )
+        blocks += [lower, node, commit, *contents.values()]
+    blocks += [libipld.encode_dag_cbor(value) for value in stray]
+    header = encoded({"roots": [cid_of(commit)], "version": 1})
+    out = varint(len(header)) + header
+    for block in dict.fromkeys(blocks):
+        out += varint(36 + len(block)) + cid_of(block) + block
+    return out
+
+
+def _node(names: Sequence[str], contents: Mapping[str, bytes], left: bytes | None) -> bytes:
+    entries: list[dict[str, Any]] = []
+    before = b""
+    for name in names:
         key = name.encode()
         shared = next(
             (n for n, (a, b) in enumerate(zip(key, before, strict=False)) if a != b),
             min(len(key), len(before)),
         )
-        entries.append(
-            {"p": shared, "k": _Bytes(key[shared:]), "v": cid_of(contents[name]), "t": None}
-        )
+        rest = _Bytes(key[shared:])
+        entries.append({"p": shared, "k": rest, "v": cid_of(contents[name]), "t": None})
         before = key
-    node = encoded({"l": None, "e": entries})
-    commit = encoded({"did": did, "rev": "3k2a", "version": 3, "prev": None, "data": cid_of(node)})
-    blocks = [commit, node, *contents.values()]
-    blocks += [libipld.encode_dag_cbor(value) for value in stray]
-    header = encoded({"roots": [cid_of(commit)], "version": 1})
-    out = varint(len(header)) + header
-    for block in blocks:
-        out += varint(36 + len(block)) + cid_of(block) + block
-    return out
+    return encoded({"l": left, "e": entries})
 
 
 class _Bytes(bytes):

@@ -94,6 +94,8 @@ def test_names_of_those_addressed_tags_and_addresses_are_no_words() -> None:
         f"«{LADDER}»\n— Nora One",
         f"「{LADDER}」 ― Nora One",
         f"> {LADDER}",
+        f'"{LADDER}\n\n{LADDER}, too."',
+        f"“{LADDER}”\n\n— Nora One\n\n",
     ],
 )
 def test_a_quotation_is_not_ones_own(quote: str) -> None:
@@ -105,6 +107,8 @@ def test_a_quotation_is_not_ones_own(quote: str) -> None:
 def test_a_quoted_word_does_not_make_a_quotation() -> None:
     own = f'"Warm" is what the packet says - and then "soil", but {BEANS}'
     assert posted(own)[0] == [own]
+    mixed = f"“{LADDER}”\n\n{BEANS}\n“Warm” is what it says, and “soft”"
+    assert posted(mixed)[0] == [f"{BEANS}\n“Warm” is what it says, and “soft”"]
 
 
 def test_long_posts_are_divided_and_nothing_is_lost() -> None:
@@ -433,6 +437,14 @@ def test_bluesky_repository(tmp_path: Path, form: str) -> None:
     dated = {record.id[-2:]: str(record.time)[:4] for record in records}
     assert dated["27"] in ("2023", "2024"), "from its key"
     assert [r.id[-2:] for r in read("bluesky", path, {"replies": False})[0]].count("23") == 0
+
+
+def test_posts_of_older_trees_of_a_repository_are_not_read(tmp_path: Path) -> None:
+    gone = {f"app.bsky.feed.post/3kbaaaaaaaa2{n}": skeet(f"{BEANS}, deleted {n}") for n in (2, 3)}
+    data = repository(BLUESKY, before={**BLUESKY, **gone})
+    path = folder_of(tmp_path, {"repo.car": data}) / "repo.car"
+    texts = outputs(read("bluesky", path)[0])
+    assert len(texts) == 5 and not any("deleted" in text for text in texts)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "swollen", "other"])

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import libipld
 
 from pfi.errors import DataError
 from pfi.readers.exports import Member
 
-__all__ = ["blocks", "decoded", "roots"]
+__all__ = ["Block", "block_at", "blocks", "decoded", "roots"]
 
 #: Bytes of one block with its CID, and of the header; repositories of AT Protocol keep to 1 MB.
 BLOCK_LIMIT = 4 << 20
@@ -23,6 +23,14 @@ BLOCK_LIMIT = 4 << 20
 _PREFIXES = (b"\x01\x71\x12\x20", b"\x01\x55\x12\x20")
 _CID = 36
 _REPAIR = "export it again"
+
+
+class Block(NamedTuple):
+    """A block: its CID and bytes, and where it begins in the file, for `block_at`."""
+
+    cid: bytes
+    content: bytes
+    place: int
 
 
 def roots(file: Member) -> list[bytes]:
@@ -35,8 +43,8 @@ def roots(file: Member) -> list[bytes]:
     return header
 
 
-def blocks(file: Member) -> Iterator[tuple[bytes, bytes]]:
-    """Yield `(CID, bytes)` of each block.
+def blocks(file: Member) -> Iterator[Block]:
+    """Yield each block.
 
     Raises:
         DataError: it is no CAR file, or is damaged from there on.
@@ -44,17 +52,38 @@ def blocks(file: Member) -> Iterator[tuple[bytes, bytes]]:
     with file.open() as stream:
         try:
             _header(stream)
-            while (length := _length(stream)) is not None:
-                data = _exactly(stream, length)
-                cid, content = data[:_CID], data[_CID:]
-                if not cid.startswith(_PREFIXES) or len(data) < _CID:
-                    raise ValueError("a block of another kind")
-                if hashlib.sha256(content).digest() != cid[4:]:
-                    raise ValueError("the checksum differs")
-                yield cid, content
+            while (block := _block(stream, stream.tell())) is not None:
+                yield block
         except ValueError as error:
             what = f"the CAR file is damaged ({error})"
             raise DataError(what, path=file.place, fix=_REPAIR) from error
+
+
+def block_at(stream: IO[bytes], place: int) -> Block | None:
+    """The block that begins at a place; None if there is none."""
+    stream.seek(place)
+    try:
+        return _block(stream, place)
+    except ValueError:
+        return None
+
+
+def _block(stream: IO[bytes], place: int) -> Block | None:
+    """The next block; None at the end.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    length = _length(stream)
+    if length is None:
+        return None
+    data = _exactly(stream, length)
+    cid, content = data[:_CID], data[_CID:]
+    if not cid.startswith(_PREFIXES) or len(data) < _CID:
+        raise ValueError("a block of another kind")
+    if hashlib.sha256(content).digest() != cid[4:]:
+        raise ValueError("the checksum differs")
+    return Block(cid, content, place)
 
 
 def decoded(content: bytes) -> Any:

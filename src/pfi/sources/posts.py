@@ -18,7 +18,7 @@ from pfi.errors import DataError
 from pfi.readers.report import ImportReport
 from pfi.readers.words import count_words
 from pfi.records import Record
-from pfi.sources.assistants import LEAST_WORDS, own_prose
+from pfi.sources.assistants import LEAST_WORDS, QUOTED, own_prose
 from pfi.sources.connectors import Options
 from pfi.sources.pasted import without_pasted
 
@@ -38,6 +38,11 @@ _NO_WORD = re.compile(rf"(?:https?://|www\.)\S+|(?<!\w){_MENTION}|(?<!\w)#\w+", 
 _QUOTATION = re.compile(
     r"\s*[“\"„«»「『][^“”\"„«»「」『』]{3,}[”\"“»«」』][.\s]*(?:[-–—―~]{1,3}\s*|\()"
     r"[^\n“\"„«「『]{2,80}\)?[\s.]*(?:(?:#|https?:)\S+\s*)*"
+)
+#: Paragraphs of a post that are in quotation marks as a whole, with whom they are from.
+_QUOTED = re.compile(
+    r"(?:\A|(?<=\n))[ \t]*[“\"„«»「『][^“”\"„«»「」『』]{30,}[”\"“»«」』][.,\s]*?"
+    r"(?:[ \t]*\n+[ \t]*[-–—―~]{1,3}[^\n]{2,80})?(?=\n|\Z)"
 )
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\s+")
 
@@ -118,7 +123,10 @@ def _own_words(post: Post, report: ImportReport) -> str:
     if _QUOTATION.fullmatch(text):
         report.skip("it is a quotation of somebody", post.id)
         return ""
-    kept = without_pasted(own_prose(text, post.id, report))
+    kept, quotes = _QUOTED.subn("", without_pasted(own_prose(text, post.id, report)))
+    if quotes:
+        report.skip(QUOTED, post.id)
+        kept = re.sub(r"\n{3,}", "\n\n", kept).strip()
     if count_words(_NO_WORD.sub(" ", kept)) < LEAST_WORDS:
         report.skip(f"it has fewer than {LEAST_WORDS} words of yours", post.id)
         return ""

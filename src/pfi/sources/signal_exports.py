@@ -41,7 +41,8 @@ def is_frames(file: Member) -> bool:
         frames = [_parsed(stream.readline(_LIMIT)) for _ in range(_GLANCES)]
     framed = [
         frame for frame in frames
-        if len(frame) == 1 and frame.keys() <= _FRAMES and isinstance(next(iter(frame.values())), dict)
+        if len(frame) == 1 and frame.keys() <= _FRAMES
+        and all(isinstance(value, dict) for value in frame.values())
     ]  # fmt: skip
     return "backupTimeMs" in frames[0] or len(framed) > 1
 

@@ -1,7 +1,8 @@
 """Connector for a repository of Bluesky (AT Protocol): this person's own posts in `repo.car`.
 
 The repository is a tree of blocks whose nodes name records by `collection/key`; posts are those of
-`app.bsky.feed.post`.  Reposts, likes and quoted posts are references to what others wrote.
+`app.bsky.feed.post` in the tree of the last commit.  Reposts, likes and quoted posts are references
+to what others wrote.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pfi.errors import DataError
-from pfi.readers.car_files import blocks, decoded, roots
+from pfi.readers.car_files import Block, block_at, blocks, decoded, roots
 from pfi.readers.exports import Member, is_archive, members
 from pfi.readers.report import ImportReport
 from pfi.records import Record
@@ -25,8 +26,10 @@ from pfi.sources.threads import time_or_none
 _COLLECTION = b"app.bsky.feed.post/"
 _TYPE = "app.bsky.feed.post"
 _DEPTH = 3
-#: Blocks in which a glance looks for the commit.
-_GLANCES = 64
+#: Blocks in which the commit is looked for: first in what servers send, last in old backups.
+_GLANCES = 200_000
+#: How a node of the tree begins: a map of two, of which the first is `e`.
+_NODE = b"\xa2ae"
 #: The letters of keys that count microseconds, and bits that are no part of the time.
 _SORTABLE, _CLOCK_BITS = "234567abcdefghijklmnopqrstuvwxyz", 10
 _KEY = re.compile(rf"[{_SORTABLE}]{{13}}")
@@ -73,37 +76,42 @@ def _files(path: Path) -> list[Member]:
     return members(path, lambda name: name.lower().endswith(".car"), depth=_DEPTH)
 
 
-def _owner(file: Member) -> str | None:
-    """Whose repository it is: what the commit says, which is the root."""
+def _commit(file: Member) -> dict[str, Any]:
+    """The commit, which is the root of the file: whose repository it is, and its tree."""
     named = roots(file)
-    if not named:
-        return None
     try:
-        for cid, content in islice(blocks(file), _GLANCES):
-            if cid in named:
-                commit = decoded(content)
-                did = commit.get("did") if isinstance(commit, dict) else None
-                return did if isinstance(did, str) and did.startswith("did:") else None
+        for block in islice(blocks(file), _GLANCES if named else 0):
+            if block.cid in named:
+                commit = decoded(block.content)
+                return commit if isinstance(commit, dict) else {}
     except DataError:
         pass
-    return None
+    return {}
+
+
+def _owner(file: Member) -> str | None:
+    did = _commit(file).get("did")
+    return did if isinstance(did, str) and did.startswith("did:") else None
 
 
 def _posts(file: Member, owner: str, report: ImportReport) -> Iterator[Post]:
-    """The posts that the tree names; the file is read twice, for the names and for the posts."""
-    keys: dict[bytes, str] = {}
-    for _, content in _contents(file, ImportReport()):
-        keys.update(_post_keys(decoded(content)))
-    for cid, content in _contents(file, report):
-        key = keys.pop(cid, None)
+    """The posts that the tree of the commit names; those of older trees may be there, too."""
+    nodes = {
+        block.cid: block.place
+        for block in _blocks(file, ImportReport())
+        if block.content.startswith(_NODE)
+    }
+    keys = dict(_post_keys(file, nodes, _commit(file).get("data"), report))
+    for block in _blocks(file, report):
+        key = keys.pop(block.cid, None)
         if key is None:
             continue
-        post = _post(decoded(content), key, owner, report)
+        post = _post(decoded(block.content), key, owner, report)
         if post is not None:
             yield post
 
 
-def _contents(file: Member, report: ImportReport) -> Iterator[tuple[bytes, bytes]]:
+def _blocks(file: Member, report: ImportReport) -> Iterator[Block]:
     """The blocks of a file; one that breaks off gives what comes before."""
     try:
         yield from blocks(file)
@@ -111,21 +119,50 @@ def _contents(file: Member, report: ImportReport) -> Iterator[tuple[bytes, bytes
         report.skip(f"the file ends there: {error.what}", file.name)
 
 
-def _post_keys(node: Any) -> Iterator[tuple[bytes, str]]:
-    """The posts that a node of the tree names: their CIDs and keys.
+def _post_keys(
+    file: Member, nodes: dict[bytes, int], root: Any, report: ImportReport
+) -> Iterator[tuple[bytes, str]]:
+    """The CIDs and keys of the posts that a tree names.
 
-    Each entry leaves out as many bytes as its name shares with the one before in the node.
+    Args:
+        file: the repository.
+        nodes: where its nodes are, by CID; emptied of those that are read.
+        root: the CID of the tree.
+        report: told of nodes that are not there.
     """
-    entries = node.get("e") if isinstance(node, dict) and "l" in node else None
+    waiting = [root]
+    with file.open() as stream:
+        while waiting:
+            cid = waiting.pop()
+            place = nodes.pop(cid, None) if isinstance(cid, bytes) else None
+            block = block_at(stream, place) if place is not None else None
+            node = decoded(block.content) if block else None
+            if not isinstance(node, dict):
+                report.skip("a part of the tree is not there, or is there twice", file.name)
+                continue
+            entries = [entry for entry in _list(node.get("e")) if isinstance(entry, dict)]
+            links = [node.get("l"), *(entry.get("t") for entry in entries)]
+            waiting += [link for link in links if link is not None]
+            yield from _named(entries)
+
+
+def _named(entries: list[dict[str, Any]]) -> Iterator[tuple[bytes, str]]:
+    """The posts among the entries of a node.
+
+    Each entry leaves out as many bytes as its name shares with the one before.
+    """
     name = b""
-    for entry in entries if isinstance(entries, list) else ():
-        values = entry if isinstance(entry, dict) else {}
-        shared, rest, cid = values.get("p"), values.get("k"), values.get("v")
+    for entry in entries:
+        shared, rest, cid = entry.get("p"), entry.get("k"), entry.get("v")
         if not (isinstance(shared, int) and isinstance(rest, bytes) and isinstance(cid, bytes)):
             return
         name = name[: max(0, shared)] + rest
         if name.startswith(_COLLECTION):
             yield cid, name[len(_COLLECTION) :].decode("ascii", "replace")
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _post(value: Any, key: str, owner: str, report: ImportReport) -> Post | None:
@@ -152,10 +189,9 @@ def _with_links(text: str, facets: Any) -> str:
     """
     data = text.encode("utf-8", "replace")
     places: list[tuple[int, int, str]] = []
-    for facet in facets if isinstance(facets, list) else ():
+    for facet in _list(facets):
         start, end = _at(facet, "index", "byteStart"), _at(facet, "index", "byteEnd")
-        features = _at(facet, "features")
-        for feature in features if isinstance(features, list) else ():
+        for feature in _list(_at(facet, "features")):
             link = _at(feature, "uri") if _at(feature, "$type") == _LINK else None
             if isinstance(link, str) and isinstance(start, int) and isinstance(end, int):
                 places.append((start, end, link))
