@@ -128,3 +128,91 @@ def test_other_lines_of_json_are_not_signals(tmp_path: Path) -> None:
     rows = [{"account": {"a": 1}, "chat": {}}, {"chat": "x"}, {"recipient": 1}]
     path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     assert "signal" not in candidates(path)
+
+
+CHAT_MD = """[2024-03-05 10:00:00] Nora: Is the ladder with you?
+[2024-03-05 10:00:05] Me: > foreign, quoted
+
+Yes, in the cellar  (- Nora: 👍 -)
+[2024-03-05 10:00:09] No-Sender: foreign
+[2024-03-05 10:00:10] Nora: Look ![a.jpg](./media/a.jpg)
+and tell me
+[2024-03-05 10:00:15] Me: It is
+behind the apples
+[2024-03-05 10:00:16] Me: Outgoing video call
+"""
+SIGTOP = """Conversation: Nora (+15550001111)
+
+From: Nora (+15550001111)
+Type: incoming
+Sent: Tue, 05 Mar 2024 11:00:00 +0100
+Received: Tue, 05 Mar 2024 11:00:01 +0100
+
+Is the ladder with you?
+
+From: You
+Type: outgoing
+Sent: Tue, 05 Mar 2024 11:00:05 +0100
+
+> From: Nora
+>
+> foreign, quoted
+
+Yes, in the cellar
+
+From: Nora (+15550001111)
+Type: call-history
+Sent: Tue, 05 Mar 2024 11:00:09 +0100
+
+foreign
+
+From: Nora (+15550001111)
+Type: incoming
+Sent: Tue, 05 Mar 2024 11:00:10 +0100
+
+Look
+and tell me
+
+From: You
+Type: outgoing
+Sent: Tue, 05 Mar 2024 11:00:15 +0100
+Attachment: a.jpg (image/jpeg, 5 bytes)
+
+It is
+behind the apples
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "known"),
+    [
+        ("Nora/chat.md", CHAT_MD, {"signal", "markdown"}),
+        ("Nora (+15550001111).txt", SIGTOP, {"signal"}),
+    ],
+)
+def test_chats_as_text_are_not_ones_own_notes(
+    tmp_path: Path, name: str, text: str, known: set[str]
+) -> None:
+    folder = tmp_path / "chats"
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+    assert "signal" in candidates(folder)
+    assert set(candidates(path)) <= known and "signal" in candidates(path)
+    for source in (folder, path):
+        records, _ = read("signal", source)
+        assert pairs(records) == [
+            ("Is the ladder with you?", "Yes, in the cellar"),
+            ("Look \nand tell me" if "md" in name else "Look\nand tell me",
+             "It is\nbehind the apples"),
+        ]  # fmt: skip
+        assert str(records[0].time) == "2024-03-05 10:00:05+00:00"
+
+
+def test_other_texts_are_not_signals(tmp_path: Path) -> None:
+    for name, text in {
+        "index.md": "# My notes\n\nThe ladder.", "a.txt": "Conversation: a poem\n\nFrom: here",
+    }.items():  # fmt: skip
+        path = tmp_path / name
+        path.write_text(text, "utf-8")
+        assert "signal" not in candidates(path)

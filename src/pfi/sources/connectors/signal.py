@@ -1,5 +1,6 @@
 """Connector for Signal's chats: Signal's own export (`main.jsonl`), that of sigtop (a JSON file a
-chat), and that of signal-export (`data.json` in a folder a chat, with a message a line).
+chat, or text), and that of signal-export (`data.json` in a folder a chat, with a message a line, or
+only its `chat.md`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pfi.records import Record
 from pfi.sources.chats import ChatOptions, Message, zone_of
 from pfi.sources.connectors import Connector
 from pfi.sources.signal_exports import frame_threads, is_frames, is_stored, stored_thread
+from pfi.sources.signal_texts import MARKDOWN, TEXT, is_text, text_thread
 from pfi.sources.threads import NOBODY, Thread, thread_replies, time_or_none
 
 _KEYS = {"date", "sender", "body"}
@@ -57,10 +59,10 @@ class SignalConnector(Connector[SignalOptions]):
             ConfigError: it is not clear who this person is, or the zone is unknown.
         """
         zone = zone_of(options.zone)
-        frames, chats, stored = (
+        frames, chats, stored, texts = (
             [file for file in files if kind(file)] for files, kind in _by_kind(path)
         )
-        if not (frames or chats or stored):
+        if not (frames or chats or stored or texts):
             fix = "give main.jsonl of Signal's export, or the folder of signal-export or sigtop"
             raise DataError("there are no chats of Signal", path=path, fix=fix)
 
@@ -71,17 +73,19 @@ class SignalConnector(Connector[SignalOptions]):
                 yield _thread(file, zone, told)
             for file in stored:
                 yield stored_thread(file, told)
+            for file in texts:
+                yield text_thread(file, zone, told)
 
         yield from thread_replies(threads, path, options, report, f"signal:{path.name}")
         report.require_records(path, "export the chats again, and give the folder")
 
 
 #: Names of files that Signal's own export, signal-export and sigtop write.
-_SUFFIXES = (".json", ".jsonl")
+_SUFFIXES = (".json", ".jsonl", ".md", ".txt")
 
 
 def _by_kind(path: Path) -> list[tuple[list[Member], Callable[[Member], bool]]]:
-    """The files that may be Signal's own export, signal-export's and sigtop's, with what tells."""
+    """The files that may be of each kind, with what tells whether one is."""
     files = members(path, lambda name: name.lower().endswith(_SUFFIXES), depth=_DEPTH)
     named = {file.name for file in files if file.file_name.lower() == "data.json"}
     lines = [file for file in files if file.name.lower().endswith(".jsonl")]
@@ -90,6 +94,17 @@ def _by_kind(path: Path) -> list[tuple[list[Member], Callable[[Member], bool]]]:
         (lines, is_frames),
         ([file for file in whole if file.name in named or path.is_file()], _is_chat),
         ([file for file in whole if file.name not in named], is_stored),
+        (_texts(files, {PurePosixPath(name).parent for name in named}), is_text),
+    ]
+
+
+def _texts(files: list[Member], known: set[PurePosixPath]) -> list[Member]:
+    """The files that may be chats as text, of folders in which no better form is."""
+    return [
+        file
+        for file in files
+        if TEXT.fullmatch(file.name)
+        or (MARKDOWN.fullmatch(file.name) and PurePosixPath(file.name).parent not in known)
     ]
 
 
