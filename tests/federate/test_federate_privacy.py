@@ -576,7 +576,7 @@ def test_a_checkpoint_of_other_settings_is_refused() -> None:
     state = rounds_of(noise=1.0).state()
     rounds_of(noise=1.0, budget=3, rounds=13).restore(state)
     for changes in (
-        *({"noise": 1.1}, {"cohort": 11}, {"sampling": "fixed"}, {"fleet": 41}, {"width": 9}),
+        *({"noise": 1.1}, {"cohort": 11}, {"sampling": "fixed"}, {"width": 9}),
         *({"clip": 2.0}, {"adaptive": {"noise": 3.0}}, {"delta": 0.01}),
     ):
         with pytest.raises(FederationError, match="other settings"):

@@ -14,6 +14,7 @@ from pfi._util.files import write_atomic, write_json
 from pfi.errors import ConfigError, FederationError, StorageError
 from pfi.federate.config import FederateConfig
 from pfi.federate.events import FILE, Round, read_rounds
+from pfi.federate.lock import RunLock
 from pfi.federate.message import Message
 from pfi.federate.privacy.accounting import Spent
 from pfi.federate.strategy import Strategy
@@ -38,6 +39,7 @@ class RunStore:
 
     def __init__(self, out: Path, config: FederateConfig, *, resume: bool) -> None:
         self.out, self.config = out, config
+        self._lock = RunLock(out)
         self._log = JsonLog(out / FILE)
         self._checkpoints = out / "checkpoints"
         settings = out / "config.yaml"

@@ -150,7 +150,7 @@ class PrivateRounds:
             plan = calibrated(plan, config.epsilon, rounds)
         self.plan, self.accountant = plan, Accountant(plan)
         self._count_noise, self._sum_noise = _shares(config.adaptive, plan)
-        self._rounds, self._seed = rounds, seed
+        self._rounds, self._seed, self._sampling = rounds, seed, sampling
         #: Noise that cancels has to be the same noise after a restart.
         self._key = secrets.token_bytes(32)
         self._stream = self.factor.stream() if self.factor else None
@@ -285,6 +285,8 @@ class PrivateRounds:
             FederationError: it is of a run with other settings.
         """
         if state["plan"] != self._terms():
+            self._adopt_fleet(state["plan"])
+        if state["plan"] != self._terms():
             raise FederationError(
                 "the checkpoint's privacy was accounted for other settings",
                 fix="go on with the settings of the run, or begin a new one",
@@ -296,6 +298,25 @@ class PrivateRounds:
             for self.released in range(done):  # the noise so far, made again
                 self._stream.next(self._normal("sum", self.plan.width))
         self.released = done
+
+    def _adopt_fleet(self, terms: Mapping[str, Any]) -> None:
+        """Go on as accounted where only the fleet's size changed.
+
+        Lots are drawn with the run's own probability: a client that was taken out is one that never
+        replies, and one that came later changes nothing for the others.
+        """
+        everyone = terms["sampling"] == "all"
+        before = PrivateRounds(
+            self.config,
+            fleet=int(terms["clients"]),
+            cohort=int(terms["cohort"]) if everyone else self.plan.cohort,
+            sampling=self._sampling,
+            rounds=self._rounds,
+            width=self.plan.width,
+            seed=self._seed,
+        )
+        if before._terms() == terms:
+            vars(self).update(vars(before))
 
     def _terms(self) -> dict[str, Any]:
         """All that the accounting rests on."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pfi._util.events import Event, read_lines
+from pfi._util.events import Event
 from pfi._util.files import locked
 from pfi.errors import FederationError, StorageError
 from pfi.federate.deploy.keys.keys import load_server_keys
 from pfi.federate.deploy.keys.nodes import NODES, read_nodes
+from pfi.federate.deploy.server.follow import Follower
+from pfi.federate.deploy.server.settings import FILE as SETTINGS
 from pfi.federate.deploy.server.settings import DeployConfig
 from pfi.federate.deploy.server.superlink import SuperLink
 from pfi.federate.events import FILE as LOG
+from pfi.federate.lock import RunLock
 
+LOCK = ".server.lock"  # of the run folder; the round loop in the ServerApp holds another
 _LOOK = 0.3  # seconds between two looks at what happened
 
 
@@ -27,14 +31,22 @@ def open_server(keys: Path, out: Path, *, host: str, port: int) -> SuperLink:
 
     Raises:
         ConfigError: nothing can listen there.
-        StorageError: keys are missing, damaged or out of date.
+        StorageError: keys are missing, damaged or out of date, or another server works in the
+            run folder.
         FederationError: no device is registered.
     """
     nodes = read_nodes(keys)
     if not nodes.clients:
         fix = "register some with `pfi federate keys add`"
         raise FederationError("no device is registered", where=str(keys / NODES), fix=fix)
-    server = SuperLink(load_server_keys(keys), out, host=host, port=port)
+    server_keys = load_server_keys(keys)
+    lock = RunLock(out, LOCK)
+    try:
+        server = SuperLink(server_keys, out, host=host, port=port)
+    except BaseException:
+        lock.release()
+        raise
+    server.on_close = lock.release
     server.admit(nodes)
     return server
 
@@ -68,14 +80,14 @@ def run_server(
     if log.exists() and not config.resume:
         fix = "add --resume to go on with it, or give another folder"
         raise StorageError("the folder holds a run", where=str(out), fix=fix)
-    names = sorted(read_nodes(keys).clients)
+    names = _names(keys, out, config)
     config = config.model_copy(update={"names": names, "keys": str(keys.resolve())})
+    follower = Follower(log, on_event)
     run = server.start({"settings": str(config.save(out).resolve())})
-    seen = log.stat().st_size if log.exists() else 0
     changed = (keys / NODES).stat().st_mtime_ns
     while True:
         outcome = server.wait(run, _LOOK)
-        seen = _tell(log, seen, on_event)
+        follower.look()
         if outcome is not None:
             break
         on_wait(server.online())
@@ -88,13 +100,17 @@ def run_server(
         raise FederationError(what, where=str(out / "server.log"))
 
 
-def _tell(log: Path, start: int, on_event: Callable[[Event], None]) -> int:
-    """Pass on whole lines after `start`; gives where the next begins."""
-    if log.exists():
-        for event, end in read_lines(log, dict, start=start):
-            on_event(event)
-            start = end
-    return start
+def _names(keys: Path, out: Path, config: DeployConfig) -> list[str]:
+    """Who may be asked: for the whole of a run those that were registered when it began.
+
+    Lots and epsilon are accounted for that fleet.  A device that was taken out since then is one
+    that never replies; one that came since then waits for the next run.
+    """
+    if config.resume and (out / SETTINGS).exists():
+        before = DeployConfig.read(out / SETTINGS)
+        if before.work == config.work and before.names:
+            return before.names
+    return sorted(read_nodes(keys).clients)
 
 
 def _reason(out: Path) -> str:

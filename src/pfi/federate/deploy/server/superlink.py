@@ -102,6 +102,8 @@ class SuperLink:
         self._token = folder / "token"
         self._nodes: dict[str, tuple[PublicKeys, int]] = {}
         self._child: subprocess.Popen[bytes] | None = None
+        #: Called when it is closed.
+        self.on_close: Callable[[], object] = lambda: None
         self._task = 0
         folder.mkdir(parents=True, exist_ok=True)
         _log_to(folder / "flower.log")
@@ -227,6 +229,7 @@ class SuperLink:
         self._server.should_exit = True
         self._thread.join(10)
         self._close_sockets()
+        self.on_close()
 
     def _launch(self, token: str) -> None:
         command = [sys.executable, "-c", _START]
