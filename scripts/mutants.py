@@ -3,7 +3,8 @@
 
     python scripts/mutants.py --sample 15              # 15 faults of each file; goes on if stopped
     python scripts/mutants.py --sample 15 --again      # those too that nothing noticed before
-    python scripts/mutants.py --only gate --sample 40  # files whose path has "gate" in it
+    python scripts/mutants.py --only gate,auth         # files with one of these in their path
+    python scripts/mutants.py --without test_serve     # leave slow tests for --again
     python scripts/mutants.py --named --only gate      # faults of dev/mutants.named.json
     python scripts/mutants.py --show 3f2a91c07b        # a fault as a diff
     python scripts/mutants.py --report                 # write dev/mutants.md again, nothing else
@@ -28,7 +29,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -139,25 +140,34 @@ def _short(text: str) -> str:
 # Runs -----------------------------------------------------------------------------------
 
 
-def trusted(only: str) -> dict[str, tuple[str, ...]]:
-    """Paths of the trusted files, with the paths of their tests that exist."""
+def trusted(only: str = "", without: str = "") -> dict[str, tuple[str, ...]]:
+    """Paths of the trusted files, with the paths of their tests that exist.
+
+    Args:
+        only: texts, parted by commas, one of which a file's path has.
+        without: texts, parted by commas, none of which a test's path has; none if empty.
+    """
     paths: dict[str, tuple[str, ...]] = {}
+    unwanted = [text for text in without.split(",") if text]
     for pattern, tests in TRUSTED.items():
         there = [path for glob in tests for path in sorted((ROOT / "tests").glob(glob))]
+        names = [str(test.relative_to(ROOT)) for test in there]
         for path in sorted((ROOT / "src" / "pfi").glob(pattern)):
             name = str(path.relative_to(ROOT))
-            if only in name and path.name != "__init__.py":
-                paths[name] = tuple(str(test.relative_to(ROOT)) for test in there)
+            if path.name != "__init__.py" and any(text in name for text in only.split(",")):
+                paths[name] = tuple(t for t in names if not any(text in t for text in unwanted))
     return paths
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Try faults that were not tried yet, or with ``--again`` those not noticed, and report."""
-    results, paths, equivalent = load(RESULTS), trusted(arguments.only), load(EQUIVALENT)
+    results, equivalent = load(RESULTS), load(EQUIVALENT)
+    paths = trusted(arguments.only, arguments.without)
     to_try = (None, "missed", "unreached") if arguments.again else (None,)
     with tempfile.TemporaryDirectory(prefix="pfi-mutants-") as folder:
         copy = Copy(Path(folder))
         planned: list[tuple[str, str, Fault, str]] = []
+        turns: dict[str, int] = {}
         if arguments.named:
             planned = [one for one in named(copy) if one[0] in paths]
         for path in paths if not arguments.named else ():
@@ -166,6 +176,12 @@ def run(arguments: argparse.Namespace) -> None:
             keys = sample(keyed, arguments.sample, arguments.seed)
             planned += [(path, key, keyed[key], "") for key in keys if key not in equivalent]
         wanted = [one for one in planned if results.get(one[1], {}).get("state") in to_try]
+        # A fault of each file in turn: stopped at any time, it has tried as many of each.
+        tried: Counter[str] = Counter()
+        for one in planned:
+            tried[one[0]] += 1
+            turns[one[1]] = tried[one[0]]
+        wanted.sort(key=lambda one: turns[one[1]])
         if wanted:
             prepare(copy.folder)
             tests = baseline(copy, {test for path, *_ in wanted for test in paths[path]})
@@ -232,7 +248,8 @@ def main() -> None:
     add = parser.add_argument
     add("--sample", type=int, default=15, metavar="N", help="faults of each file (15)")
     add("--seed", type=int, default=0, help="which ones (0)")
-    add("--only", default="", metavar="TEXT", help="files with this in their path")
+    add("--only", default="", metavar="TEXTS", help="files with one of these in their path")
+    add("--without", default="", metavar="TEXTS", help="tests with none of these in their path")
     add("--again", action="store_true", help="also those that nothing noticed before")
     add("--named", action="store_true", help="the faults of dev/mutants.named.json instead")
     add("--budget", type=float, default=30, metavar="S", help="seconds of tests for a fault (30)")

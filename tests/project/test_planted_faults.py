@@ -99,7 +99,11 @@ def test_a_key_outlives_changes_elsewhere_and_a_sample_spreads_over_lines() -> N
 def test_the_trusted_files_and_their_tests_are_there() -> None:
     for pattern in mutants.TRUSTED:
         assert list((mutants.ROOT / "src" / "pfi").glob(pattern)), pattern
-    assert all(mutants.trusted("").values())
+    assert all(mutants.trusted().values())
+    some = mutants.trusted("gate/fit,serve/auth", "test_scopes")
+    assert {*some} == {"src/pfi/gate/fit.py", "src/pfi/serve/auth.py"}
+    assert "tests/serve/test_token_guards.py" in some["src/pfi/serve/auth.py"]
+    assert not any("test_scopes" in test for test in some["src/pfi/serve/auth.py"])
 
 
 def test_the_report_counts_what_was_noticed_and_names_the_rest() -> None:
