@@ -50,6 +50,7 @@ class Ask:
         extension: what only this server knows.
         param: the field that the conversation came in, for errors.
         format_param: the field that asks for a form of the answer.
+        scored: the prompts, where their own tokens have log-probabilities, too.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Ask:
     extension: Extension = field(default_factory=Extension)  # type: ignore[arg-type]
     param: str = "messages"
     format_param: str = "response_format"
+    scored: tuple[str, ...] = ()
 
 
 def of_chat(body: ChatRequest) -> Ask:
@@ -102,9 +104,6 @@ def of_completion(body: CompletionRequest) -> Ask:
         ApiError: 400, it is refused.
     """
     body.check()
-    if body.echo and body.logprobs is not None:
-        what = "logprobs: with `echo` they are not supported, as a prompt's tokens have none"
-        raise ApiError(400, what, param="logprobs", code="unsupported_parameter")
     extension = body.pfi or Extension()  # type: ignore[call-arg]
     return Ask(
         body.model,
@@ -118,6 +117,7 @@ def of_completion(body: CompletionRequest) -> Ask:
         shorten=extension.truncation == "auto",
         extension=extension,
         param="prompt",
+        scored=tuple(body.prompts) if body.echo and body.logprobs is not None else (),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -25,6 +25,7 @@ from pfi.serve.answers import Said, Used, why
 from pfi.serve.ask import Ask
 from pfi.serve.auth import Caller
 from pfi.serve.config import ServeConfig
+from pfi.serve.echo import Nothing, scored_prompts
 from pfi.serve.errors import ApiError, from_pfi, unsupported, wrong_key
 from pfi.serve.limits import Limits
 from pfi.serve.metrics import Metrics
@@ -33,7 +34,7 @@ from pfi.serve.prompting import Prompting
 from pfi.serve.service import Model, Service
 from pfi.serve.structured import invalid_schema
 from pfi.serve.tools import CallReader, grammar_of
-from pfi.serve.wire import Wording
+from pfi.serve.wire import TextWording, Wording
 
 #: The client went away; nobody reads this status but the log.
 GONE = 499
@@ -62,6 +63,8 @@ class Call:
         self._model: Model
         self._prepared: list[Prepared] = []
         self._said: list[Said] = []
+        self._scoring: list[Stream] = []
+        self._forced = 0  # tokens of prompts that were scored
 
     async def respond(self) -> Response:
         """The response, or what streams it.
@@ -83,6 +86,7 @@ class Call:
             held.enter_context(self._metrics.answering.track_inprogress())
             watch = asyncio.create_task(gone(self._request.receive))
             held.callback(watch.cancel)
+            watch.add_done_callback(self._stop_scoring)
             streams = await asyncio.get_running_loop().run_in_executor(
                 self._workers.prepare, self._start
             )
@@ -116,6 +120,9 @@ class Call:
         self._prepared = [prompting.prepare(talk) for talk in ask.talks]
         grammar = self._grammar(engine, form)
         self._said = [self._empty(engine, form) for _ in self._prepared for _ in range(ask.n)]
+        self._score_prompts(self._said[0].spell)
+        if ask.max_tokens == 0:
+            return [Nothing() for _ in self._said]
         streams: list[Stream] = []
         try:
             for prepared in self._prepared:
@@ -129,6 +136,28 @@ class Call:
                 stream.cancel()
             raise
         return streams
+
+    def _score_prompts(self, spell: Callable[[int], bytes]) -> None:
+        """Have the tokens of the prompts themselves scored, where that is asked for."""
+        ask, wording = self._ask, self._wording
+        if not ask.scored or not isinstance(wording, TextWording):
+            return
+        profile = self._caller.profile
+        scored = scored_prompts(
+            self._prepared,
+            ask.scored,
+            spell,
+            lambda prepared, sampling: self._service.stream(profile, prepared, sampling),
+            top=ask.logprobs or 0,
+            most=self._config.most_answer_tokens,
+            started=self._scoring,
+        )
+        self._forced = sum(map(len, scored))
+        wording.scored = [tokens for tokens in scored for _ in range(ask.n)]
+
+    def _stop_scoring(self, _: object) -> None:
+        for stream in self._scoring:
+            stream.cancel()
 
     def _grammar(self, engine: Engine, form: CallFormat) -> Grammar | None:
         """What answers are held to.
@@ -246,7 +275,8 @@ class Call:
 
     def _spend(self) -> None:
         prompt = sum(len(prepared.ids) for prepared in self._prepared)
-        self._limits.spend(self._caller.token, prompt + sum(said.count for said in self._said))
+        new = sum(said.count for said in self._said)
+        self._limits.spend(self._caller.token, prompt + self._forced + new)
 
 
 def _has_calls(ask: Ask) -> bool:

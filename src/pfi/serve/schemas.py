@@ -263,6 +263,9 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """Body of ``POST /v1/completions``."""
 
+    max_tokens: Annotated[
+        Annotated[int, Field(ge=0, le=2**31)] | None, BeforeValidator(_unsaid)
+    ] = None
     prompt: str | Annotated[list[str], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None

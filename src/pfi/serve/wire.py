@@ -171,6 +171,9 @@ class ChatWording(ChoiceWording):
 class TextWording(ChoiceWording):
     """``/v1/completions``.
 
+    Attributes:
+        scored: the tokens of each answer's prompt, where they have log-probabilities.
+
     Args:
         model: as the request names it.
         echo: for each answer what it begins with: its prompt, or nothing.
@@ -185,23 +188,30 @@ class TextWording(ChoiceWording):
     ) -> None:
         super().__init__(model, **options)
         self._echo, self._top = echo, top
+        self.scored: Sequence[Sequence[Token]] = ()
 
     def _whole(self, number: int, said: Said) -> dict[str, Any]:
-        logprobs = self._logprobs(said.tokens, 0) if self.logprobs else None
+        tokens = [*self._prompt_tokens(number), *said.tokens]
+        logprobs = self._logprobs(tokens, 0) if self.logprobs else None
         return self._choice(number, self._prompt(number) + said.text, logprobs, said.finish)
 
     def _begun(self, number: int) -> Iterable[dict[str, Any]]:
         if prompt := self._prompt(number):
-            yield self._choice(number, prompt)
+            tokens = self._prompt_tokens(number)
+            yield self._choice(number, prompt, self._logprobs(tokens, 0) if tokens else None)
 
     def _more(self, number: int, said: Said, new: Delta) -> Iterable[dict[str, Any]]:
         logprobs = None
         if self.logprobs and new.tokens:
-            logprobs = self._logprobs(new.tokens, len(said.text) - len(new.text))
+            at = len(self._prompt(number)) + len(said.text) - len(new.text)
+            logprobs = self._logprobs(new.tokens, at)
         if new.text or logprobs:
             yield self._choice(number, new.text, logprobs)
         if new.finish is not None:
             yield self._choice(number, "", None, new.finish)
+
+    def _prompt_tokens(self, number: int) -> Sequence[Token]:
+        return self.scored[number] if self.scored else ()
 
     def _prompt(self, number: int) -> str:
         return self._echo[number] if self._echo else ""
