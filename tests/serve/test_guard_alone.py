@@ -21,7 +21,7 @@ from pfi.serve.config import ServeConfig
 from pfi.serve.errors import ApiError
 from pfi.serve.guard import Guard
 
-ANN = Caller("ann", "t")
+ANN, BOB = Caller("ann", "t"), Caller("bob", "t")
 SETTINGS = {"body_bytes": 2000, "upload_bytes": 5000, "read_seconds": 0.2, "host": "Here.Example"}
 
 
@@ -44,10 +44,10 @@ class Reply:
         return json.loads(self.body)["error"]["code"]
 
 
-def caller_of(text: str) -> Caller | None:
+def callers_of(text: str) -> tuple[Caller, ...]:
     if text == "broken":
         raise StorageError("at a place that is nobody's business")
-    return ANN if text == "right" else None
+    return (ANN, BOB) if text == "right" else ()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def ask(pool: ThreadPoolExecutor, tmp_path: Path) -> Callable[..., Reply]:
     """Sends one request through a guard."""
-    keeper = SimpleNamespace(pool=pool, caller=caller_of)
+    keeper = SimpleNamespace(pool=pool, callers=callers_of)
     service: Any = SimpleNamespace(gatekeeper=keeper, homes={"ann": SimpleNamespace(path=tmp_path)})
     metrics: Any = SimpleNamespace(request=lambda scope, status, seconds: counted.append(status))
     counted: list[int] = []
@@ -100,6 +100,7 @@ def ask(pool: ThreadPoolExecutor, tmp_path: Path) -> Callable[..., Reply]:
 
         async def answering(scope: Any, receive: Any, send: Any) -> None:
             reply.callers.append(scope["state"].get("caller"))
+            assert scope["state"].get("callers", (ANN, BOB)) == (ANN, BOB)
             more = bool(parts)
             while more:
                 try:
