@@ -255,9 +255,10 @@ class Runtime:
         What does not fit the backbone's context is left out: the least useful of the retrieved
         records first, then the oldest turns, then the end of the question.
 
-        A free question that is not like the user's records (``pfi.memory.off_topic``) goes to
-        the backbone as it is, without records; so does one of a ``text`` task that the user did
-        not name, which is then asked as a plain instruction.
+        A free question that is not like the user's records (``pfi.memory.off_topic``), and that
+        none of them matches, goes to the backbone as it is; so does one of a ``text`` task that
+        the user did not name, which is then asked as a plain instruction.  Other such questions
+        are shown the records that match (``pfi.memory.matching``), and no others.
 
         Args:
             text: the task's main input field.
@@ -283,9 +284,10 @@ class Runtime:
             like, matches = None, None
             if task.kind == "text" and (task.free_form or not (named or fields)):
                 like = self._likeness(task, query, personal, shared, k)
-                matches = self._matches(task, query, k, before)
+                if task.free_form or k is None:  # else they are examples
+                    matches = self._matches(task, query, k, before)
             if like is not None and like.off_topic and not matches:
-                if not task.free_form:
+                if not (task.free_form or k):  # records that are asked for need their task
                     task, prompt = get_task(FALLBACK_TASK), text
                 shared, summary = None, ""
                 weight, wanted, said = 0.0, 0, _off_topic(like)
