@@ -148,6 +148,7 @@ def agent(
     from pfi.federate.deploy.check import echo
     from pfi.federate.deploy.keys.invitation import FILE, Invitation, keep_roster
     from pfi.federate.deploy.keys.keys import read
+    from pfi.federate.deploy.keys.sealed import KeySeal
 
     home = None if check and folder else open_profile(profile)
     place = folder if home is None else home.path / FOLDER
@@ -160,7 +161,15 @@ def agent(
     try:
         with until_terminated(parent):
             handler = echo if check or home is None else _runtime(home, task, found)
-            run_agent(place, handler, found, poll=poll, link=not no_link, on_event=note)
+            run_agent(
+                place,
+                handler,
+                found,
+                poll=poll,
+                link=not no_link,
+                under=None if home is None else KeySeal.of(home.keys),
+                on_event=note,
+            )
     except KeyboardInterrupt:
         note("The agent was stopped.")
 

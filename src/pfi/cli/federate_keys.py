@@ -44,6 +44,7 @@ def register(app: typer.Typer) -> None:
     )
     add_command(group, server, SERVER)
     add_command(group, device, DEVICE)
+    add_command(group, supernode, ["pfi federate keys supernode node.pem"])
     add_command(group, add, ADD)
     add_command(group, remove, ["pfi federate keys remove keys phone-7"])
     add_command(group, renew, ["pfi federate keys renew keys"])
@@ -77,15 +78,38 @@ def device(
     profile: Profile = "default",
     renew: Annotated[bool, typer.Option("--renew", help="Replace the keys it has.")] = False,
 ) -> None:
-    """On a device: make its keys.  Give the operator public.json; the others never leave."""
+    """On a device: make its keys.  Give the operator public.json; the others never leave.
+
+    The private ones are sealed with the profile's key.
+    """
     from pfi.federate.deploy.agent.device import FOLDER
     from pfi.federate.deploy.keys.nodes import PUBLIC, make_device_keys
+    from pfi.federate.deploy.keys.sealed import KeySeal
 
-    folder = open_profile(profile).path / FOLDER
-    make_device_keys(folder, name, renew=renew)
+    home = open_profile(profile)
+    folder = home.path / FOLDER
+    make_device_keys(folder, name, renew=renew, under=KeySeal.of(home.keys))
     typer.echo(f"Made the keys of {name}.")
     note(f"Next: give {shown_path(folder / PUBLIC)} to the operator, and get an invitation.")
     note(f"Then: `pfi federate agent{flags(profile)} --invitation FILE`.")
+
+
+def supernode(
+    file: Annotated[Path, typer.Argument(help="Where to; only you can read it.")],
+    profile: Profile = "default",
+) -> None:
+    """On a device: write its node key in clear, for Flower's own SuperNode.
+
+    Whoever has the file can take part as this device. `pfi federate agent` does not need it.
+    """
+    from pfi.federate.deploy.agent.device import FOLDER
+    from pfi.federate.deploy.keys.keys import write_private
+    from pfi.federate.deploy.keys.nodes import NODE_KEY
+    from pfi.federate.deploy.keys.sealed import KeySeal, read_key
+
+    home = open_profile(profile)
+    write_private(file, read_key(home.path / FOLDER / NODE_KEY, KeySeal.of(home.keys)))
+    typer.echo(f"Wrote the node's key to {shown_path(file)}.")
 
 
 def add(

@@ -17,6 +17,7 @@ from pfi.federate.deploy.agent.device import FOLDER
 from pfi.federate.deploy.keys.invitation import FILE, Invitation
 from pfi.federate.deploy.keys.keys import make_server_keys
 from pfi.federate.deploy.keys.nodes import ROSTER, create_nodes, make_device_keys, register
+from pfi.federate.deploy.keys.sealed import KeySeal
 from pfi.federate.users import Users
 from pfi.profile.config import HomeConfig
 from pfi.profile.open import create_home
@@ -43,7 +44,11 @@ def make_operator(out: Path, port: int) -> Path:
 
 
 def invite(
-    keys: Path, folders: Mapping[str, Path], settings: Mapping[str, Any], task: str | None = None
+    keys: Path,
+    folders: Mapping[str, Path],
+    settings: Mapping[str, Any],
+    task: str | None = None,
+    seals: Mapping[str, KeySeal] | None = None,
 ) -> None:
     """Give devices keys and register them, as operator and users would do together.
 
@@ -52,9 +57,10 @@ def invite(
         folders: the devices', by client; each gets its keys, an invitation and the roster.
         settings: how the federation learns.
         task: what.
+        seals: what private keys are sealed with, by client; those of others stay plain.
     """
     for client, folder in folders.items():
-        register(keys, make_device_keys(folder, client))
+        register(keys, make_device_keys(folder, client, under=(seals or {}).get(client)))
     roster = (keys / ROSTER).read_bytes()
     for client, folder in folders.items():
         Invitation.make(keys, client, dict(settings), task).save(folder / FILE)
@@ -99,6 +105,7 @@ def make_homes(
         what = f"there are {len(users.clients())} users, not {count}"
         raise DataError(what, path=data, fix="start fewer agents")
     folders: dict[str, Path] = {}
+    seals: dict[str, KeySeal] = {}
     for user in users.clients():
         client = f"user-{user}"
         # Made-up devices, whose keys do not belong into the keyring of who runs this.
@@ -106,8 +113,8 @@ def make_homes(
         home = create_home(client, root=out / DEVICES, config=home_config, lock="file")
         with home.open_vault() as vault:
             vault.add(users.history(user))
-        folders[client] = home.path / FOLDER
-    invite(keys, folders, settings, task)
+        folders[client], seals[client] = home.path / FOLDER, KeySeal.of(home.keys)
+    invite(keys, folders, settings, task, seals)
     return {client: ["--profile", client, "--poll", _POLL] for client in folders}
 
 

@@ -14,14 +14,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from pfi.errors import FederationError
 from pfi.federate.deploy.agent.agent import SOCKET, Agent, Handler
 from pfi.federate.deploy.keys.invitation import Invitation
-from pfi.federate.deploy.keys.nodes import NODE_KEY, PUBLIC, load_node_key, read_public
+from pfi.federate.deploy.keys.nodes import NODE_KEY, PUBLIC, parse_node_key, read_public
+from pfi.federate.deploy.keys.sealed import KeySeal, read_key
 
 FOLDER = "federate"  # of a profile's home
 _REFUSED = 3  # as in `link`, which imports Flower
@@ -35,6 +36,7 @@ def run_agent(
     *,
     poll: float = 1.0,
     link: bool = True,
+    under: KeySeal | None = None,
     on_event: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Answer a server's messages until a signal or the server's refusal ends it.
@@ -45,6 +47,7 @@ def run_agent(
         invitation: where the server is and how it proves itself.
         poll: seconds between two questions for messages.
         link: connect to the server; else something else brings messages to the socket.
+        under: what the keys are sealed with, if they are.
         on_event: told what happens, in a few words.
 
     Raises:
@@ -52,7 +55,8 @@ def run_agent(
             invitation, or refuses this device.
         StorageError: a key is missing, or another agent runs.
     """
-    load_node_key(folder / NODE_KEY)
+    key = read_key(folder / NODE_KEY, under)
+    parse_node_key(key, str(folder / NODE_KEY))
     if (own := read_public(folder / PUBLIC).client) != invitation.client:
         what = f"the invitation is for {invitation.client!r}, and this device is {own!r}"
         raise FederationError(what, where=str(folder), fix="get its own from the operator")
@@ -61,7 +65,7 @@ def run_agent(
             on_event(f"agent {invitation.client} answers at {agent.path}")
             agent.serve()
             return
-        with _Link(folder, agent, invitation, poll) as process:
+        with _Link(folder, agent, invitation, poll, key) as process:
             on_event(f"agent {invitation.client} answers {invitation.server}")
             agent.serve()
     if process.refused:
@@ -71,16 +75,18 @@ def run_agent(
 class _Link:
     """Keeps a link process running beside an agent, and stops the agent when it is refused."""
 
-    def __init__(self, folder: Path, agent: Agent, invitation: Invitation, poll: float) -> None:
+    def __init__(
+        self, folder: Path, agent: Agent, invitation: Invitation, poll: float, key: bytes
+    ) -> None:
         self.refused = ""
-        self._agent, self._stop = agent, threading.Event()
+        self._agent, self._stop, self._key = agent, threading.Event(), key
         self._errors = folder / "link.log"
         self._ca = tempfile.NamedTemporaryFile(suffix=".pem")  # noqa: SIM115
         self._ca.write(invitation.ca.encode())
         self._ca.flush()
         self._command = [sys.executable, "-m", "pfi.federate.deploy.agent.link"]
         self._command += ["--server", invitation.server, "--ca", self._ca.name]
-        self._command += ["--key", str(folder / NODE_KEY), "--agent", str(folder / SOCKET)]
+        self._command += ["--agent", str(folder / SOCKET)]
         self._command += ["--poll", str(poll), "--parent", str(os.getpid())]
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep, daemon=True)
@@ -105,8 +111,11 @@ class _Link:
             started = time.monotonic()
             with self._errors.open("wb") as log:
                 self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    self._command, stdin=subprocess.PIPE, stdout=log, stderr=log
                 )
+                # Through a pipe: neither a file nor the command line shows the key in clear.
+                with suppress(BrokenPipeError):
+                    self._process.communicate(self._key)
                 code = self._process.wait()
             if code == _REFUSED:
                 lines = self._errors.read_text("utf-8", "replace").strip().splitlines()

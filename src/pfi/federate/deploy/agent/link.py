@@ -53,10 +53,10 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from pfi.errors import FederationError
+from pfi.errors import FederationError, PfiError
 from pfi.federate.deploy.agent.client_app import answer
 from pfi.federate.deploy.agent.wire import LARGEST
-from pfi.federate.deploy.keys.nodes import load_node_key
+from pfi.federate.deploy.keys.nodes import parse_node_key
 
 Answer = Callable[[Message], RecordDict]
 T = TypeVar("T")
@@ -64,6 +64,7 @@ REFUSED = 3  # exit code: trying again is of no use
 _BEAT = 20.0  # seconds
 _LONGEST_PAUSE = 60.0
 _PATIENCE = 60.0  # a node that was cut off counts as connected for two beats, and is not let in
+_LARGEST_KEY = 1 << 16  # bytes
 _GONE = (401, 404)  # the server forgot this node
 _log = logging.getLogger(__name__)
 
@@ -279,23 +280,25 @@ def _certificate_fault(error: BaseException | None) -> str | None:
 
 
 def main() -> None:
-    """The link as a process of its own, which an agent starts: it ends when the agent does."""
+    """The link as a process of its own, which an agent starts: it ends when the agent does.
+
+    The node's key comes through standard input.
+    """
     parser = argparse.ArgumentParser(description="Link a device's agent to a server.")
     parser.add_argument("--server", required=True)
     parser.add_argument("--ca", type=Path, required=True)
-    parser.add_argument("--key", type=Path, required=True)
     parser.add_argument("--agent", type=Path, required=True)
     parser.add_argument("--poll", type=float, default=1.0)
     parser.add_argument("--parent", type=int, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s link: %(message)s")
     try:
-        key = load_node_key(options.key)
+        key = parse_node_key(sys.stdin.buffer.read(_LARGEST_KEY), "standard input")
         with Link(options.server, options.ca.read_bytes(), key, poll=options.poll) as link:
             watch = threading.Thread(target=_watch, args=(link, options.parent), daemon=True)
             watch.start()
             link.serve(lambda message: answer(message, options.agent))
-    except FederationError as error:
+    except PfiError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         sys.exit(REFUSED)
     except KeyboardInterrupt:

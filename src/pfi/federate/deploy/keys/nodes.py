@@ -23,11 +23,10 @@ from pfi.federate.deploy.keys.keys import (
     load_private,
     make_folder,
     pem,
-    read,
     read_object,
     refuse_existing,
-    write_private,
 )
+from pfi.federate.deploy.keys.sealed import KeySeal, read_key, write_key
 from pfi.federate.secure.roster import Roster
 
 NODES, ROSTER = "nodes.json", "roster.json"
@@ -83,13 +82,17 @@ class Nodes:
     clients: Mapping[str, PublicKeys] = field(default_factory=dict)
 
 
-def make_device_keys(folder: Path, client: str, *, renew: bool = False) -> PublicKeys:
+def make_device_keys(
+    folder: Path, client: str, *, renew: bool = False, under: KeySeal | None = None
+) -> PublicKeys:
     """Make a device's two private keys, and `public.json` to give to the operator.
 
     Args:
         folder: the device's own; only its owner can read what is written.
         client: the device's name in the federation.
         renew: replace keys that exist.
+        under: what the private keys are sealed with; None leaves them plain, as a device without a
+            profile has them.
 
     Raises:
         ConfigError: the name is not allowed.
@@ -106,8 +109,8 @@ def make_device_keys(folder: Path, client: str, *, renew: bool = False) -> Publi
         serialization.PrivateFormat.OpenSSH,
         serialization.NoEncryption(),
     )
-    write_private(folder / NODE_KEY, openssh, replace=renew)
-    write_private(folder / DEVICE_KEY, pem(device), replace=renew)
+    write_key(folder / NODE_KEY, openssh, under, replace=renew)
+    write_key(folder / DEVICE_KEY, pem(device), under, replace=renew)
     ssh = node.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
@@ -197,22 +200,42 @@ def read_nodes(folder: Path) -> Nodes:
         raise StorageError(f"the list is damaged: {error}", where=str(path)) from error
 
 
-def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def load_node_key(path: Path, under: KeySeal | None = None) -> ec.EllipticCurvePrivateKey:
     """A node's private key.
 
     Raises:
-        StorageError: it is missing or malformed, or others can read it.
+        StorageError: it is missing or malformed, sealed for another, or others can read it.
     """
-    data = read(path)
-    if path.stat().st_mode & 0o077:
-        fix = f"run `chmod 600 {path}`, and make new keys if others may have read it"
-        raise StorageError("others can read the key", where=str(path), fix=fix)
+    return parse_node_key(read_key(path, under), str(path))
+
+
+def parse_node_key(data: bytes, where: str) -> ec.EllipticCurvePrivateKey:
+    """A node's private key as OpenSSH writes it.
+
+    Raises:
+        StorageError: it is none.
+    """
     try:
         key = serialization.load_ssh_private_key(data, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise StorageError("holds no node key", where=str(path)) from error
+        raise StorageError("holds no node key", where=where) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise StorageError("holds no ECDSA key", where=str(path))
+        raise StorageError("holds no ECDSA key", where=where)
+    return key
+
+
+def load_device_key(path: Path, under: KeySeal | None = None) -> ed25519.Ed25519PrivateKey:
+    """The private key with which a device signs in secure aggregation.
+
+    Raises:
+        StorageError: it is missing or malformed, sealed for another, or others can read it.
+    """
+    try:
+        key = serialization.load_pem_private_key(read_key(path, under), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise StorageError("holds no private key", where=str(path)) from error
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise StorageError("holds no Ed25519 key", where=str(path))
     return key
 
 
