@@ -17,9 +17,8 @@ from pfi.federate.deploy.keys.invitation import Invitation
 from pfi.federate.deploy.keys.keys import read
 from pfi.federate.deploy.keys.nodes import DEVICE_KEY, ROSTER, load_device_key
 from pfi.federate.deploy.keys.sealed import KeySeal
-from pfi.federate.measures import Measures
 from pfi.federate.message import Failure, Message
-from pfi.federate.secure.history import Rounds
+from pfi.federate.secure.client import Rounds
 from pfi.federate.secure.parties import Parties
 from pfi.federate.secure.roster import Identity, Roster
 from pfi.federate.strategy import LinearStrategy
@@ -32,7 +31,6 @@ from pfi.tasks import Example, Task
 
 MEMORIES = "kept"  # where a client keeps what it has from round to round
 JOINED = "rounds.json"  # of secure aggregation
-MEASURED = "measured.json"  # what it measured for the server
 
 
 class DeviceRuntime:
@@ -75,7 +73,7 @@ class DeviceRuntime:
             device=self.home.profile,
             to=self.invitation.server.rpartition(":")[0],
             kind=self._kind(message),
-            policy=self._policy(message),
+            policy="clear" if self.config.secure is None else "secure sum",
             payload=reply,
             send=lambda: reply,
         )
@@ -90,11 +88,6 @@ class DeviceRuntime:
         if asked == "secure" and stage != "masked":
             return f"{SECURE} {stage}"
         return READY if asked == "train" and self.config.secure is not None else UPDATE
-
-    def _policy(self, message: Message) -> str:
-        """How the reply is protected: a masked update is; a loss, or that a device is ready, not."""
-        summed = self.config.secure is not None and message.values.get("kind") == "secure"
-        return "secure sum" if summed else "clear"
 
     def clients(self) -> Sequence[str]:
         """Of a population of one."""
@@ -117,16 +110,7 @@ class DeviceRuntime:
         context = f"{keys.profile}|{FOLDER}"
         memories = Memories(folder / MEMORIES, key=keys.files, context=context)
         # Records come and are erased while an agent runs.
-        clients = Clients(
-            backbone,
-            self,
-            self.config,
-            memories,
-            working_set=1,
-            cached_tokens=0,
-            measures=Measures(folder / MEASURED, most=self.config.rounds + 1),
-            seeded=False,
-        )
+        clients = Clients(backbone, self, self.config, memories, working_set=1, cached_tokens=0)
         if self.config.secure is not None and isinstance(clients.strategy, LinearStrategy):
             clients.parties = self._parties(folder, clients.strategy.size)
         return clients
