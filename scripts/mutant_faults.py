@@ -1,8 +1,8 @@
 """Plausible faults of a Python file, one at a time: what ``mutants.py`` plants.
 
 A fault replaces one piece of the text and leaves all the rest, comments and line numbers too, as it
-is.  What no test can be asked to notice is left alone: docstrings, annotations, the words of error
-messages, f-strings (whose parts have no positions in Python 3.11).
+is.  What no test can be asked to notice is left alone: docstrings, annotations, assertions, the words
+of error messages, f-strings (whose parts have no positions in Python 3.11).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _WORDS = {
     "info",
     "warning",
 }
+#: Keywords that only say what holds anyway, as an assertion does: of ``zip``.
+_ASSERTIONS = ("strict",)
 _BOUNDS = re.compile(r"\{(\d+)?(,)?(\d+)?\}")
 _GUARD = re.compile(r"\(\?<?!|\\b")
 
@@ -249,7 +251,7 @@ class _Planter:
                 yield from self._expression(child)
             elif isinstance(child, ast.comprehension):
                 yield from self._expressions([child.target, child.iter, *child.ifs])
-            elif isinstance(child, ast.keyword):
+            elif isinstance(child, ast.keyword) and child.arg not in _ASSERTIONS:
                 yield from self._expression(child.value)
 
     def _comparison(self, node: ast.Compare) -> Iterator[Fault]:
@@ -318,7 +320,7 @@ class _Planter:
                 after = self._text(second) + between + self._text(first)
                 yield Fault(start, end, first.lineno, where, "arguments swapped", before, after)
         for keyword in node.keywords:
-            if keyword.arg is not None and name not in {"replace", "dict"}:
+            if keyword.arg not in (None, *_ASSERTIONS) and name not in {"replace", "dict"}:
                 yield self._without(node, keyword)
 
     def _without(self, node: ast.Call, keyword: ast.keyword) -> Fault:

@@ -119,3 +119,11 @@ def test_rows_draw_from_their_own_seeds() -> None:
     odds = torch.tensor([[1.0, 3.0]]).log().expand(2000, -1)
     share = float(np.mean(Nucleus(0.5, 1.0, 0)(odds, range(2000)).tolist()))
     assert share == pytest.approx(0.9, abs=0.03)
+
+
+def test_of_tokens_that_are_alike_the_first_ones_are_ranked_first() -> None:
+    flat = np.zeros(1000, np.float32)
+    own = Draw(Sampling(temperature=1.0, top_k=3).resolved(GenerationSettings()))
+    for drawn, token in ((0.0, 0), (0.5, 1), (0.99, 2)):
+        own._random = SimpleNamespace(random=lambda drawn=drawn: drawn)  # type: ignore[assignment]
+        assert own.take(flat)[0] == token

@@ -330,3 +330,19 @@ def test_a_rewrite_that_fails_leaves_the_file_and_nothing_beside_it(
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_what_went_wrong_with_a_rewrite_is_said_though_nothing_was_begun(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, opened = Ledger(path), os.open
+    filled(ledger)
+
+    def full(name: Any, *given: Any) -> int:
+        if str(name).endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        return opened(name, *given)
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(StorageError, match="nothing was erased: No space left"):
+        ledger.erase(lambda entry: True, device="ana")

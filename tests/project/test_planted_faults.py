@@ -76,7 +76,7 @@ def test_each_kind_of_fault(source: str, expected: set[tuple[str, str]]) -> None
         '"""Words: 1 < 2."""', "a: int", "assert a < 1", "import a", "f'{a < 1}'",
         "def f() -> None:\n    return None", "@d(1)\ndef f() -> None: ...",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    a = 1",
-        "c = ConfigError(f'{a}', where='x')",
+        "c = ConfigError(f'{a}', where='x')", "c = zip(a, strict=True)",
     ],
 )  # fmt: skip
 def test_what_no_test_could_notice_is_left_alone(source: str) -> None:
