@@ -85,7 +85,7 @@ NOT_OWN = {
     "book.txt": f"The Project Gutenberg eBook of Wool\n\n{THEIRS}",
     "paper.txt": f"Wool\n\ndoi.org/10.1234/wool\n\n{THEIRS}",
     "page.txt": f"Source: https://socks.example/wool\n\n{THEIRS}",
-    "chat.txt": f"[05/03/2024, 10:00:12] Ida: {THEIRS}\n[05/03/2024, 10:01:12] Sam: hi\n",
+    "chat.txt": f"05/03/2024, 10:00 - Ida: {THEIRS}\n05/03/2024, 10:01 - Sam: hi\n",
     "mail.txt": f"From: Ida <ida@x.example>\nTo: Sam <sam@x.example>\nSubject: Wool\n"
     f"Date: Tue, 5 Mar 2024 10:00:00 +0000\n\n{THEIRS}",
     "data.txt": "1;2;3\n4;5;6\n" * 50,

@@ -96,7 +96,8 @@ def test_an_export_as_html_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "edited"),
     [("Created by", "Last edited by"), ("Erstellt von", "Zuletzt bearbeitet von"),
-     ("Créé par", "Dernière modification par"), ("作成者", "最終更新者"), ("생성자", "최종 편집자")],
+     ("Créé par", "Dernière modification par"), ("作成者", "最終更新者"),
+     ("생성자", "최종 편집자")],
 )  # fmt: skip
 def test_pages_that_others_made_or_edited(tmp_path: Path, made: str, edited: str) -> None:
     def page(maker: str, editor: str, text: str) -> str:

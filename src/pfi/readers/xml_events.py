@@ -122,7 +122,7 @@ def parse_xml(stream: IO[bytes], handler: Handler) -> None:
             parser.feed(chunk)
         parser.close()
     except DefusedXmlException as error:
-        raise Unusable("its XML declares entities, which no document does") from error
+        raise Unusable("its XML has a document type or entities, as no document has") from error
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise Unusable("its XML is damaged") from error
 
