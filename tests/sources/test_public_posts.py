@@ -94,6 +94,8 @@ def test_names_of_those_addressed_tags_and_addresses_are_no_words() -> None:
         f"«{LADDER}»\n— Nora One",
         f"「{LADDER}」 ― Nora One",
         f"> {LADDER}",
+        f'"{LADDER}." https://a.example/page by @nora',
+        f"“{LADDER}” #quotes @nora",
         f'"{LADDER}\n\n{LADDER}, too."',
         f"“{LADDER}”\n\n— Nora One\n\n",
     ],
@@ -104,9 +106,27 @@ def test_a_quotation_is_not_ones_own(quote: str) -> None:
     assert report.skipped.total() >= 1
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        f'"{LADDER}," she said, and I laughed.',
+        f'{BEANS}, and "{LADDER}" too',
+        f"“Warm” is what it says. {BEANS}",
+        f"- {BEANS}\n- {LADDER}",
+    ],
+)
+def test_sentences_with_quotations_stay(own: str) -> None:
+    assert posted(own)[0] == [own]
+
+
 def test_a_quoted_word_does_not_make_a_quotation() -> None:
     own = f'"Warm" is what the packet says - and then "soil", but {BEANS}'
     assert posted(own)[0] == [own]
+    source = f"Nora One. The ladder and the cellar, a book about both of them\n\nhttps://a.example/{BEANS[:5]}"
+    assert posted(f'"...{LADDER},\n\n"{LADDER}."\n\n{source}')[0] == []
+    assert posted(f'"{LADDER}."\n\nThis is a sentence of mine about the quotation above.')[0] == [
+        "This is a sentence of mine about the quotation above."
+    ]
     mixed = f"“{LADDER}”\n\n{BEANS}\n“Warm” is what it says, and “soft”"
     assert posted(mixed)[0] == [f"{BEANS}\n“Warm” is what it says, and “soft”"]
 

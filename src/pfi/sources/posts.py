@@ -22,12 +22,12 @@ from pfi.sources.assistants import LEAST_WORDS, QUOTED, own_prose
 from pfi.sources.connectors import Options
 from pfi.sources.pasted import without_pasted
 
-__all__ = ["Post", "PostOptions", "post_records", "without_leading_mentions"]
+__all__ = ["POST_LIMIT", "Post", "PostOptions", "post_records", "without_leading_mentions"]
 
 #: Characters of a post that are given as one record; a longer one is divided.
 PIECE_LIMIT = 2000
 #: Longest post that is read, in characters.
-POST_LIMIT = 200_000
+POST_LIMIT = 50_000
 
 #: People as posts name them: `@sam`, `@sam.bsky.social`, `@sam@social.example`.
 _MENTION = r"@[A-Za-z0-9_][A-Za-z0-9_.-]*(?:@[\w.-]+)?"
@@ -39,11 +39,19 @@ _QUOTATION = re.compile(
     r"\s*[“\"„«»「『][^“”\"„«»「」『』]{3,}[”\"“»«」』][.\s]*(?:[-–—―~]{1,3}\s*|\()"
     r"[^\n“\"„«「『]{2,80}\)?[\s.]*(?:(?:#|https?:)\S+\s*)*"
 )
-#: Paragraphs of a post that are in quotation marks as a whole, with whom they are from.
+#: Paragraphs that are in quotation marks as a whole, with whom and what they are from.
 _QUOTED = re.compile(
-    r"(?:\A|(?<=\n))[ \t]*[“\"„«»「『][^“”\"„«»「」『』]{30,}[”\"“»«」』][.,\s]*?"
-    r"(?:[ \t]*\n+[ \t]*[-–—―~]{1,3}[^\n]{2,80})?(?=\n|\Z)"
+    r"(?:\A|(?<=\n))[ \t]*[“\"„«»「『][^“”\"„«»「」『』]{30,}[”\"“»«」』][.,]*"
+    r"(?:[ \t]*(?:[-–—―~]{1,3}[ \t]*[^\s\"“][^\n\"“]{1,80}|\([^\n()]{2,80}\)"
+    r"|(?:https?://|www\.)\S+|(?:by|via|de|von|par|per|di|van)[ :]*@\S+|[@#]\w\S*))*[ \t]*"
+    r"(?:\n+[ \t]*[-–—―~]{1,3}[^\n]{2,80})?(?=\n|\Z)"
 )
+#: What stands for a quotation while the lines below it are looked at.
+_GONE = "\0"
+_OPENING, _CLOSING = '“"„«「『', '”"»」』'
+_LINK = re.compile(r"\s*(?:(?:https?://|www\.)\S+\s*)+")
+#: Words of the longest line that says where a quotation is from.
+_SOURCE_WORDS = 15
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\s+")
 
 
@@ -123,14 +131,56 @@ def _own_words(post: Post, report: ImportReport) -> str:
     if _QUOTATION.fullmatch(text):
         report.skip("it is a quotation of somebody", post.id)
         return ""
-    kept, quotes = _QUOTED.subn("", without_pasted(own_prose(text, post.id, report)))
-    if quotes:
+    kept = without_pasted(own_prose(text, post.id, report))
+    own = _without_quotations(kept)
+    if own != kept:
         report.skip(QUOTED, post.id)
-        kept = re.sub(r"\n{3,}", "\n\n", kept).strip()
+        kept = own
     if count_words(_NO_WORD.sub(" ", kept)) < LEAST_WORDS:
         report.skip(f"it has fewer than {LEAST_WORDS} words of yours", post.id)
         return ""
     return kept
+
+
+def _without_quotations(text: str) -> str:
+    """A post without paragraphs that are in quotation marks, and where they are from."""
+    if not any(mark in text for mark in _OPENING):
+        return text
+    marked = _QUOTED.sub(_GONE, text.replace(_GONE, ""))
+    kept: list[str] = []
+    lines = marked.split("\n")
+    below = False  # whether what stands above is a quotation
+    for number, line in enumerate(lines):
+        if not line.strip():
+            kept.append("")
+        elif line == _GONE or _is_unclosed(line):
+            below = True
+        elif below and _is_source(line, [other for other in lines[number + 1 :] if other.strip()]):
+            below = False
+        else:
+            below = False
+            kept.append(line)
+    if len(kept) == len(lines):
+        return text
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
+
+
+def _is_unclosed(line: str) -> bool:
+    """Whether a line opens a quotation that goes on in the next, which opens anew."""
+    start = line.lstrip()[:1]
+    if not start or start not in _OPENING or len(line) < 30:
+        return False
+    if start == '"':
+        return line.count('"') % 2 == 1
+    return line.count(start) > sum(line.count(mark) for mark in _CLOSING)
+
+
+def _is_source(line: str, after: list[str]) -> bool:
+    """Whether a line below a quotation names its author or page: no sentence, or a link next."""
+    ends = line.rstrip().endswith((".", "!", "?", "…", "。", "！", "？", ":"))
+    if ends or _LINK.fullmatch(line) or len(line.split()) > _SOURCE_WORDS:
+        return False
+    return not after or _LINK.fullmatch(after[0]) is not None
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -36,7 +36,7 @@ _HEADERS = re.compile(
     re.M,
 )
 #: Attachments and reactions, as signal-export writes them.
-_MEDIA = re.compile(r"!?\[[^\]\n]*\]\((?:\./)?media/[^)\n]*\)|\(- .{1,80} -\)")
+_MEDIA = re.compile(r"!?\[[^\]\n]{0,300}\]\((?:\./)?media/[^)\n]{0,300}\)|\(- .{1,80} -\)")
 _CALL = re.compile(r"(incoming|outgoing|missed)( \w+)? call\b.*", re.I)
 
 

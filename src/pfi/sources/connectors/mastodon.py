@@ -20,7 +20,7 @@ from pfi.readers.pieces import parse_json
 from pfi.readers.report import ImportReport
 from pfi.records import Record
 from pfi.sources.connectors import Connector
-from pfi.sources.posts import Post, PostOptions, post_records
+from pfi.sources.posts import POST_LIMIT, Post, PostOptions, post_records
 from pfi.sources.threads import time_or_none
 
 _FILE = re.compile(r"(?:.*/)?(outbox|actor)\.json", re.I)
@@ -32,10 +32,9 @@ _ACTOR_LIMIT = 1 << 20
 _WRITTEN = {"Note", "Question", "Article", "Page"}
 #: What servers put into a post that quotes another: its address.
 _QUOTE = re.compile(
-    r"<(p|span|div)\b[^<>]*\bclass=[\"'][^\"'<>]*(?:quote-inline|recipients-inline)[^<>]*>.*?</\1>",
-    re.S | re.I,
+    r"<(p|span|div)\b[^<>]*\bclass=[\"'][^\"'<>]*(?:quote|recipients)-inline[^<>]*>", re.I
 )
-_CODE = re.compile(r"<(pre|code)\b[^<>]*>.*?</\1\s*>", re.S | re.I)
+_CODE = re.compile(r"<(pre|code)\b[^<>]*>", re.I)
 _QUOTED = re.compile(r"(?:\A|\n)(?:RE|QT): ?https?://\S+\s*\Z", re.I)
 
 
@@ -157,13 +156,26 @@ def _text(note: Mapping[str, Any], report: ImportReport, place: str) -> str:
         by_language = note.get("contentMap")
         texts = by_language.values() if isinstance(by_language, dict) else ()
         content = next((text for text in texts if isinstance(text, str)), "")
-    page, codes = _CODE.subn(" ", _QUOTE.sub("", content))
-    if codes:
+    unquoted = _without_elements(content[: 4 * POST_LIMIT], _QUOTE)
+    page = _without_elements(unquoted, _CODE)
+    if page != unquoted:
         report.skip("code in a message is left out", place)
     body = _without_emoji(_QUOTED.sub("", html_to_text(page)), note.get("tag"))
     above = [note.get(key) for key in ("name", "summary")]
     heads = [text.strip() for text in above if isinstance(text, str) and text.strip()]
     return "\n\n".join([*heads, body]).strip()
+
+
+def _without_elements(page: str, opening: re.Pattern[str]) -> str:
+    """HTML without elements from an opening tag, whose first group is its name, to its end."""
+    kept, at, lower = [], 0, page.lower()
+    while (tag := opening.search(page, at)) is not None:
+        end = lower.find(f"</{tag[1].lower()}", tag.end())
+        if end < 0:
+            break
+        kept += [page[at : tag.start()], " "]
+        at = end
+    return "".join([*kept, page[at:]])
 
 
 def _without_emoji(text: str, tags: Any) -> str:

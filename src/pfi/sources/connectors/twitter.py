@@ -21,7 +21,13 @@ from pfi.readers.script_json import assigned_items, assigned_name
 from pfi.records import Record
 from pfi.sources.assistants import QUOTED
 from pfi.sources.connectors import Connector
-from pfi.sources.posts import Post, PostOptions, post_records, without_leading_mentions
+from pfi.sources.posts import (
+    POST_LIMIT,
+    Post,
+    PostOptions,
+    post_records,
+    without_leading_mentions,
+)
 from pfi.sources.threads import time_or_none
 
 #: Scripts with posts, notes and the account, also as browsers rename second downloads.
@@ -271,6 +277,7 @@ def _resolved(text: str, links: list[tuple[Any, Any]]) -> str:
 
 def _own_words(text: str, report: ImportReport, place: str) -> str | None:
     """A post without what it passes on of others; None if that is all, which is counted."""
+    text = text[: POST_LIMIT + 1]
     if _VIA.search(text):
         report.skip("it shares a page in the page's words", place)
         return None
