@@ -185,7 +185,7 @@ def table(done: dict[str, Any]) -> list[str]:
     """The figures as lines of Markdown."""
     lines = [
         "| framing | chat: followed | repeated | mail: followed | repeated | answered beside an "
-        "instruction | 40 questions with a match |",
+        "instruction | questions with a match |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for framing in dict.fromkeys(key.split("|")[0] for key in done):
@@ -219,11 +219,22 @@ def kinds(done: dict[str, Any]) -> list[str]:
 
 
 def _share(rows: Sequence[dict[str, Any]], name: str) -> str:
+    if not rows:
+        return "-"
     return f"{sum(row[name] for row in rows)} of {len(rows)}"
+
+
+def common(done: dict[str, Any]) -> dict[str, Any]:
+    """The answers to what every framing was asked, so that they can be compared."""
+    framings = {key.split("|")[0] for key in done}
+    asked = [{k.split("|", 1)[1] for k in done if k.split("|")[0] == one} for one in framings]
+    shared = set.intersection(*asked) if asked else set()
+    return {key: value for key, value in done.items() if key.split("|", 1)[1] in shared}
 
 
 def page(done: dict[str, Any], backbone: str) -> str:
     """The results as Markdown."""
+    same = common(done)
     lines = [
         "# Instructions inside retrieved records",
         "",
@@ -235,13 +246,16 @@ def page(done: dict[str, Any], backbone: str) -> str:
         "text. `product`",
         "is what pfi does; the other framings are in the script.",
         "",
-        *table(done),
+        *table(same),
         "",
         "Followed, by what the instruction wants:",
         "",
-        *kinds(done),
+        *kinds(same),
         "",
     ]
+    if len(same) < len(done):
+        product = {key: value for key, value in done.items() if key.startswith("product|")}
+        lines += ["All that `product` was asked:", "", *table(product), ""]
     return "\n".join(lines)
 
 

@@ -19,11 +19,12 @@ import os
 import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -99,14 +100,34 @@ def lost_records(homes: Sequence[Home], pieces: int) -> int:
 # The server ---------------------------------------------------------------------------------
 
 
-@contextmanager
-def server(root: Path, port: int, rows: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """`pfi serve` over all profiles; killed in the end if it does not end by itself."""
-    words = [sys.executable, "-m", "pfi.cli", "serve", "--all", "--engine", "torch"]
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def server(root: Path, port: int, rows: int) -> Any:
+    """`pfi serve` over all profiles, see ``started``."""
     # One machine plays all clients: the limits of one token are another test's.
-    for setting in (f"port={port}", f"rows={rows}", "requests_per_minute=100000",
-                    "tokens_per_minute=100000000"):  # fmt: skip
-        words += ["--set", setting]
+    limits = {"requests_per_minute": 100_000, "tokens_per_minute": 100_000_000}
+    return started(root, "torch", {"port": port or free_port(), "rows": rows, **limits})
+
+
+@contextmanager
+def started(
+    root: Path, engine: str, settings: Mapping[str, Any]
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`pfi serve` over all profiles of a folder; killed in the end if it does not end by itself.
+
+    Args:
+        root: the folder.
+        engine: that answers.
+        settings: of the server, the port among them.
+    """
+    port = settings["port"]
+    words = [sys.executable, "-m", "pfi.cli", "serve", "--all", "--engine", engine]
+    words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     env = {**os.environ, "PFI_HOME": str(root), "OMP_NUM_THREADS": "1"}
     with (root / "server.log").open("ab") as log:
         child = subprocess.Popen(words, env=env, stdout=log, stderr=log)
@@ -121,6 +142,8 @@ def server(root: Path, port: int, rows: int) -> Iterator[tuple[str, subprocess.P
                 if child.poll() is not None or time.monotonic() > until:
                     raise
                 time.sleep(0.2)
+        if child.poll() is not None:
+            raise SystemExit(f"another server has port {port}; see {root / 'server.log'}")
         yield url, child
     finally:
         if child.poll() is None:
@@ -392,7 +415,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=50)
     parser.add_argument("--side", type=int, default=16, help="requests at a time")
     parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--port", type=int, default=8597)
+    parser.add_argument("--port", type=int, default=0, help="any free one if 0")
     parser.add_argument("--work", type=Path, default=Path("build/soak"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serve/soak"))
     options = parser.parse_args()

@@ -198,4 +198,5 @@ def _strings(value: Any, name: str = "") -> Iterator[str]:
 def crossed(asked: Asked, body: bytes) -> list[str]:
     """The planted words of other users that a response shows."""
     own = "--" if asked.user is None else f"{asked.user:02}"
-    return [match[0] for match in WORD.finditer(texts_of(body)) if match[1] != own]
+    others = (match[0] for match in WORD.finditer(texts_of(body)) if match[1] != own)
+    return list(dict.fromkeys(others))

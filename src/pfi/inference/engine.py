@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pfi.errors import ConfigError
+from pfi.errors import ConfigError, PfiError
 from pfi.inference.capacity import Footprint
 from pfi.models.generation_config import GenerationSettings
 from pfi.models.prompter import Prompter
@@ -26,6 +26,13 @@ Finish = Literal["stop", "length", "cancelled"]
 Likeliest = tuple[tuple[int, float], ...]
 #: Tokens of a thought where a model is asked to think; longer ones take the answer's room.
 _THOUGHT = 1024
+
+
+class EngineClosedError(PfiError, RuntimeError):
+    """An engine is asked that was closed, as while a server ends; another try may be answered."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is closed")
 
 
 @dataclass(frozen=True)

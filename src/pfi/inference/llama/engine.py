@@ -22,6 +22,7 @@ from pfi.inference.capacity import Footprint, cache_token_bytes, fit_rows
 from pfi.inference.detokenizer import Written
 from pfi.inference.engine import (
     AdapterRef,
+    EngineClosedError,
     EngineStats,
     Finish,
     Piece,
@@ -241,7 +242,7 @@ class LlamaEngine:
     def _put(self, put: Callable[[Any], None], what: Any) -> None:
         with self._changed:
             if self._closed:
-                raise RuntimeError("the engine is closed")
+                raise EngineClosedError()
             put(what)
         self._wake()
 
@@ -288,7 +289,7 @@ class LlamaEngine:
             else:
                 job.channel.fail(error)
         for wanted in self._scores:
-            wanted.found.set_exception(error or RuntimeError("the engine is closed"))
+            wanted.found.set_exception(error or EngineClosedError())
         self._running.clear()
         self._waiting.clear()
         self._scores.clear()

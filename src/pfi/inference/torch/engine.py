@@ -24,6 +24,7 @@ from pfi.inference.capacity import Footprint
 from pfi.inference.detokenizer import Written
 from pfi.inference.engine import (
     AdapterRef,
+    EngineClosedError,
     EngineStats,
     Penalties,
     Request,
@@ -232,7 +233,7 @@ class TorchEngine:
     def _put(self, message: Sequence[Row | Scores] | _Forget) -> None:
         with self._gate:
             if self._closed:
-                raise RuntimeError("the engine is closed")
+                raise EngineClosedError()
             self._inbox.put(message)
             self._asked += 0 if isinstance(message, _Forget) else len(message)
 

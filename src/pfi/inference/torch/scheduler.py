@@ -16,7 +16,14 @@ import numpy as np
 import torch
 
 from pfi.errors import BackboneError, ConfigError
-from pfi.inference.engine import AdapterRef, EngineStats, Finish, Likeliest, Piece
+from pfi.inference.engine import (
+    AdapterRef,
+    EngineClosedError,
+    EngineStats,
+    Finish,
+    Likeliest,
+    Piece,
+)
 from pfi.inference.torch.adapter_slots import AdapterSlots
 from pfi.inference.torch.batch import Row, Rows
 from pfi.inference.torch.prefix_cache import Group, PrefixCache
@@ -114,7 +121,7 @@ class Scheduler:
             if error is None and isinstance(job, Row):
                 job.channel.put(Piece("", 0, finish="cancelled"))
             else:
-                _fail(job, error or RuntimeError("the engine is closed"))
+                _fail(job, error or EngineClosedError())
         self.waiting.clear()
         self.scoring.clear()
 
