@@ -1,8 +1,8 @@
 """Plausible faults of a Python file, one at a time: what ``mutants.py`` plants.
 
 A fault replaces one piece of the text and leaves all the rest, comments and line numbers too, as it
-is.  What no test can be asked to notice is left alone: docstrings, annotations, assertions, the words
-of error messages, f-strings (whose parts have no positions in Python 3.11).
+is.  What no test can be asked to notice is left alone: docstrings, annotations, assertions, the
+words of error messages, f-strings (whose parts have no positions in Python 3.11).
 """
 
 from __future__ import annotations

@@ -248,6 +248,15 @@ def test_an_entry_is_as_it_was_written_or_is_not() -> None:
         module.canonical({"a": float("nan")})
 
 
+def test_the_hash_of_an_entry_is_of_all_but_the_text() -> None:
+    """For what earlier versions wrote: the canonical JSON, with true where there was text."""
+    about = {**ABOUT, "bytes": 2, "sha256": digest(b"hi"), "n": 1, "time": "t", "previous": "p"}
+    for payload, stands in (("hi", True), (None, None)):
+        entry = Entry(**about, payload=payload, hash="")
+        data = json.dumps({**about, "payload": stands}, sort_keys=True, separators=(",", ":"))
+        assert module.hash_of(entry, text=payload is not None) == digest(data.encode())
+
+
 def test_which_messages_carried_an_update() -> None:
     """In a secure round of an earlier version the third message after being ready."""
 

@@ -120,6 +120,14 @@ def test_a_new_token_keeps_a_short_label_and_its_end_in_universal_time() -> None
     assert home.value == [asdict(made)] and text not in str(home.value)
 
 
+def test_a_token_that_would_open_nothing_is_not_made() -> None:
+    home: Any = Vault()
+    for scopes in ([], ["root"], ["answer", "root"]):
+        with pytest.raises(ConfigError):
+            new_token(home, scopes=scopes)
+    assert home.value is None
+
+
 def test_there_are_a_hundred_tokens_and_those_that_are_over_make_room() -> None:
     home: Any = Vault()
     home.hold(*(token(f"t{n}") for n in range(99)))
