@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,12 +34,20 @@ class JsonLog:
         sync: have every event on the disk before the next is written.
         ascii: escape all other characters, for texts that may hold half a surrogate pair.
         fix: what to do about a line that is damaged.
+        private: only its owner may read the file; otherwise it follows the umask.
     """
 
     def __init__(
-        self, path: Path, *, sync: bool = False, ascii: bool = False, fix: str | None = None
+        self,
+        path: Path,
+        *,
+        sync: bool = False,
+        ascii: bool = False,
+        fix: str | None = None,
+        private: bool = False,
     ) -> None:
         self.path, self._sync, self._ascii, self._fix = path, sync, ascii, fix
+        self._mode = 0o600 if private else 0o666
         if sync:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -49,7 +58,8 @@ class JsonLog:
 
     def append(self, event: Event) -> None:
         """Write one event."""
-        with self.path.open("ab") as file:
+        opener = partial(os.open, mode=self._mode)
+        with open(self.path, "ab", opener=opener) as file:
             file.write(self._line(event))
             if self._sync:
                 file.flush()
@@ -57,7 +67,8 @@ class JsonLog:
 
     def replace(self, events: Iterable[Event]) -> None:
         """Make these all that the log holds."""
-        write_atomic(self.path, b"".join(map(self._line, events)))
+        data = b"".join(map(self._line, events))
+        write_atomic(self.path, data, private=self._mode == 0o600)
 
     def drop_torn(self, note: Callable[[Event], object] = dict) -> None:
         """Drop the last line if it is torn or damaged, so that others can follow.

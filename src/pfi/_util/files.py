@@ -47,8 +47,8 @@ def write_atomic(path: Path, data: str | bytes, *, private: bool = False) -> Non
     sync_folder(path.parent)
 
 
-def write_json(path: Path, obj: Any) -> None:
-    """Write `obj` as indented UTF-8 JSON with a final newline.
+def write_json(path: Path, obj: Any, *, private: bool = False) -> None:
+    """Write `obj` as indented UTF-8 JSON with a final newline; `private` as in `write_atomic`.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON does not have.
@@ -58,7 +58,7 @@ def write_json(path: Path, obj: Any) -> None:
     text = io.StringIO()
     for piece in json.JSONEncoder(ensure_ascii=False, indent=2, allow_nan=False).iterencode(obj):
         text.write(piece)
-    write_atomic(path, text.getvalue() + "\n")
+    write_atomic(path, text.getvalue() + "\n", private=private)
 
 
 def sha256_file(path: Path) -> str:

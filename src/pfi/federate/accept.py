@@ -6,6 +6,7 @@ refresh (`pfi.profile.learn.drift`): Student's t, and the signed ranks of Wilcox
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -194,6 +195,13 @@ class Acceptance(Generic[State]):
         acceptance._good = (values["good"], good)
         acceptance.decisions = [Decision(**decision) for decision in values["decisions"]]
         return acceptance
+
+
+def sensible_loss(value: object) -> float:
+    """A loss as a device states it; infinite if it is no number of a sensible size."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+        return math.inf
+    return float(value)
 
 
 def _finite(losses: Mapping[str, float]) -> dict[str, float]:

@@ -70,7 +70,7 @@ class Memories:
         data = Message(memory).encode()
         if self._key is not None:
             data = seal(self._key, data, self._bound(path))
-        write_atomic(path, data)
+        write_atomic(path, data, private=True)
         for number in self._before(client, round)[:-1]:
             self._file(client, number).unlink(missing_ok=True)
 

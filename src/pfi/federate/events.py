@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pfi._util.events import Event, read_events
-from pfi.errors import StorageError
+from pfi.errors import FederationError, StorageError
 
 #: The log in a run folder.
 FILE = "events.jsonl"
@@ -75,6 +76,29 @@ def read_rounds(folder: Path) -> Iterator[Event]:
         fix = "give the folder of a federation, or wait for its first round"
         raise StorageError("there are no rounds", where=str(folder), fix=fix)
     yield from (event for event in read_events(path) if event.get("event") == "round")
+
+
+def unusable(
+    rounds: Sequence[Event], least: int, stopped: str | None = None
+) -> FederationError | None:
+    """What is wrong with a run of which no round counted, or None if one did.
+
+    Args:
+        rounds: as logged.
+        least: fewest updates of a round that is worth something; noise alone is not.
+        stopped: why no more rounds are done, if the run ended early.
+    """
+    if any(event["kept"] and event["clients"] >= least for event in rounds):
+        return None
+    reasons = Counter(why for event in rounds for why in event["failed"].values())
+    reasons.update(why for event in rounds for why in event["refused"].values())
+    reasons.update(event["why"] for event in rounds if event.get("why"))
+    why = "; ".join(f"{why} ({count} times)" for why, count in reasons.most_common(3))
+    what = f"none of the {len(rounds)} rounds was usable, so there is no shared adapter"
+    return FederationError(
+        f"{what}: {why or stopped or 'no client replied'}",
+        fix="see `pfi federate status FOLDER`; put right what failed, and go on with more rounds",
+    )
 
 
 def headline(event: Mapping[str, Any]) -> str:

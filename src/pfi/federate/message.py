@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -83,18 +84,10 @@ class Message:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
+        values = read_values(data)
         try:
-            length = int.from_bytes(data[:8], "little")
-            if not 0 < length <= min(_LARGEST_HEADER, len(data) - 8):
-                raise ValueError("its header has no sensible length")
-            values = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["values"])
-            plain = isinstance(values, dict) and all(
-                isinstance(value, bool | int | float | str) for value in values.values()
-            )
-            if not plain:
-                raise ValueError("its values are not plain numbers and texts")
             return cls(load(data), values)
-        except (ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+        except (ValueError, LookupError, TypeError, SafetensorError) as error:
             raise FederationError(f"a message is malformed: {error}") from error
 
     def array(self, name: str, dtype: Any, shape: tuple[int, ...] | None = None) -> Array:
@@ -118,9 +111,31 @@ class Message:
             FederationError: it is missing or no finite number.
         """
         value = self.values.get(name)
-        if isinstance(value, bool | str) or value is None or not np.isfinite(value):
+        # Compared as it is: JSON has whole numbers that no float and no numpy function takes.
+        if isinstance(value, bool | str) or value is None or not abs(value) <= sys.float_info.max:
             raise FederationError(f"a message lacks the number {name!r}")
         return value
+
+
+def read_values(data: bytes) -> dict[str, Value]:
+    """The values of a message as it was sent, without reading its arrays.
+
+    Raises:
+        FederationError: it is malformed.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        if not 0 < length <= min(_LARGEST_HEADER, len(data) - 8):
+            raise ValueError("its header has no sensible length")
+        values = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["values"])
+        plain = isinstance(values, dict) and all(
+            isinstance(value, bool | int | float | str) for value in values.values()
+        )
+        if not plain:
+            raise ValueError("its values are not plain numbers and texts")
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise FederationError(f"a message is malformed: {error}") from error
+    return values
 
 
 @dataclass(frozen=True)
@@ -128,6 +143,24 @@ class Failure:
     """A client that gave no reply, and why: it dropped out, was late, or met an error."""
 
     why: str
+
+
+@runtime_checkable
+class Reachable(Protocol):
+    """A fleet of which some are away at times, as devices are."""
+
+    def available(self, clients: Sequence[str], least: int, again: int = 0) -> Sequence[str]:
+        """Those of these clients that can be reached now, in their order.
+
+        Args:
+            clients: that may be asked.
+            least: so many are waited for.
+            again: how often the same round was asked in vain; it is waited longer each time.
+
+        Raises:
+            FederationError: they did not come.
+        """
+        ...
 
 
 class Fleet(Protocol):

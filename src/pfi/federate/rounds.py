@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pfi._util.seeds import generator
+import numpy as np
+
 from pfi.errors import ConfigError, FederationError
-from pfi.federate.accept import Acceptance
+from pfi.federate.accept import Acceptance, sensible_loss
 from pfi.federate.aggregate.combiners import Combining
 from pfi.federate.aggregate.mean import Combined
 from pfi.federate.config import FederateConfig
-from pfi.federate.events import Round, headline
+from pfi.federate.events import Round, headline, unusable
 from pfi.federate.message import Failure, Fleet, Message, Value
+from pfi.federate.roles import Roles
 from pfi.federate.secure.groups import run_groups
 from pfi.federate.secure.parties import Parties, secure_sums
 from pfi.federate.store import RunStore
@@ -82,7 +85,10 @@ class Federation:
     ) -> None:
         self.config, self.strategy, self.fleet, self.out = check(config), strategy, fleet, out
         self._on_round = on_round or (lambda *_: None)
-        self.train, self.held_out = divide(fleet.clients(), config)
+        self._store = RunStore(out, config, resume=resume)
+        checkpoint = self._store.load()
+        self._roles = Roles.of(checkpoint, config)
+        self.train, self.held_out = self._roles.divide(fleet.clients())
         width = strategy.size if isinstance(strategy, LinearStrategy) else 0
         self._combining = Combining(config, self.train, width, simulated=simulated)
         self._parties = parties
@@ -91,11 +97,11 @@ class Federation:
             raise ConfigError("secure aggregation has no keys", where="secure", fix=fix)
         self._acceptance: Acceptance[State] | None = None
         self.stopped: str | None = None
-        self._store = RunStore(out, config, resume=resume)
         self.state, self._next = strategy.start(), 0
         self._pending: Round | None = None
-        if (found := self._store.load()) is not None:
-            self._restore(found)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self._store.begin()
 
     def run(self) -> State:
         """The rounds that are left.
@@ -104,7 +110,8 @@ class Federation:
             the server's state after the last one.
 
         Raises:
-            FederationError: held-out clients rejected too many rounds one after another.
+            FederationError: held-out clients rejected too many rounds one after another, or no
+                round was usable: then there is nothing that could be given to anybody.
         """
         if self.config.accept is not None and self._acceptance is None:
             losses = self.measure(self.state, 0)
@@ -119,6 +126,8 @@ class Federation:
                 # On the disk before anybody sees the result: what a round spends is spent.
                 self._store.save(self._next, self._checkpoint())
             self._conclude(self._pending)
+        if (error := unusable(self._store.rounds(), self.config.least, self.stopped)) is not None:
+            raise error
         if self.strategy.finishes:
             messages = self._messages(self.train, "finish", self._next)
             for _ in self.fleet.ask(self._next, messages, self.config.seconds):
@@ -140,13 +149,17 @@ class Federation:
         else:
             state, combined = self._openly(number, cohort, messages, done)
         if combined is not None:
-            self._combining.taken(combined)
             done.clients = combined.clients
             done.refused = dict(combined.refused)
         # An empty round would show by the state that stays: with privacy it has its noise.
         kept = done.clients >= self.config.least or self._combining.private
+        why = None
+        if kept and not _finite(state, combined):
+            kept, why = False, "what it came to is not finite"
         if kept:
             self.state = state
+            if combined is not None:
+                self._combining.taken(combined)
         return Round(
             number,
             len(messages),
@@ -157,6 +170,7 @@ class Federation:
             done.up,
             time.perf_counter() - started,
             kept=kept,
+            why=why,
         )
 
     def _openly(
@@ -173,7 +187,11 @@ class Federation:
                 done.clients += 1
             except FederationError as error:
                 done.failed[client] = error.what
-        return taking.result()
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                # Whatever a client sends, only its own update is lost.
+                done.failed[client] = f"its update cannot be read: {error}"
+        with np.errstate(over="ignore", invalid="ignore"):  # the state is looked at below
+            return taking.result()
 
     def _securely(
         self, number: int, messages: Mapping[str, bytes], done: Tally
@@ -241,7 +259,8 @@ class Federation:
         every = 1 if self._acceptance else self.config.evaluate_every
         if self.held_out and (last or number % every == 0):
             losses = self.measure(self.state, number)
-            done = self._judged(replace(done, losses=losses))
+            finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
+            done = self._judged(replace(done, losses=finite), losses)
         spent = self._combining.spent()
         if spent is not None:
             done = replace(done, epsilon=spent.epsilon, spent=spent.sentence)
@@ -250,17 +269,17 @@ class Federation:
         self._store.save(self._next, self._checkpoint())
         self._on_round(headline(done.to_dict()), self._next, self.config.rounds)
 
-    def _judged(self, done: Round) -> Round:
+    def _judged(self, done: Round, losses: Mapping[str, float]) -> Round:
         """A measured round, taken back where the losses say so."""
         if self._acceptance is None:
             return done
         number = done.number + 1
         try:
-            self.state, decision = self._acceptance.judge(number, self.state, lambda _: done.losses)
+            self.state, decision = self._acceptance.judge(number, self.state, lambda _: losses)
         except FederationError as error:
             self._store.append(replace(done, kept=False, why=error.what))
             raise
-        return replace(done, kept=done.kept and decision.accepted, why=decision.why)
+        return replace(done, kept=done.kept and decision.accepted, why=done.why or decision.why)
 
     def _messages(
         self,
@@ -284,16 +303,18 @@ class Federation:
         return messages
 
     def measure(self, state: State, number: int) -> dict[str, float]:
-        """The losses of the held-out clients that answer, under a state."""
+        """The losses of the held-out clients that answer, under a state; infinite where no number
+        of a sensible size was measured."""
         messages = self._messages(self.held_out, "evaluate", number, state=state)
         losses = {}
         for client, reply in self.fleet.ask(number, messages, self.config.seconds):
             if isinstance(reply, Failure):
                 continue
             try:
-                losses[client] = Message.decode(reply).number("loss")
+                values = Message.decode(reply).values
             except FederationError:
-                continue  # a measure that cannot be read is none
+                continue  # a reply that cannot be read is none
+            losses[client] = sensible_loss(values.get("loss"))
         return losses
 
     # Checkpoints --------------------------------------------------------------------
@@ -302,6 +323,7 @@ class Federation:
         """All that a run goes on from; as secret as updates are."""
         arrays = {f"state.{name}": array for name, array in self.state.items()}
         arrays |= {f"combining.{k}": array for k, array in self._combining.arrays().items()}
+        arrays |= {f"roles.{name}": array for name, array in self._roles.arrays().items()}
         values: dict[str, Value] = {
             "next": self._next,
             "combining": self._combining.values(),
@@ -314,7 +336,9 @@ class Federation:
         return Message(arrays, values)
 
     def _restore(self, checkpoint: Message) -> None:
-        parts: dict[str, dict[str, Any]] = {"state": {}, "combining": {}, "good": {}}
+        parts: dict[str, dict[str, Any]] = {
+            "state": {}, "combining": {}, "good": {}, "roles": {},
+        }  # fmt: skip
         for name, array in checkpoint.arrays.items():
             kind, _, rest = name.partition(".")
             parts[kind][rest] = array
@@ -328,16 +352,15 @@ class Federation:
 
 
 def divide(clients: Sequence[str], config: FederateConfig) -> tuple[list[str], list[str]]:
-    """Clients as those that train and those that only measure, drawn by the seed.
+    """Clients as those that train and those that only measure, for a run that begins.
 
     Raises:
         ConfigError: none is left to train.
     """
-    order = list(clients)
-    generator(config.seed, "held out").shuffle(order)
-    count = round(config.held_out * len(order))
-    held_out = set(order[:count])
-    train = [client for client in clients if client not in held_out]
-    if not train:
-        raise ConfigError("no client is left to train", where="held_out", fix="hold out fewer")
-    return train, [client for client in clients if client in held_out]
+    return Roles(config).divide(clients)
+
+
+def _finite(state: State, combined: Combined | None) -> bool:
+    """Whether a round came to something that the next one can begin with."""
+    arrays = [*state.values(), *([] if combined is None else [combined.vector])]
+    return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")

@@ -6,7 +6,7 @@ of processes; each process keeps one backbone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from pfi.errors import ConfigError
 from pfi.federate.aggregate.exact import as_adapter
 from pfi.federate.client import Clients, Memories
 from pfi.federate.config import FederateConfig
-from pfi.federate.message import Failure, Message
+from pfi.federate.message import Failure, Message, read_values
 from pfi.federate.secure.parties import Parties
+from pfi.federate.secure.terms import STAGES
 from pfi.federate.strategy import LinearStrategy, Strategy
 from pfi.federate.users import Population
 from pfi.federate.work import State
@@ -92,8 +93,6 @@ class SimulatedFleet:
             # Replies are large: a process gets its next clients when their turn has come.
             make = partial(_make_answer, backbone.name, population, config, folder)
             self._pool = WorkerPool(make, workers, ahead=1, fix=_FIX, where=str(folder.parent))
-        #: The round, and how often its clients were asked: faults differ.
-        self._asked = (-1, 0)
 
     @property
     def strategy(self) -> Strategy:
@@ -112,7 +111,7 @@ class SimulatedFleet:
         self, round: int, messages: Mapping[str, bytes], seconds: float | None = None
     ) -> Iterator[tuple[str, bytes | Failure]]:
         """See ``Fleet``; the failures that are played come first, then replies in order."""
-        failed = self._faults(round, messages)
+        failed = _faults(self.config, round, messages)
         yield from failed.items()
         asked = [item for item in messages.items() if item[0] not in failed]
         size = self.config.simulate.working_set
@@ -124,20 +123,44 @@ class SimulatedFleet:
             for replies in self._pool.map(chunks):
                 yield from replies.items()
 
-    def _faults(self, round: int, messages: Iterable[str]) -> dict[str, bytes | Failure]:
-        """The clients that are to fail."""
-        self._asked = (round, self._asked[1] + 1 if self._asked[0] == round else 0)
-        rng, rates = generator(self.config.seed, "faults", *self._asked), self.config.simulate
-        failed: dict[str, bytes | Failure] = {}
-        for name in messages:
-            drawn = rng.random()
-            if drawn < rates.dropout:
-                failed[name] = Failure("it dropped out")
-            elif drawn < rates.dropout + rates.late:
-                failed[name] = Failure("its reply came too late")
-        return failed
-
     def close(self) -> None:
         """End the processes."""
         if self._pool is not None:
             self._pool.close()
+
+
+def _faults(
+    config: FederateConfig, round: int, messages: Mapping[str, bytes]
+) -> dict[str, bytes | Failure]:
+    """The clients that are to fail when they are asked this.
+
+    Drawn by round, kind of work and client alone, so that a run that goes on plays what the whole
+    one plays.  The stages of a secure sum are part of the training that they follow: a client
+    that is to fail does so at one of them, drawn as well.
+    """
+    rates = config.simulate
+    if not rates.dropout + rates.late:
+        return {}
+    steps: dict[bytes, tuple[str, int]] = {}
+    failed: dict[str, bytes | Failure] = {}
+    for name, data in messages.items():
+        if data not in steps:
+            steps[data] = _step(data)
+        kind, step = steps[data]
+        rng = generator(config.seed, "faults", round, kind, name)
+        drawn, last = rng.random(), rng.integers(len(STAGES) + 1)
+        if config.secure is not None and kind == "train" and step < last:
+            continue
+        if drawn < rates.dropout:
+            failed[name] = Failure("it dropped out")
+        elif drawn < rates.dropout + rates.late:
+            failed[name] = Failure("its reply came too late")
+    return failed
+
+
+def _step(data: bytes) -> tuple[str, int]:
+    """The kind of work that a message asks for, and which step of it, from 0."""
+    values = read_values(data)
+    if values.get("kind") == "secure":
+        return "train", 1 + STAGES.index(str(values.get("stage")))
+    return str(values.get("kind")), 0

@@ -1,4 +1,7 @@
-"""A federation's run folder: settings, a line for every round, checkpoints, figures."""
+"""A federation's run folder: settings, a line for every round, checkpoints, figures.
+
+Only its owner may read it: checkpoints are as secret as updates, and the log names clients.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,10 @@ class RunStore:
 
     def __init__(self, out: Path, config: FederateConfig, *, resume: bool) -> None:
         self.out, self.config = out, config
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.mkdir(mode=0o700, exist_ok=True)
         self._lock = RunLock(out)
-        self._log = JsonLog(out / FILE)
+        self._log = JsonLog(out / FILE, private=True)
         self._checkpoints = out / "checkpoints"
         settings = out / "config.yaml"
         if settings.exists():
@@ -48,8 +53,13 @@ class RunStore:
                 fix = "add --resume to go on with it, or give another folder"
                 raise StorageError("the folder holds a run", where=str(out), fix=fix)
             self._check(yaml.safe_load(settings.read_text("utf-8")))
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(settings, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+    def begin(self) -> None:
+        """Write the settings, once it is clear that they make sense."""
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        write_atomic(self.out / "config.yaml", text, private=True)
+        if self._checkpoints.exists():  # an older pfi's
+            self._checkpoints.chmod(0o700)
 
     def _check(self, before: dict[str, Any]) -> None:
         now = self.config.model_dump(mode="json")
@@ -86,8 +96,9 @@ class RunStore:
 
     def save(self, number: int, checkpoint: Message) -> None:
         """Keep a checkpoint, and the one of the round before."""
-        self._checkpoints.mkdir(exist_ok=True)
-        write_atomic(self._checkpoints / f"round-{number:06}.safetensors", checkpoint.encode())
+        self._checkpoints.mkdir(mode=0o700, exist_ok=True)
+        file = self._checkpoints / f"round-{number:06}.safetensors"
+        write_atomic(file, checkpoint.encode(), private=True)
         for old in sorted(self._checkpoints.glob("round-*.safetensors"))[:-_KEPT_CHECKPOINTS]:
             old.unlink()
 
@@ -125,5 +136,5 @@ class RunStore:
                 "spread": float(losses.std()),
                 "by_client": measured[-1]["losses"],
             }
-        write_json(self.out / "metrics.json", metrics)
+        write_json(self.out / "metrics.json", metrics, private=True)
         return metrics

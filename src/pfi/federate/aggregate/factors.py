@@ -9,13 +9,11 @@ from abc import abstractmethod
 import numpy as np
 
 from pfi.errors import FederationError
+from pfi.federate.aggregate.bounds import numbers_refusal, weight_refusal
 from pfi.federate.aggregate.mean import Combined
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Message
 from pfi.federate.work import Aggregate, State
-
-#: More examples than this are no honest number; it keeps all sums finite.
-_MOST_EXAMPLES = 1e9
 
 
 def send_factors(layout: Layout, row: Row, rank: int, examples: int) -> Message:
@@ -37,12 +35,12 @@ def read_factors(message: Message, layout: Layout) -> tuple[Layout, Row, float]:
     if not np.isclose(scale, layout.scale, rtol=1e-6, atol=0.0):
         what = f"an update has the scale {scale}, not {layout.scale}"
         raise FederationError(what, fix="use the same alpha and rank on all devices")
-    if not 0 < examples <= _MOST_EXAMPLES:
-        raise FederationError(f"an update states {examples} examples")
+    if weight_refusal(examples) is not None:
+        raise FederationError(f"an update states {examples:g} examples")
     own = layout.with_rank(int(rank))
     row = message.array("row", np.float32, (own.width,))
-    if not np.isfinite(row).all():
-        raise FederationError("an update is not finite")
+    if (why := numbers_refusal(row)) is not None:
+        raise FederationError(why)
     return own, row, float(examples)
 
 

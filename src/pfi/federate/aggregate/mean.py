@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pfi.federate.aggregate.bounds import update_refusal, weight_refusal
+
 Vector = NDArray[np.float32]
 _BLOCK = 1 << 16
 
@@ -56,12 +58,9 @@ class WeightedMean:
 
     def add(self, client: str, vector: Vector, weight: float) -> None:
         """See ``Combiner``."""
-        if vector.shape != self._sum.shape:
-            self._refused[client] = f"its update has the shape {vector.shape}"
-        elif not np.isfinite(vector).all():
-            self._refused[client] = "its update is not finite"
-        elif not (np.isfinite(weight) and weight > 0):
-            self._refused[client] = f"its weight is {weight}"
+        why = update_refusal(vector, len(self._sum)) or weight_refusal(weight)
+        if why is not None:
+            self._refused[client] = why
         else:
             share = 1.0 if self._equal else weight
             # Block by block: a float64 copy of a large update would cost more than the sum.

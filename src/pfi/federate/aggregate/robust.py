@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pfi._util.seeds import generator
 from pfi.errors import ConfigError
 from pfi.federate.aggregate import robust_rules as rules
+from pfi.federate.aggregate.bounds import LARGEST_WEIGHT, update_refusal
 from pfi.federate.aggregate.mean import Combined, Vector
 
 Floats = NDArray[np.float64]
@@ -174,23 +175,16 @@ class RobustCombiner:
 
     def add(self, client: str, vector: Vector, weight: float) -> None:
         """Keep an update, or refuse it; see ``Combiner``."""
-        why = None
+        why = update_refusal(vector, self._width)
         if client in self._weights:
             why = "it sent a second update; the first one counts"
-        elif vector.shape != (self._width,):
-            why = f"its update has the shape {vector.shape} and not {(self._width,)}"
-        elif not np.isfinite(vector).all():
-            why = "its update is not finite"
-        elif not (math.isfinite(weight) and weight > 0):
+        elif not (math.isfinite(weight) and weight > 0):  # its size is capped later
             why = f"its weight is {weight}"
-        if why:
+        if why is not None:
             self._refused[client] = why
             return
         row = np.array(vector, np.float32)
-        if not np.isfinite(row).all():
-            self._refused[client] = "its update is too large for float32"
-            return
-        self._weights[client] = float(weight)
+        self._weights[client] = min(float(weight), LARGEST_WEIGHT)
         if self._file is not None:
             self._file.write(row.tobytes())
         else:
