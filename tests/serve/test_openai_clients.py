@@ -22,8 +22,8 @@ from serve_world import WordEmbedder, World, make_homes, serving
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 CLIENTS = Path(__file__).parent / "clients"
-PYTHON = sorted(CLIENTS.glob("*.py"))
-NODE = sorted(CLIENTS.glob("*.mjs"))
+PYTHON = sorted(CLIENTS.glob("client_*.py"))
+NODE = sorted(CLIENTS.glob("client_*.mjs"))
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +35,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield world
 
 
-@pytest.mark.parametrize("script", PYTHON, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", PYTHON, ids=lambda path: path.stem.removeprefix("client_"))
 def test_a_python_client(world: World, tmp_path: Path, script: Path) -> None:
     folder = _environment(tmp_path, script)
     python = folder / "bin" / "python"
     if not (folder / "bin" / "pip").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     _install(str(python), "-m", "pip", "install", "-q", *_packages(script), folder=tmp_path)
-    # Under another name: a script called `openai.py` would be imported as that package.
+    # Away from the others, which Python would look for modules among.
     client = shutil.copy(script, tmp_path / "client.py")
     _run(tmp_path, world, str(python), str(client))
 
 
-@pytest.mark.parametrize("script", NODE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", NODE, ids=lambda path: path.stem.removeprefix("client_"))
 def test_a_javascript_client(world: World, tmp_path: Path, script: Path) -> None:
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
@@ -64,7 +64,7 @@ def test_a_javascript_client(world: World, tmp_path: Path, script: Path) -> None
 def _environment(tmp_path: Path, script: Path) -> Path:
     kept = os.environ.get("PFI_CLIENT_ENVIRONMENTS")
     # Packages of Node are found beside the script.
-    name = script.stem if script.suffix == ".py" else f"{script.stem}-node"
+    name = script.stem.removeprefix("client_") + ("-node" if script.suffix == ".mjs" else "")
     return Path(kept).resolve() / name if kept else tmp_path / "environment"
 
 

@@ -107,7 +107,7 @@ except openai.AuthenticationError as error:
 
 async def side_by_side() -> None:
     """Several answers at once, one of them given up in the middle, one cancelled before."""
-    many = openai.AsyncOpenAI(base_url=BASE, api_key=KEY, max_retries=5)
+    many = openai.AsyncOpenAI(base_url=BASE, api_key=KEY, max_retries=30)
     ask = {"model": "ann", "messages": talk, "max_tokens": 40}
     stream = await many.chat.completions.create(**ask, stream=True)
     async for _ in stream:
@@ -117,6 +117,7 @@ async def side_by_side() -> None:
     await asyncio.sleep(0.05)
     task.cancel()
     # More than a token may have at once: the client asks again, as 429 and Retry-After tell it.
+    ask["max_tokens"] = 5
     replies = await asyncio.gather(*[many.chat.completions.create(**ask) for _ in range(24)])
     assert all(reply.choices[0].finish_reason in ("stop", "length") for reply in replies)
 
