@@ -384,7 +384,16 @@ def page(pieces: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
         cells = [number, one["requests"], one["ready"], one["wall"], points[0][1], points[-1][1]]
         cells += [max(p[1] for p in points), f"{slope(points):.1f}", max(p[2] for p in points)]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += ["", "Growth is the slope over the second half of a life. ![Memory](soak.png)", ""]
+    lines += [
+        "",
+        "Growth is the slope over the second half of a life. The engine keeps beginnings of "
+        "prompts, up to 256 MiB; a life of",
+        "fewer than some 1,000 requests ends while that fills, and does not show whether memory is "
+        "flat afterwards.",
+        "",
+        "![Memory](soak.png)",
+        "",
+    ]
     return "\n".join(lines)
 
 
