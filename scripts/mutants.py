@@ -72,6 +72,8 @@ _HEAD = """# Planted faults
 Written by `scripts/mutants.py`, which plants faults in the files that trust rests on, one at a
 time, and runs the tests that reach them; its `--help` says how. Of each file a sample. Faults that
 change nothing observable do not count; `mutants.equivalent.json` says why each of them does not.
+A result is of the tests at the time of its run, without those that `--without` had left out: what
+was missed or unreached stays so here until `--again` has tried it once more.
 """
 
 
