@@ -34,7 +34,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from pfi.federate.deploy.check import echo, run_check
 from pfi.federate.deploy.records import pack, pack_failure, unpack
 from pfi.federate.deploy.server.fleet import FlowerFleet
-from pfi.federate.deploy.server.superlink import LARGEST_REQUEST, verdict
+from pfi.federate.deploy.server.doors import LARGEST_REQUEST, verdict
 
 
 def _scope(path: str, **change: Any) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def test_a_fleet_holds_few_replies_and_asks_alike_again() -> None:
     ids = [unpack(message)[0] for message in grid.sent]
     assert ids[:50] == ids[50:]
     assert len(set(ids)) == 50
-    assert {message.metadata.group_id for message in grid.sent} == {"1"}
+    assert {message.metadata.group_id.partition("/")[0] for message in grid.sent} == {"1"}
     assert max(message.metadata.ttl for message in grid.sent) < 60
 
 

@@ -95,6 +95,10 @@ def server(
     backbone: BackboneName = "embedded",
     check: Check = False,
     resume: Resume = False,
+    supernodes: Annotated[
+        bool,
+        typer.Option("--supernodes", help="Let Flower's own SuperNodes in, which sign less."),
+    ] = False,
 ) -> None:
     """Run the server of a federation: its rounds, over the devices that are connected.
 
@@ -115,7 +119,8 @@ def server(
         resume=resume,
     )
     chosen = port or int(read_nodes(keys).server.rpartition(":")[2])
-    with until_terminated(), open_server(keys, out, host=host, port=chosen) as running:
+    opened = open_server(keys, out, host=host, port=chosen, supernodes=supernodes)
+    with until_terminated(), opened as running:
         note(f"Listening at {host}:{running.port}; runs in {shown_path(out)}.")
         _follow(running, keys, out, settings)
 
@@ -334,14 +339,19 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show how a federation goes: rounds, clients, loss, bytes and epsilon."""
-    from pfi.federate.events import read_rounds
+    from pfi.federate.deploy.server.now import headline, read_now
+    from pfi.federate.events import FILE, read_rounds
 
-    rounds = list(read_rounds(out))
+    now = read_now(out)
+    rounds = list(read_rounds(out)) if now is None or (out / FILE).exists() else []
     if as_json:
-        print_json(rounds)
+        print_json([*rounds, now] if now else rounds)
         return
     if not rounds:
         typer.echo("No round is done yet.")
+    if now is not None and not rounds:
+        typer.echo(f"In work: {headline(now)}")
+    if not rounds:
         return
     for event in rounds[-last:]:
         typer.echo(told(event))
@@ -350,13 +360,20 @@ def status(
     typer.echo(f"{len(rounds)} rounds, {sent} sent to clients, {received} received from them.")
     if rounds[-1].get("spent"):
         typer.echo(rounds[-1]["spent"])
+    if now is not None:
+        typer.echo(f"In work: {headline(now)}")
 
 
 def told(event: dict[str, Any]) -> str:
-    """A round in one line, and below it who was left out."""
+    """What is logged of a run in one line, and below it who was left out."""
     from pfi.federate.events import headline
 
-    line = f"{headline(event)}, {event['seconds']:.1f} s"
+    if event.get("event") == "agreement":
+        line = f"{event['agreed']} devices agree with the server's settings and backbone"
+    elif event.get("event") == "empty":
+        line = f"round {event['number'] + 1} is asked again, as too few devices answered"
+    else:
+        line = f"{headline(event)}, {event['seconds']:.1f} s"
     left_out = {**event["failed"], **event["refused"]}
     for client, why in list(left_out.items())[:3]:
         line += f"\n  {client}: {why}"

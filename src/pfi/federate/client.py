@@ -9,6 +9,7 @@ from pathlib import Path
 from pfi._util.files import write_atomic
 from pfi._util.seeds import seed_of
 from pfi.errors import FederationError, StorageError
+from pfi.federate.agreement import check_terms, terms
 from pfi.federate.config import FederateConfig
 from pfi.federate.engine import Engine
 from pfi.federate.message import Failure, Message
@@ -117,6 +118,7 @@ class Clients:
         self._cached, self._cached_tokens = 0, cached_tokens
         self._remembers = self.strategy.stateful or config.compress.remembers
         self._base_of: Message | None = None
+        self.terms = terms(config, self.engine.layout.backbone)
         #: Keys and policy of secure aggregation, where it is on.
         self.parties: Parties | None = None
         self._summing: dict[str, SecureClient] = {}
@@ -151,6 +153,7 @@ class Clients:
         for name, message in messages.items():
             try:
                 round = int(message.number("round"))
+                check_terms(self.terms, message.values)
                 pieces = self._pieces_of(name)
                 if not pieces:
                     raise FederationError("it has no examples")

@@ -5,7 +5,7 @@ A row is a slot of ``AdapterBank``: first every target's ``A``, then every trans
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -35,17 +35,19 @@ class Layout:
         layers: the target layers in the model's order.
         rank: of the factors; those of a client with a smaller rank end in zeros.
         scale: the update of a layer is ``scale * B A``, whatever a client's rank.
+        backbone: fingerprint of the model that the layers are of, where there is one.
     """
 
     layers: tuple[Layer, ...]
     rank: int
     scale: float
+    backbone: str = field(default="", compare=False)
 
     @classmethod
-    def of(cls, bank: AdapterBank) -> Layout:
+    def of(cls, bank: AdapterBank, backbone: str = "") -> Layout:
         """The layout of a bank's rows."""
         layers = tuple(Layer(t.name, t.inputs, t.outputs) for t in bank.targets)
-        return cls(layers, bank.rank, bank.config.alpha / bank.rank)
+        return cls(layers, bank.rank, bank.config.alpha / bank.rank, backbone)
 
     @cached_property
     def split(self) -> int:
@@ -113,7 +115,7 @@ class Layout:
 
     def with_rank(self, rank: int) -> Layout:
         """The same layers with factors of another rank and the same scale."""
-        return Layout(self.layers, rank, self.scale)
+        return Layout(self.layers, rank, self.scale, self.backbone)
 
     def resized(self, row: NDArray[Any], to: Layout) -> NDArray[Any]:
         """A row in the layout of another rank: cut, or filled with zeros."""

@@ -21,9 +21,10 @@ from pfi.errors import ConfigError, FederationError
 from pfi.federate.accept import Acceptance, sensible_loss
 from pfi.federate.aggregate.combiners import Combining
 from pfi.federate.aggregate.mean import Combined
+from pfi.federate.agreement import terms
 from pfi.federate.config import FederateConfig
 from pfi.federate.events import Round, headline, unusable
-from pfi.federate.message import Failure, Fleet, Message, Value
+from pfi.federate.message import Failure, Fleet, Message, Reachable, Value
 from pfi.federate.roles import Roles
 from pfi.federate.secure.groups import run_groups
 from pfi.federate.secure.parties import Parties, secure_sums
@@ -32,6 +33,8 @@ from pfi.federate.strategies import check
 from pfi.federate.strategy import LinearStrategy, Strategy
 from pfi.federate.work import Aggregate, State
 
+#: So often a round is asked while too few devices answer.
+_TRIES = 8
 #: Called with a line for people, the rounds done and the rounds planned.
 OnRound = Callable[[str, int, int], None]
 
@@ -85,6 +88,7 @@ class Federation:
     ) -> None:
         self.config, self.strategy, self.fleet, self.out = check(config), strategy, fleet, out
         self._on_round = on_round or (lambda *_: None)
+        self._terms = terms(config, strategy.layout.backbone)
         self._store = RunStore(out, config, resume=resume)
         checkpoint = self._store.load()
         self._roles = Roles.of(checkpoint, config)
@@ -97,6 +101,7 @@ class Federation:
             raise ConfigError("secure aggregation has no keys", where="secure", fix=fix)
         self._acceptance: Acceptance[State] | None = None
         self.stopped: str | None = None
+        self._summed = False  # whether secure sums were begun in the round in work
         self.state, self._next = strategy.start(), 0
         self._pending: Round | None = None
         if checkpoint is not None:
@@ -121,7 +126,7 @@ class Federation:
                 if not self._combining.allows():
                     self.stopped = "the privacy budget is spent"
                     break
-                self._pending = self._round(self._next)
+                self._pending = self._counted(self._next)
                 self._next += 1
                 # On the disk before anybody sees the result: what a round spends is spent.
                 self._store.save(self._next, self._checkpoint())
@@ -137,10 +142,44 @@ class Federation:
 
     # One round ----------------------------------------------------------------------
 
-    def _round(self, number: int) -> Round:
+    def _counted(self, number: int) -> Round:
+        """A round that counts: where devices come and go, one with too few of them is asked again.
+
+        Raises:
+            FederationError: they are too few again and again.
+        """
+        again = 0
+        while True:
+            done = self._round(number, again)
+            if self._draws_from_all or self._summed or done.clients >= self.config.least:
+                return done
+            again += 1
+            if again >= _TRIES:
+                # Nothing is known of who would be there another time.
+                why = sorted({*done.failed.values(), *done.refused.values()})[:3]
+                what = f"too few devices answered {again} times: {'; '.join(why) or 'nobody'}"
+                fix = "see the devices' logs, then go on with --resume"
+                raise FederationError(what, where=f"round {number + 1}", fix=fix)
+            self._store.note({**done.to_dict(), "event": "empty"})
+
+    @property
+    def _draws_from_all(self) -> bool:
+        """Whether cohorts are drawn from the whole fleet, those that are away included."""
+        return self._combining.private or not isinstance(self.fleet, Reachable)
+
+    def _cohort(self, number: int, again: int) -> list[str]:
+        """Whom a round asks: of those who are there, unless lots have to be over all."""
+        if self._draws_from_all or not isinstance(self.fleet, Reachable):
+            return self._combining.cohort(number)
+        secure = self.config.secure
+        least = max(self.config.least, secure.smallest if secure else 1)
+        available = self.fleet.available(self.train, min(least, len(self.train)), again)
+        return self._combining.cohort(number, available, again)
+
+    def _round(self, number: int, again: int = 0) -> Round:
         started = time.perf_counter()
-        cohort = self._combining.cohort(number)
-        done = Tally()
+        cohort = self._cohort(number, again)
+        done, self._summed = Tally(), False
         messages = self._messages(cohort, "train", number, extra=self._combining.extra_values)
         done.down += sum(map(len, messages.values()))
         combined: Combined | None
@@ -210,6 +249,8 @@ class Federation:
         servers = []
         if ready:
             servers = secure_sums(self._parties, ready, self.config.seed, number, *sent)
+        # Devices answer a broadcast once: from here on the round is not asked again.
+        self._summed = bool(servers)
 
         def ask(stage: Mapping[str, Message]) -> Iterator[tuple[str, Message]]:
             encoded = {
@@ -297,7 +338,8 @@ class Federation:
         for client in clients:
             content = self.strategy.broadcast(shared, client, number)
             if id(content) not in encoded:
-                values = {**content.values, **(extra or {}), "kind": kind, "round": number}
+                values = {**content.values, **(extra or {}), **self._terms}
+                values |= {"kind": kind, "round": number}
                 encoded[id(content)] = (content, Message(content.arrays, values).encode())
             messages[client] = encoded[id(content)][1]
         return messages

@@ -94,6 +94,10 @@ class RunStore:
         """Log a round; before its checkpoint, which never lacks it then."""
         self._log.append(done.to_dict())
 
+    def note(self, event: Event) -> None:
+        """Log what is no round, for people."""
+        self._log.append(event)
+
     def save(self, number: int, checkpoint: Message) -> None:
         """Keep a checkpoint, and the one of the round before."""
         self._checkpoints.mkdir(mode=0o700, exist_ok=True)

@@ -57,16 +57,27 @@ class Combining:
         """Whether the result has noise."""
         return self._private is not None
 
-    def cohort(self, number: int) -> list[str]:
-        """The clients that a round asks."""
+    def cohort(
+        self, number: int, available: Sequence[str] | None = None, again: int = 0
+    ) -> list[str]:
+        """The clients that a round asks.
+
+        Args:
+            number: of the round.
+            available: those that can be reached, where cohorts are drawn from them.  With privacy
+                they never are: lots are accounted for all of the fleet, and who is away is a client
+                that does not reply.
+            again: how often this round was asked in vain; others are drawn each time.
+        """
         config = self.config
         if self._private is not None:
             return self._private.cohort(self.clients)
-        seed = seed_of(config.seed, "cohort", number)
+        names = self.clients if available is None else available
+        seed = seed_of(config.seed, "cohort", number, *([again] if again else []))
         if config.sampling == "poisson":
-            return poisson_cohort(self.clients, min(1.0, config.cohort / len(self.clients)), seed)
+            return poisson_cohort(names, min(1.0, config.cohort / max(1, len(names))), seed)
         wanted = round(config.cohort * (1 + config.spare))
-        return fixed_cohort(self.clients, min(wanted, len(self.clients)), seed)
+        return fixed_cohort(names, min(wanted, len(names)), seed)
 
     @property
     def extra_values(self) -> dict[str, float]:

@@ -12,16 +12,31 @@ ABOUT, DATA = "about", "data"
 _STYPE = "pfi.message"
 
 
-def pack(data: bytes, *, id: str = "") -> RecordDict:
-    """Content that carries `data`; Flower sends it in pieces."""
+def pack(data: bytes, *, id: str = "", largest: int = 0) -> RecordDict:
+    """Content that carries `data`; Flower sends it in pieces.
+
+    Args:
+        data: the message.
+        id: of a question and its reply.
+        largest: of a question, the bytes that its reply may have; 0 says nothing.
+    """
     array = Array("uint8", (len(data),), _STYPE, data)
     about = ConfigRecord({"id": id, "sha256": hashlib.sha256(data).hexdigest()})
+    if largest:
+        about["largest"] = largest
     return RecordDict({ABOUT: about, DATA: ArrayRecord({DATA: array})})
 
 
 def pack_failure(why: str) -> RecordDict:
     """Content that says why there is no reply."""
     return RecordDict({ABOUT: ConfigRecord({"failure": why})})
+
+
+def largest_reply(message: Message) -> int | None:
+    """The bytes that a reply to a question may have, where it says."""
+    about = message.content.config_records.get(ABOUT, ConfigRecord())
+    largest = about.get("largest")
+    return largest if isinstance(largest, int) and largest > 0 else None
 
 
 def unpack(message: Message) -> tuple[str, bytes]:

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from pfi.errors import FederationError
 from pfi.federate.deploy.agent.wire import forward
-from pfi.federate.deploy.records import pack, pack_failure, unpack
+from pfi.federate.deploy.records import largest_reply, pack, pack_failure, unpack
 
 VARIABLE = "PFI_AGENT"  # where the agent's socket is, if the node's settings do not say
 app = ClientApp()
@@ -24,7 +24,11 @@ def answer(message: Message, path: Path, seconds: float | None = None) -> Record
     """What the agent at `path` says to a message; why it says nothing, if so."""
     try:
         id_, data = unpack(message)
-        return pack(forward(path, data, seconds, id=id_), id=id_)
+        reply = forward(path, data, seconds, id=id_)
+        largest = largest_reply(message)
+        if largest is not None and len(reply) > largest:
+            return pack_failure(f"its reply has {len(reply)} bytes, at most {largest} are taken")
+        return pack(reply, id=id_)
     except FederationError as error:
         return pack_failure(error.what)  # without paths of this device
 

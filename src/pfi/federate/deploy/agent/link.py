@@ -57,6 +57,7 @@ from pfi.errors import FederationError, PfiError
 from pfi.federate.deploy.agent.client_app import answer
 from pfi.federate.deploy.agent.wire import LARGEST
 from pfi.federate.deploy.keys.nodes import parse_node_key
+from pfi.federate.deploy.requests import RequestSigner
 
 Answer = Callable[[Message], RecordDict]
 T = TypeVar("T")
@@ -97,9 +98,13 @@ class Link:
         self._public = public_key_to_bytes(key.public_key())
         signing = NodeAuthHttpInterceptor(key, key.public_key())
         version = RuntimeVersionHttpInterceptor(component_name="SuperNode")
+        whole = RequestSigner(key)
         try:
             self._client = FleetHttpClient.from_server_address(
-                server, insecure=False, root_certificates=ca, interceptors=[version, signing]
+                server,
+                insecure=False,
+                root_certificates=ca,
+                interceptors=[version, signing, whole],
             )
         except (ssl.SSLError, UnicodeDecodeError) as error:
             raise FederationError("the CA's file holds no certificate", where=server) from error

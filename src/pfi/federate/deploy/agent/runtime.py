@@ -10,10 +10,12 @@ from functools import cached_property
 from pathlib import Path
 
 from pfi.errors import FederationError, StorageError
+from pfi.federate.agreement import KIND as AGREE
+from pfi.federate.agreement import check_terms, statement
 from pfi.federate.client import Clients, Memories
 from pfi.federate.config import FederateConfig
 from pfi.federate.deploy.agent.device import FOLDER
-from pfi.federate.deploy.keys.invitation import Invitation
+from pfi.federate.deploy.keys.invitation import Invitation, keep_roster
 from pfi.federate.deploy.keys.keys import read
 from pfi.federate.deploy.keys.nodes import DEVICE_KEY, ROSTER, load_device_key
 from pfi.federate.deploy.keys.sealed import KeySeal
@@ -31,6 +33,7 @@ from pfi.tasks import Example, Task
 
 MEMORIES = "kept"  # where a client keeps what it has from round to round
 JOINED = "rounds.json"  # of secure aggregation
+ROSTER_KIND, SERIAL = "roster", "serial"  # of the message that brings a roster, and its reply
 
 
 class DeviceRuntime:
@@ -65,9 +68,7 @@ class DeviceRuntime:
             StorageError: the vault or the ledger cannot be used.
         """
         name, message = self.invitation.client, Message.decode(data)
-        reply = self._clients.answer({name: message})[name]
-        if isinstance(reply, Failure):
-            raise FederationError(reply.why)
+        reply = self._reply(name, message)
         return send_logged(
             self.home.open_ledger(),
             device=self.home.profile,
@@ -78,9 +79,47 @@ class DeviceRuntime:
             send=lambda: reply,
         )
 
+    def _reply(self, name: str, message: Message) -> bytes:
+        """What is said to a message; the server says with each by which settings it asks."""
+        kind, clients = message.values.get("kind"), self._clients
+        if kind == AGREE:
+            return statement(self.config, clients.engine.layout.backbone, self.task.name).encode()
+        if kind == ROSTER_KIND:
+            return self._take_roster(message)
+        check_terms(clients.terms, message.values, needed=kind != "secure")
+        reply = clients.answer({name: message})[name]
+        if isinstance(reply, Failure):
+            raise FederationError(reply.why)
+        return reply
+
+    def _take_roster(self, message: Message) -> bytes:
+        """Take a newer roster into use; says which one the device has then."""
+        parties = self._clients.parties
+        if parties is None:
+            raise FederationError("it takes part in no secure sums, and has no use for a roster")
+        text = str(message.values.get("roster", "")).encode()
+        operator, federation = bytes.fromhex(self.invitation.operator), self.invitation.federation
+        roster = Roster.read(text, operator, federation)
+        if roster.serial >= parties.roster.serial:
+            self._check_listed(roster)
+            keep_roster(self.home.path / FOLDER, text, self.invitation)
+            parties.roster = roster
+        return Message(values={"kind": ROSTER_KIND, SERIAL: parties.roster.serial}).encode()
+
+    def _check_listed(self, roster: Roster) -> None:
+        name = self.invitation.client
+        public = load_device_key(
+            self.home.path / FOLDER / DEVICE_KEY, KeySeal.of(self.home.keys)
+        ).public_key()
+        if roster.get(name) != public.public_bytes_raw():
+            fix = "have the operator register its public.json, and get a newer roster.json"
+            raise StorageError("the roster lacks this device's key", where=ROSTER, fix=fix)
+
     def _kind(self, message: Message) -> str:
         """What the reply to a message is to the ledger; one stage of a secure sum is an update."""
         asked, stage = message.values.get("kind"), message.values.get("stage")
+        if asked in (AGREE, ROSTER_KIND):
+            return str(asked)
         if asked == "evaluate":
             return MEASURE
         if asked == "finish":
@@ -119,12 +158,13 @@ class DeviceRuntime:
         """The device's key, the policy that it pins, and the roster that the operator signed."""
         name, federation = self.invitation.client, self.invitation.federation
         operator = bytes.fromhex(self.invitation.operator)
-        roster = Roster.read(read(folder / ROSTER), operator, federation)
+        # The server sends a newer one, or the first one; the operator's signature is what counts.
+        roster = Roster({}, federation)
+        if (folder / ROSTER).exists():
+            roster = Roster.read(read(folder / ROSTER), operator, federation)
+            self._check_listed(roster)
         key = load_device_key(folder / DEVICE_KEY, KeySeal.of(self.home.keys))
         identity = Identity(name, key)
-        if roster.get(name) != identity.public:
-            fix = "get a newer roster.json from the operator and give it with --roster"
-            raise StorageError("the roster lacks this device's key", where=ROSTER, fix=fix)
         assert self.config.secure is not None
         policy = self.config.secure.pin(federation, width)
         return Parties(policy, roster, {name: identity}, {name: Rounds(folder / JOINED)})

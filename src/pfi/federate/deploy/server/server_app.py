@@ -21,9 +21,13 @@ from pfi.federate.deploy.check import run_check
 from pfi.federate.deploy.keys.keys import OPERATOR, read
 from pfi.federate.deploy.keys.nodes import ROSTER, read_nodes
 from pfi.federate.deploy.server.fleet import FlowerFleet
+from pfi.federate.deploy.server.handshake import agree, require
+from pfi.federate.deploy.server.patience import Patience
+from pfi.federate.deploy.server.rosters import RosterFleet
 from pfi.federate.deploy.server.settings import DeployConfig
 from pfi.federate.engine import Engine
 from pfi.federate.events import FILE
+from pfi.federate.message import Fleet
 from pfi.federate.rounds import Federation
 from pfi.federate.secure.parties import Parties
 from pfi.federate.secure.roster import Roster
@@ -45,7 +49,14 @@ def main(grid: Grid, context: Context) -> None:
     (folder / FAILURE).unlink(missing_ok=True)
     try:
         config = DeployConfig.read(path)
-        run(FlowerFleet(grid, config.names or None), config, folder)
+        fleet = FlowerFleet(
+            grid,
+            config.names or None,
+            folder=folder,
+            wait=config.wait,
+            patience=Patience() if config.work == "train" else Patience(60, 10),
+        )
+        run(fleet, config, folder)
     except PfiError as error:
         write_atomic(folder / FAILURE, f"{error}\n")
         raise
@@ -68,24 +79,34 @@ def run(fleet: FlowerFleet, config: DeployConfig, folder: Path) -> None:
 
     Raises:
         ConfigError: the federation's settings make no sense.
-        FederationError: too few devices are connected.
+        FederationError: too few devices are connected, or agree with the server's settings.
     """
     started = time.monotonic()
     if config.work == "train":
         settings = federation_config(config)
         strategy, shape = make_strategy(settings, config.backbone)  # while devices connect
     left = max(1.0, config.wait - (time.monotonic() - started))
-    fleet.wait_for(config.clients, left)
+    connected = fleet.wait_for(config.clients, left)
+    log = JsonLog(folder / FILE)
     if config.work == "train":
+        keys = Path(config.keys)
+        fleet.largest = expected_reply(strategy)
+        parties = _parties(settings, strategy, keys)
+        asked: Fleet = fleet
+        if parties is not None:
+            asked = RosterFleet(fleet, keys, _operator(keys), parties)
         federation = Federation(
             settings,
             strategy,
-            fleet,
+            asked,
             folder,
             resume=config.resume,
             simulated=False,
-            parties=_parties(settings, strategy, Path(config.keys)),
+            parties=parties,
         )
+        agreement = agree(fleet, connected, settings, strategy.layout.backbone, settings.seconds)
+        log.append(agreement.event())
+        require(agreement, config.clients)
         state = federation.run()
         as_adapter(strategy.model(state), shape).save(folder / ADAPTER)
     else:
@@ -94,7 +115,7 @@ def run(fleet: FlowerFleet, config: DeployConfig, folder: Path) -> None:
             rounds=config.rounds,
             size=config.size,
             seconds=config.seconds,
-            on_round=JsonLog(folder / FILE).append,
+            on_round=log.append,
         )
 
 
@@ -128,6 +149,18 @@ def _parties(settings: FederateConfig, strategy: Strategy, keys: Path) -> Partie
     if settings.secure is None or not isinstance(strategy, LinearStrategy):
         return None
     name = read_nodes(keys).federation
-    operator = bytes.fromhex(read(keys / OPERATOR).decode("ascii"))
-    roster = Roster.read(read(keys / ROSTER), operator, name)
+    roster = Roster.read(read(keys / ROSTER), _operator(keys), name)
     return Parties(settings.secure.pin(name, strategy.size), roster)
+
+
+def _operator(keys: Path) -> bytes:
+    """The key that signs rosters."""
+    return bytes.fromhex(read(keys / OPERATOR).decode("ascii"))
+
+
+def expected_reply(strategy: Strategy) -> int:
+    """Bytes that an update has at most: of all that is learnt, or of one masked vector."""
+    learnt = sum(array.nbytes for array in strategy.start().values())
+    row = 4 * strategy.layout.width
+    masked = 8 * (strategy.size + 1) if isinstance(strategy, LinearStrategy) else 0
+    return max(learnt, row, masked)

@@ -24,7 +24,9 @@ class DeployConfig(BaseModel):
     names: list[str] = Field([], description="clients that may be asked; those connected if none")
     clients: int = Field(2, ge=1, description="that have to be connected before the first round")
     wait: float = Field(300.0, gt=0, description="seconds in which they have to connect")
-    seconds: float = Field(60.0, gt=0, description="of a check: how long a reply is waited for")
+    seconds: float | None = Field(
+        None, gt=0, description="of a check: how long a reply is waited for; none: as is usual"
+    )
     rounds: int = Field(1, ge=1, description="of a check")
     size: int = Field(100_000, ge=1, description="values in a message of a check")
     federation: dict[str, Any] = Field({}, description="settings of the federation that trains")

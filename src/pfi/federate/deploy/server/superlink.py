@@ -16,11 +16,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from flwr.app.user_config import UserConfigValue
@@ -40,6 +38,9 @@ from flwr.superlink.servicer.control import control_handlers
 from pfi.errors import ConfigError, FederationError, StorageError
 from pfi.federate.deploy.keys.keys import ServerKeys, write_private
 from pfi.federate.deploy.keys.nodes import Nodes, PublicKeys
+from pfi.federate.deploy.requests import RequestVerifier
+from pfi.federate.deploy.server.doors import Doors
+from pfi.federate.deploy.server.limits import ReplyLimits
 
 PORT = 9092
 APP = """
@@ -60,17 +61,10 @@ clientapp = "pfi.federate.deploy.agent.client_app:app"
 [tool.flwr.app.config]
 settings = ""
 """
-FLEET, RUNTIME = "/v1/fleet/", "/v1/runtime/"
-LARGEST_REQUEST = 32 << 20  # bytes; Flower sends arrays in pieces of 5 MiB
 _ANYWHERE = ("0.0.0.0", "::")
 _LOOPBACK = "127.0.0.1"
 _OPERATOR = AccountInfo(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME)
 _START = "from flwr.superlink.cli import flwr_serverapp; flwr_serverapp()"
-
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,9 @@ class SuperLink:
         self.port: int = self._sockets[0].getsockname()[1]
         app = create_app(_settings(keys, host, self.port), SuperLinkLifespan)
         self._state = app.state.linkstate_factory.state()
-        app.add_middleware(Doors)
+        ReplyLimits(self._state)
+        self.verifier = RequestVerifier()
+        app.add_middleware(Doors, verifier=self.verifier)
         try:
             config = uvicorn.Config(
                 app,
@@ -157,6 +153,7 @@ class SuperLink:
                 register = RegisterNodeRequest(public_key=keys.pem(), name=client)
                 response = control_handlers.register_node(register, _OPERATOR, self._state)
                 self._nodes[client] = keys, response.node_id
+        self.verifier.admit(keys.pem() for keys, _ in self._nodes.values())
 
     def online(self) -> list[str]:
         """The clients that are connected."""
@@ -312,50 +309,3 @@ def _log_to(path: Path) -> None:
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)
         logger.propagate = False
-
-
-class Doors:
-    """ASGI middleware: nodes' routes are open, the runtime's to this machine, nothing else.
-
-    Flower serves its three interfaces on one port, and two of them ask for no password: the control
-    interface starts runs, which is to run code, and the runtime interface hands out a run's
-    messages.  A request may carry so much only.
-    """
-
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or say 404 (no such route) or 413 (too large)."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        status = verdict(scope)
-        if status is None:
-            await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await send({"type": "http.response.start", "status": status, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
-        else:
-            await send({"type": "websocket.close", "code": 1008})
-
-
-def verdict(scope: Scope) -> int | None:
-    """The status to refuse a request with; None lets it in."""
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return 404
-    path = scope["path"]
-    if not path.startswith(FLEET) and not (path.startswith(RUNTIME) and _is_here(scope)):
-        return 404
-    lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
-    # Without a length (chunked) nothing would bound what is read before the node is known.
-    if len(lengths) != 1 or not lengths[0].isdigit() or int(lengths[0]) > LARGEST_REQUEST:
-        return 413
-    return None
-
-
-def _is_here(scope: Scope) -> bool:
-    try:
-        return ip_address((scope.get("client") or ("", 0))[0]).is_loopback
-    except ValueError:
-        return False
