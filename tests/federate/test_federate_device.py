@@ -53,18 +53,19 @@ def test_a_running_device_learns_from_the_records_of_now(
     runtime.load()
     strategy = runtime._clients.strategy
     message = strategy.broadcast(strategy.start(), "p", 0)
-    asked = Message(message.arrays, {**message.values, "kind": "evaluate", "round": 0})
 
-    def counted() -> int:
-        return int(Message.decode(runtime(asked.encode())).number("examples"))
+    def counted(round: int) -> int:
+        values = {**message.values, "kind": "evaluate", "round": round}
+        reply = runtime(Message(message.arrays, values).encode())
+        return int(Message.decode(reply).number("examples"))
 
     with home.open_vault() as vault:
         vault.add(_record(n) for n in range(3))
-        assert counted() == 3
+        assert counted(0) == 3
         vault.add([_record(3)])
-        assert counted() == 4
+        assert counted(1) == 4
         vault.delete(["r0", "r1"])
-        assert counted() == 2
+        assert counted(2) == 2
 
 
 def test_secure_sums_can_be_simulated_from_the_command_line(
@@ -72,7 +73,8 @@ def test_secure_sums_can_be_simulated_from_the_command_line(
 ) -> None:
     write_demo(tmp_path / "data", seed=1, train_users=6, users=2)
     local = "{rank: 2, max_length: 48, steps: 1}"
-    settings = ["rounds=1", "cohort=3", "held_out=0", f"local={local}", "secure={}"]
+    secure = "secure={smallest: 4}"
+    settings = ["rounds=1", "cohort=4", "held_out=0", f"local={local}", secure]
     arguments = ["federate", "simulate", "--data", str(tmp_path / "data"), "--task", TASK]
     arguments += ["--backbone", str(backbone_folder("llama")), "--out", str(tmp_path / "out")]
     for pair in settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,16 @@ from secure_world import POLICY, VICTIM, World, asked, changed, numbered
 
 from pfi.errors import FederationError
 from pfi.federate.message import Message
-from pfi.federate.secure import Policy, Rounds, SecureConfig, checks, crypto, field
+from pfi.federate.secure import (
+    Policy,
+    Rounds,
+    SecureConfig,
+    SecureServer,
+    checks,
+    crypto,
+    field,
+    run,
+)
 from pfi.federate.secure.client import mask_key
 from pfi.federate.secure.quantise import quantise
 from pfi.federate.secure.terms import as_rows
@@ -42,6 +52,38 @@ def fresh(world: World) -> None:
     world.step("keys")
     world.start(world.round)
     world.step("keys")
+
+
+def not_ahead(world: World) -> None:
+    """All later rounds would be refused, until the server's clock is there."""
+    asked(world, "keys", round=time.time_ns() // 10**6 + 2 * 24 * 3600 * 1000)
+
+
+def same_cohort(world: World) -> None:
+    """The same broadcast with a client fewer: the difference of both sums is its update."""
+    world.until("survivors")
+    world.start(2)
+    asked(world, "keys", cohort=json.dumps(world.names[:-1]))
+
+
+def same_survivors(world: World) -> None:
+    """The same cohort, of which the server says that one dropped out this time."""
+    world.until("unmask")
+    world.start(2)
+    for stage in ("keys", "shares"):
+        world.step(stage)
+    world.step("masked", lost=["device-05"])
+    world.step("survivors")
+
+
+def sets_apart(world: World) -> None:
+    """Another broadcast, by a bit, to a client fewer."""
+    world.until("unmask")
+    world.broadcast = "cd" * 32
+    world.start(2)
+    names = world.names[:-1]
+    world.server = SecureServer(world.policy, world.roster, 2, names, world.broadcast)
+    world.until("survivors")
 
 
 def cohort_min(world: World) -> None:
@@ -256,7 +298,7 @@ def in_range(world: World) -> None:
 
 
 def weight(world: World) -> None:
-    world.clients[VICTIM].contribute(world.vectors[VICTIM], 10**6)
+    world.clients[VICTIM].contribute(world.vectors[VICTIM], 1.5)
 
 
 # What a client, or anybody on the way, may try with the server ---------------------------
@@ -313,12 +355,35 @@ def restored(world: World) -> None:
     assert (world.server.sum() != world.expected(world.names[:5])).any()
 
 
+def _with_entries(world: World, change: Callable[[NDArray[np.uint32]], None]) -> None:
+    """A client that masks other numbers than its policy allows, which nobody can see."""
+    client: Any = world.clients[VICTIM]
+    change(client._entries)
+    run(world.server, world.ask())
+
+
+def possible_weight(world: World) -> None:
+    """Weights that cancel, and the mean is no number."""
+    others = sum(world.weights[name] for name in world.names[1:])
+    _with_entries(world, lambda entries: entries.__setitem__(-1, 2**32 - others))
+    assert world.server.weight() == 0
+
+
+def possible_values(world: World) -> None:
+    _with_entries(world, lambda entries: entries.__setitem__(0, 2**30))
+    assert world.server.mean()[0] > 100 * world.policy.clip
+
+
 # Each with the check that refuses it and what that says; where the check only keeps a crash from
 # happening, the error that comes without it.
 ATTACKS: Sequence[tuple[Callable[[World], None], str, str, type[Exception] | None]] = [
     (policy, "policy", "threshold 0.9 not 0.5", None),
     (broadcast, "broadcast", "another broadcast", None),
     (fresh, "fresh", "already joined", None),
+    (not_ahead, "not_ahead", "a clock that is a day ahead", None),
+    (same_cohort, "same_cohort", "answered with another cohort", None),
+    (same_survivors, "same_survivors", "summed with other clients", None),
+    (sets_apart, "sets_apart", "and 1 differ, not 4", None),
     (cohort_min, "cohort_min", "3 clients are asked, at least 4", None),
     (cohort_max, "cohort_max", "6 clients are asked, at most 5", None),
     (cohort_distinct, "cohort_distinct", "listed twice", None),
@@ -342,7 +407,9 @@ ATTACKS: Sequence[tuple[Callable[[World], None], str, str, type[Exception] | Non
     (shape, "shape", "shape", None),
     (finite, "finite", "not finite", None),
     (in_range, "in_range", "out of the policy's range", None),
-    (weight, "weight", "weight of 1000000", None),
+    (weight, "weight", "weight of 1.5", None),
+    (possible_weight, "possible_weight", "a sum of weights of 0", None),
+    (possible_values, "possible_values", "beyond what its clients may send", None),
     (open_stage, "open_stage", "stage keys is not open, shares is", None),
     (awaited, "awaited", "device-05 was not asked", None),
     (once, "once", "replied twice", None),
@@ -384,6 +451,8 @@ def test_attacks_succeed_without_the_check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(checks, check, lambda *_: None)
+    if check in ("committed", "restored"):  # a random sum shows by its weight, too
+        monkeypatch.setattr(checks, "possible_weight", lambda *_: None)
     if crash is None:
         attack(world)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ class World:
         seed: int = 0,
         identities: Mapping[str, Identity] | None = None,
     ) -> None:
-        self.policy, self.round = policy, round
+        self.policy, self.round, self.broadcast = policy, round, BROADCAST
         self.names = [f"device-{number:02d}" for number in range(count)]
         self.identities = dict(identities or {n: Identity.generate(n) for n in self.names})
         self.roster = Roster({name: one.public for name, one in self.identities.items()})
@@ -52,16 +53,18 @@ class World:
         self.sent: dict[str, dict[str, Message]] = {stage: {} for stage in STAGES}
         self.start(round)
 
-    def start(self, round: int) -> None:
-        """A new round of the same devices."""
+    def start(self, round: int, *, forget: bool = False) -> None:
+        """A new round of the same devices, which may forget the rounds before."""
         self.round = round
+        if forget:
+            self.rounds = {name: Rounds() for name in self.names}
         self.clients = {name: self.client(name) for name in self.names}
-        self.server = SecureServer(self.policy, self.roster, round, self.names, BROADCAST)
+        self.server = SecureServer(self.policy, self.roster, round, self.names, self.broadcast)
 
     def client(self, name: str) -> SecureClient:
         """A client of a device that has its update."""
         made = SecureClient(
-            self.identities[name], self.roster, self.policy, BROADCAST, self.rounds[name]
+            self.identities[name], self.roster, self.policy, self.broadcast, self.rounds[name]
         )
         made.contribute(self.vectors[name], self.weights[name])
         return made
@@ -112,7 +115,7 @@ class World:
 
     def entries(self, name: str) -> NDArray[np.uint32]:
         """A client's own entries before they are masked."""
-        return quantise(self.vectors[name], self.weights[name], self.policy)
+        return quantise(self.vectors[name], self.weights[name], self.policy, bound=math.inf)
 
 
 def changed(message: Message, **changes: Any) -> Message:

@@ -6,23 +6,28 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from pfi._util.files import write_atomic
-from pfi._util.seeds import seed_of
+from pfi._util.seeds import generator, seed_of
 from pfi.errors import FederationError, StorageError
-from pfi.federate.agreement import check_terms, terms
 from pfi.federate.config import FederateConfig
 from pfi.federate.engine import Engine
+from pfi.federate.measures import Measures, blurred
 from pfi.federate.message import Failure, Message
 from pfi.federate.secure.client import SecureClient
 from pfi.federate.secure.parties import Parties
 from pfi.federate.strategies import check, get_strategy
 from pfi.federate.strategy import Strategy
 from pfi.federate.users import Population
-from pfi.federate.work import Client, Memory, Update, Work, bounded, pack
+from pfi.federate.work import Client, Memory, Update, Work, bound_of, bounded, pack
 from pfi.models.backbone import Backbone
 from pfi.models.bank.packing import Piece
 from pfi.privacy.crypto.sealing import SealError, seal, unseal
 from pfi.privacy.ledger.entries import fingerprint
+
+
+_MOST_ROUNDS = 1 << 31
 
 
 class Memories:
@@ -98,6 +103,9 @@ class Clients:
         working_set: clients trained together.
         cached_tokens: of clients' examples that stay in memory from round to round; with 0 they are
             read anew each time, where they may change.
+        measures: what clients measured; in memory, for a simulation, when None.
+        seeded: noise on what is measured is drawn by the seed, as in a simulation; on a device it
+            is the system's.
     """
 
     def __init__(
@@ -109,6 +117,8 @@ class Clients:
         working_set: int = 16,
         *,
         cached_tokens: int = 1 << 20,
+        measures: Measures | None = None,
+        seeded: bool = True,
     ) -> None:
         kind = get_strategy(check(config).strategy)
         self.config, self.population, self.memories = config, population, memories
@@ -118,7 +128,7 @@ class Clients:
         self._cached, self._cached_tokens = 0, cached_tokens
         self._remembers = self.strategy.stateful or config.compress.remembers
         self._base_of: Message | None = None
-        self.terms = terms(config, self.engine.layout.backbone)
+        self._measures, self._seeded = measures or Measures(most=config.rounds + 1), seeded
         #: Keys and policy of secure aggregation, where it is on.
         self.parties: Parties | None = None
         self._summing: dict[str, SecureClient] = {}
@@ -152,8 +162,10 @@ class Clients:
         memories: dict[str, Memory] = {}
         for name, message in messages.items():
             try:
-                round = int(message.number("round"))
-                check_terms(self.terms, message.values)
+                round = _round_of(message)
+                if (answer := self._measured_before(name, round, message)) is not None:
+                    yield name, answer
+                    continue
                 pieces = self._pieces_of(name)
                 if not pieces:
                     raise FederationError("it has no examples")
@@ -191,6 +203,8 @@ class Clients:
         try:
             if isinstance(outcome, Update):
                 outcome = self._packed(outcome, message, memory, client)
+            elif message.values["kind"] == "evaluate":
+                outcome = self._measured(outcome, message, client)
         except FederationError as error:
             return Failure(error.what)
         self.memories.save(client.id, client.round, memory)
@@ -198,15 +212,41 @@ class Clients:
 
     def _packed(self, update: Update, message: Message, memory: Memory, client: Client) -> Message:
         """What a client sends of its update; under secure aggregation that it is ready."""
+        privacy = self.config.privacy
         if self.config.secure is None:
-            return pack(update, message, self.config.compress, memory, client)
+            return pack(update, message, self.config.compress, memory, client, privacy)
         if self.parties is None:
             raise FederationError("there are no keys for secure aggregation")
-        alike = self.config.privacy.mechanism != "none"  # every client counts the same then
+        bound = bound_of(message, privacy)
+        weight = 1 if self.config.private else round(update.weight)  # with noise all count the same
+        rng = generator(client.seed, "rounding")
         summing = self.parties.client(client.id, message.digest)
-        summing.contribute(bounded(update, message), 1 if alike else round(update.weight))
+        summing.contribute(bounded(update, bound), weight, bound=bound, rng=rng)
         self._summing[client.id] = summing
         return Message(values={"ready": True})
+
+    def _measured_before(self, name: str, round: int, message: Message) -> bytes | None:
+        """A reply that was given to the same question; None for another message.
+
+        Raises:
+            FederationError: the client may not measure that.
+        """
+        kind = message.values.get("kind")
+        if kind == "train":
+            self._measures.train(name)
+        if kind != "evaluate":
+            return None
+        loss = self._measures.known(name, round, message.digest)
+        return None if loss is None else Message(values={"loss": loss}).encode()
+
+    def _measured(self, outcome: Message, message: Message, client: Client) -> Message:
+        """What a client sends of its loss: by how many examples only where updates say so, too."""
+        noise = self.config.loss_noise
+        drawn = generator(client.seed, "loss") if self._seeded else np.random.default_rng()
+        loss = blurred(float(outcome.values["loss"]), noise, drawn.standard_normal)
+        self._measures.keep(client.id, client.round, message.digest, loss)
+        counted = {} if self.config.hides else {"examples": outcome.values["examples"]}
+        return Message(values={"loss": loss, **counted})
 
     def _secure(self, name: str, message: Message) -> bytes | Failure:
         """A client's reply to a stage of secure aggregation."""
@@ -240,3 +280,15 @@ class Clients:
         if message is not self._base_of:
             self.engine.set_base(self.strategy.base(message))
             self._base_of = message
+
+
+def _round_of(message: Message) -> int:
+    """The number of a message's round.
+
+    Raises:
+        FederationError: it is no whole number of a sensible size.
+    """
+    number = message.number("round")
+    if not (0 <= number < _MOST_ROUNDS and number == int(number)):
+        raise FederationError(f"there is no round {number:g}")
+    return int(number)

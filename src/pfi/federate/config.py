@@ -15,6 +15,11 @@ from pfi.federate.secure.policy import SecureConfig
 from pfi.train.config import TrainConfig
 
 
+#: Of a loss in nats, where nothing is set: far below what a round changes at first, and of the
+#: size of what one record changes in the loss of a few.
+_LOSS_NOISE = 0.05
+
+
 class LocalConfig(TrainConfig):
     """How a client trains in a round: ``epochs`` over its examples, at a constant rate."""
 
@@ -141,6 +146,12 @@ class FederateConfig(BaseModel):
     held_out: float = Field(
         0.1, ge=0, lt=1, description="share of the clients that only measure, never train"
     )
+    measure_noise: float | None = Field(
+        None,
+        ge=0,
+        description="deviation of the noise on a loss that a device measures, in nats; none: 0.05 "
+        "with `privacy` or `secure`, else 0",
+    )
     seed: int = Field(0, description="decides cohorts, orders and initial factors")
     local: LocalConfig = Field(LocalConfig(), description="a client's work in a round")
     server: ServerConfig = Field(ServerConfig(), description="the server's optimiser")
@@ -166,9 +177,49 @@ class FederateConfig(BaseModel):
     )
     simulate: SimulateConfig = Field(SimulateConfig(), description="clients on one machine")
 
+    @property
+    def private(self) -> bool:
+        """Whether the shared adapter has noise."""
+        return self.privacy.mechanism != "none"
+
+    @property
+    def loss_noise(self) -> float:
+        """Deviation of the noise on a loss that a device measures, in nats."""
+        if self.measure_noise is not None:
+            return self.measure_noise
+        return _LOSS_NOISE if self.hides else 0.0
+
+    @property
+    def hides(self) -> bool:
+        """Whether devices keep to themselves what is not needed of them, such as counts."""
+        return self.private or self.secure is not None
+
+    @model_validator(mode="after")
+    def _sums_can_be(self) -> FederateConfig:
+        """Refuse settings under which no round could ever be usable."""
+        secure, fixed = self.secure, self.sampling == "fixed"
+        if fixed and not self.private and self.least > self.cohort:
+            raise ValueError(f"`least` {self.least}: a cohort of {self.cohort} is never enough")
+        if secure is None:
+            return self
+        if self.cohort < secure.smallest:
+            raise ValueError(
+                f"a `cohort` of {self.cohort} makes no secure sum of `secure.smallest` "
+                f"{secure.smallest} clients: ask more, or take a smaller one"
+            )
+        most = round(self.cohort * (1 + self.spare)) if fixed else 2 * secure.smallest - 1
+        if secure.largest < min(most, 2 * secure.smallest - 1):
+            raise ValueError(
+                f"`secure.largest` {secure.largest}: a group can have {2 * secure.smallest - 1} "
+                f"clients where `secure.smallest` is {secure.smallest}"
+            )
+        if self.private and secure.step > self.privacy.clip:
+            raise ValueError("`secure.step` above `privacy.clip`: each value would be rounded away")
+        return self
+
     @model_validator(mode="after")
     def _combines(self) -> FederateConfig:
-        private = self.privacy.mechanism != "none"
+        private = self.private
         if private and self.robust is not None:
             raise ValueError("`robust` and `privacy`: noise is accounted for the mean only")
         if private and self.spare:

@@ -7,6 +7,7 @@ ends with its update.  An engine serves many clients' requests in one pass of a 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from pfi.federate.aggregate.mean import Combined, Vector
 from pfi.federate.compress import RESIDUAL, CompressConfig, compress, decompress
 from pfi.federate.layout import Layout, Row
 from pfi.federate.message import Array, Message, Value
+from pfi.federate.privacy.dp_fedavg import PrivacyConfig
 from pfi.federate.privacy.private_mean import clipped
 
 #: What the server has learnt, by name; a checkpoint holds it whole.
@@ -121,31 +123,68 @@ class Update:
     part: str = ""
 
 
-def bounded(update: Update, message: Message) -> Vector:
-    """An update within the bound that the server's message tells, where it tells one.
+def bound_of(message: Message, privacy: PrivacyConfig) -> float:
+    """The largest L2 norm of a client's update: the server's bound, within the client's own.
+
+    The server may tell a smaller one, or one that follows the updates up to a limit; whatever it
+    tells, or leaves out, the client's own settings hold.  Infinite where neither has one.
+
+    Raises:
+        FederationError: the server's bound is none.
+    """
+    private = privacy.mechanism != "none"
+    stated = message.number("clip") if "clip" in message.values else math.inf
+    if stated <= 0:
+        raise FederationError(f"the server states a bound of {stated:g} on updates")
+    if not private:
+        return stated
+    return min(stated, privacy.limit) if math.isfinite(stated) else privacy.clip
+
+
+def bounded(update: Update, bound: float) -> Vector:
+    """An update within a bound on its L2 norm.
 
     Raises:
         FederationError: the update is not finite.
     """
     if not np.isfinite(update.vector).all():
         raise FederationError("an update is not finite", fix="lower local.learning_rate")
-    if "clip" not in message.values:
+    if bound == math.inf:
         return update.vector.astype(np.float32, copy=False)
-    return clipped(update.vector, message.number("clip"))[0].astype(np.float32)
+    return clipped(update.vector, bound)[0].astype(np.float32)
 
 
 def pack(
-    update: Update, message: Message, config: CompressConfig, memory: Memory, client: Client
+    update: Update,
+    message: Message,
+    config: CompressConfig,
+    memory: Memory,
+    client: Client,
+    privacy: PrivacyConfig | None = None,
 ) -> Message:
-    """What a client sends of its update."""
+    """What a client sends of its update; with privacy all clients state the same weight."""
+    privacy = privacy or PrivacyConfig()
+    bound = bound_of(message, privacy)
     rng = generator(client.seed, "compress")
     residual = RESIDUAL + update.part
     waiting = {RESIDUAL: memory[residual]} if residual in memory else {}
-    arrays = compress(bounded(update, message), config, waiting, rng)
+    arrays = compress(bounded(update, bound), config, waiting, rng)
     if RESIDUAL in waiting:
         memory[residual] = waiting[RESIDUAL]
+    if config.active and bound < math.inf:
+        arrays = _shortened(arrays, len(update.vector), bound)
     named = {_UPDATE + name: array for name, array in arrays.items()}
-    return Message(named, {**update.values, "weight": update.weight})
+    weight = update.weight if privacy.mechanism == "none" else 1.0
+    return Message(named, {**update.values, "weight": weight})
+
+
+def _shortened(arrays: dict[str, Array], size: int, bound: float) -> dict[str, Array]:
+    """A compressed update within a bound: rounding, and what waited, can make it longer."""
+    norm = float(np.linalg.norm(decompress(arrays, size).astype(np.float64)))
+    if norm <= bound:
+        return arrays
+    name = "scales" if "scales" in arrays else "vector"  # in which all numbers are linear
+    return {**arrays, name: arrays[name] * np.float32(bound / norm * (1 - 1e-6))}
 
 
 def unpack(message: Message, size: int) -> tuple[Vector, float]:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfi._util.seeds import seed_of
+from pfi.errors import ConfigError, FederationError
 from pfi.federate.aggregate.mean import Combined, Combiner, WeightedMean
 from pfi.federate.aggregate.robust import RobustCombiner, across_groups
 from pfi.federate.config import FederateConfig
 from pfi.federate.privacy.accounting import Spent
 from pfi.federate.privacy.dp_fedavg import PrivateRounds
-from pfi.federate.privacy.private_mean import PrivateMean
 from pfi.federate.sampling import fixed_cohort, poisson_cohort
 from pfi.federate.secure.server import SecureServer
 
@@ -39,6 +39,10 @@ class Combining:
         self, config: FederateConfig, clients: Sequence[str], width: int, *, simulated: bool
     ) -> None:
         self.config, self.clients, self.width = config, clients, width
+        if config.secure is not None and len(clients) < config.secure.smallest:
+            what = f"{len(clients)} clients make no secure sum of {config.secure.smallest}"
+            fix = "register more devices, hold out fewer, or take a smaller one"
+            raise ConfigError(what, where="secure.smallest", fix=fix)
         self._last: NDArray[np.float64] | None = None
         self._private: PrivateRounds | None = None
         if config.privacy.mechanism != "none":
@@ -97,19 +101,26 @@ class Combining:
         self, groups: Sequence[SecureServer], cohort: Collection[str], number: int
     ) -> Combined:
         """One vector of the secure sums of groups; those that failed are not among them."""
-        names = [name for group in groups for name in group.survivors()]
         if self._private is not None:
-            mean = self._private.combiner(cohort)
-            assert isinstance(mean, PrivateMean)
+            step = None if self.config.secure is None else self.config.secure.step
+            mean = self._private.combiner(cohort, step=step)
             for group in groups:
                 mean.add_sum(group.survivors(), group.total())
             return mean.result()
-        if len(groups) < (1 if self.config.robust is None else 3):  # a rule needs a majority
-            return Combined(np.zeros(self.width), 0)
-        means = np.stack([group.mean() for group in groups])
-        weights = np.array([float(group.weight()) for group in groups])
+        refused: dict[str, str] = {}
+        usable: list[tuple[SecureServer, NDArray[np.float64]]] = []
+        for group in groups:
+            try:
+                usable.append((group, group.mean()))
+            except FederationError as error:
+                refused |= dict.fromkeys(group.survivors(), error.what)
+        if len(usable) < (1 if self.config.robust is None else 3):  # a rule needs a majority
+            return Combined(np.zeros(self.width), 0, refused)
+        names = [name for group, _ in usable for name in group.survivors()]
+        means = np.stack([mean for _, mean in usable])
+        weights = np.array([float(group.weight()) for group, _ in usable])
         if self.config.robust is not None:
-            size = max(len(group.survivors()) for group in groups)
+            size = max(len(group.survivors()) for group, _ in usable)
             seed = seed_of(self.config.seed, "robust", number)
             combined = across_groups(
                 means.astype(np.float32),
@@ -119,8 +130,8 @@ class Combining:
                 last=self._last,
                 seed=seed,
             )
-            return Combined(combined.vector, len(names), combined.refused)
-        return Combined(np.average(means, axis=0, weights=weights), len(names))
+            return Combined(combined.vector, len(names), {**refused, **combined.refused})
+        return Combined(np.average(means, axis=0, weights=weights), len(names), refused)
 
     def taken(self, combined: Combined) -> None:
         """Remember what a round came to."""

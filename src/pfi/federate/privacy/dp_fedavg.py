@@ -36,6 +36,9 @@ class AdaptiveClip(BaseModel):
     noise: float | None = Field(
         None, gt=0, description="on the count of updates left as they are; none: cohort / 20"
     )
+    largest: float = Field(
+        100.0, ge=1, description="the bound never exceeds this many times `clip`; devices see to it"
+    )
 
 
 class PrivacyConfig(BaseModel):
@@ -75,6 +78,11 @@ class PrivacyConfig(BaseModel):
     most_noise: float = Field(
         2.0, gt=0, description="longest noise, in largest signals, for which one is printed"
     )
+
+    @property
+    def limit(self) -> float:
+        """The largest bound that a client goes along with, whatever the server tells it."""
+        return self.clip * (self.adaptive.largest if self.adaptive else 1.0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -180,12 +188,15 @@ class PrivateRounds:
             return fixed_cohort(names, min(plan.cohort, len(names)), seed)
         return fixed_cohort(names, plan.cohort, seed)
 
-    def combiner(self, cohort: Collection[str], width: int | None = None) -> PrivateMean:
+    def combiner(
+        self, cohort: Collection[str], width: int | None = None, step: float | None = None
+    ) -> PrivateMean:
         """What combines the updates of the next round.
 
         Args:
             cohort: who was asked; updates of others are refused.
             width: numbers in an update of this round, where rounds differ.
+            step: of which secure sums are whole multiples.
 
         Raises:
             FederationError: more were asked than is accounted, or correlated noise was not made
@@ -227,6 +238,7 @@ class PrivateRounds:
             noise=noise,
             refusal=refusal,
             done=self._done,
+            step=step,
         )
 
     def _done(self, mean: PrivateMean) -> None:
@@ -236,7 +248,8 @@ class PrivateRounds:
         if self.config.adaptive is not None:
             goal, noise = self.config.adaptive, self._count_noise * self._normal("count", 1)[0]
             share = (mean.within + noise) / self.plan.cohort + 0.5
-            self.clip *= math.exp(-goal.rate * (share - goal.quantile))
+            followed = self.clip * math.exp(-goal.rate * (share - goal.quantile))
+            self.clip = min(followed, self.config.limit)
         self.released += 1
 
     def _normal(self, purpose: str, size: int) -> Floats:

@@ -39,6 +39,29 @@ def clipped(vector: NDArray[np.floating], bound: float) -> tuple[Floats, bool]:
     return wide, norm < bound * (1 - 1e-4)
 
 
+def faded(total: Floats, longest: float) -> Floats:
+    """A sum as it is up to a length, then shorter by as much as it is longer, and none from twice
+    that length on.
+
+    Two sums never come out further apart than they went in.  A sum that is left out from some
+    length on would, with all clients in it, tell by its absence of one of them.
+    """
+    norm = float(np.linalg.norm(total))
+    return total if norm <= longest else total * (max(0.0, 2 * longest - norm) / norm)
+
+
+def grain_of(finest: float, step: float | None) -> float:
+    """A grain for sums and noise: a power of two, or a step's fraction by one.
+
+    Args:
+        finest: it is no coarser than this.
+        step: of which it has to be a whole fraction, if there is one.
+    """
+    if step is None:
+        return 2.0 ** math.floor(math.log2(finest))
+    return step * 2.0 ** min(0, math.floor(math.log2(finest / step)))
+
+
 def secret_normal(key: bytes, label: str, size: int) -> Floats:
     """Standard normal numbers, ``(size,)``, unpredictable to whom the key is unknown.
 
@@ -66,6 +89,8 @@ class PrivateMean:
         noise: draws standard normal numbers, correlated or not, ``(width,)``; called once.
         refusal: why a client's update may not be in this round, or None.
         done: told when the result has been made.
+        step: of which secure sums are whole multiples.  The grain divides it, since rounding such
+            a sum could add more to it than one client may.
     """
 
     def __init__(
@@ -78,13 +103,16 @@ class PrivateMean:
         noise: Callable[[], Floats],
         refusal: Callable[[str], str | None] = lambda client: None,
         done: Callable[[PrivateMean], None] = lambda mean: None,
+        step: float | None = None,
     ) -> None:
         self.clip, self.clients = clip, list[str]()
         #: Clients whose update was within the bound, less half of all: moves by 1/2 for one.
         self.within = 0.0
         self._deviation, self._denominator = deviation, denominator
         self._noise, self._refusal, self._done = noise, refusal, done
-        self._grain = 2.0 ** math.floor(math.log2(deviation / _FINE))
+        self._grain = grain_of(deviation / _FINE, step)
+        #: Towards zero a vector gets no longer; a sum of steps is in whole grains but for floats.
+        self._whole = np.trunc if step is None else np.rint
         self._sum = np.zeros(width)
         self._refused: dict[str, str] = {}
         self._known: set[str] = set()
@@ -119,27 +147,35 @@ class PrivateMean:
     def add_sum(self, clients: Sequence[str], total: Floats, within: int = 0) -> None:
         """Take a secure sum of updates, which clients have clipped themselves (``clipped``).
 
+        One longer than clipped updates can make has a client in it that did not clip, and nobody
+        can tell which: it is left out with all its clients.  Whether it is must not hang on one
+        honest client's update, though, so it fades out (``faded``).
+
         Args:
             clients: whose updates are in it.
             total: ``(width,)``.
             within: how many of them were within the bound already.
 
         Raises:
-            FederationError: it cannot be the sum of clipped updates of clients of this round.
+            FederationError: it cannot be a sum of updates of clients of this round.
         """
         whys = [self._refusal(client) for client in clients]
         whys += ["it is in the result already" for client in clients if client in self._known]
         if self._result is not None or any(whys) or len(set(clients)) < len(clients):
             why = next(filter(None, whys), "it came too late, or has a client twice")
             raise FederationError(f"a secure sum is refused: {why}")
-        # A thousandth for the rounding of secure aggregation.
-        longest = len(clients) * self.clip * 1.001
-        if total.shape != self._sum.shape or not float(np.linalg.norm(total)) <= longest:
-            raise FederationError("a secure sum is refused: its updates were not clipped")
+        if total.shape != self._sum.shape or not np.isfinite(total).all():
+            raise FederationError(f"a secure sum is refused: it has the shape {total.shape}")
         if not 0 <= within <= len(clients):
             raise FederationError(f"a secure sum is refused: {within} of its updates were short")
-        self._sum += np.trunc(total / self._grain)
+        longest = len(clients) * self.clip * (1 + 1e-9)  # for the rounding of floats alone
+        if float(np.linalg.norm(total)) > longest:
+            total = np.trunc(faded(total, longest) / self._grain) * self._grain
+            why = "its group is left out: one of its clients, none can tell which, did not clip"
+            self._refused.update(dict.fromkeys(clients, why))
+        self._sum += self._whole(total / self._grain)
         self.within += within - len(clients) / 2
+        # Also those of a sum that faded: they took part, and what that spends is spent.
         self._known.update(clients)
         self.clients.extend(clients)
 

@@ -1,7 +1,8 @@
 """Secure aggregation: the server learns the sum of a cohort's updates and no client's own."""
 
-from pfi.federate.secure.client import Rounds, SecureClient
+from pfi.federate.secure.client import SecureClient
 from pfi.federate.secure.groups import groups, run, run_groups
+from pfi.federate.secure.history import Rounds
 from pfi.federate.secure.policy import Policy, SecureConfig, load_policy
 from pfi.federate.secure.roster import Identity, Roster
 from pfi.federate.secure.server import SecureServer

@@ -35,6 +35,33 @@ def fresh(round: int, last: int) -> None:
     _refuse(round <= last, f"round {round} is not newer than round {last}, already joined")
 
 
+def not_ahead(round: int, latest: float) -> None:
+    """A round is not numbered by a clock that is far ahead: all later ones would be refused."""
+    _refuse(round > latest, f"round {round} is numbered by a clock that is a day ahead or more")
+
+
+def same_cohort(same: bool) -> None:
+    """One broadcast is summed with one cohort: two sums of it may differ in one client's update."""
+    _refuse(not same, "this broadcast was answered with another cohort")
+
+
+def same_survivors(same: bool) -> None:
+    """A round that is repeated has the same clients in its sum, which then tells nothing new."""
+    _refuse(not same, "this broadcast was summed with other clients")
+
+
+def sets_apart(differ: int, fewest: int) -> None:
+    """An update that was sent before is in the same sum again, or in one with many others.
+
+    A difference of two such sums tells the updates of those that are in one of them only.
+    """
+    _refuse(
+        0 < differ < fewest,
+        f"almost this update was in a sum of other clients, and {differ} differ, not {fewest}",
+        "wait for the clients of the last round, or for a change in what is learnt",
+    )
+
+
 def broadcast(expected: str, stated: str) -> None:
     """All clients began with the same model and settings (2111.07380)."""
     _refuse(expected != stated, "the others were sent another broadcast than this client")
@@ -164,7 +191,8 @@ def in_range(largest: float, limit: float) -> None:
     """No value is larger than the policy allows, so that the sum cannot overflow."""
     _refuse(
         largest > limit,
-        f"a value of size {largest:.6g} is out of the policy's range of {limit:.6g}",
+        # Without the value: the server is told why a client cannot take part.
+        f"a value is out of the policy's range of {limit:.6g}",
         "clip the update, or pin a policy with a larger range",
     )
 
@@ -196,6 +224,23 @@ def once(name: str, answered: Collection[str]) -> None:
 def committed(ok: bool, name: str) -> None:
     """A share is the one that its dealer made for whoever returns it."""
     _refuse(not ok, f"client {name} returned a share that is not the one it was given")
+
+
+def possible_weight(weight: int, clients: int, heaviest: int) -> None:
+    """A sum of weights is one of clients that each weigh at least 1 and at most the heaviest.
+
+    A client that masks another number could make the sum zero, or any other client's weight
+    nothing beside its own.
+    """
+    _refuse(
+        not clients <= weight <= clients * heaviest,
+        f"a sum of weights of {weight} is not one of {clients} clients of 1 to {heaviest}",
+    )
+
+
+def possible_values(largest: int, limit: float) -> None:
+    """No value of a sum is beyond what its clients' clipped values can come to."""
+    _refuse(largest > limit, "a sum has values beyond what its clients may send")
 
 
 def restored(key: bytes, public: bytes, name: str) -> None:

@@ -7,15 +7,14 @@ every other client a share of the one secret or of the other, never of both.
 from __future__ import annotations
 
 import json
+import math
 import secrets
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
-from pfi._util.files import locked, write_json
 from pfi.errors import FederationError
 from pfi.federate.message import Message
 from pfi.federate.secure import checks, field
@@ -31,6 +30,7 @@ from pfi.federate.secure.crypto import (
     seal,
     unseal,
 )
+from pfi.federate.secure.history import Rounds
 from pfi.federate.secure.policy import Policy
 from pfi.federate.secure.quantise import quantise
 from pfi.federate.secure.roster import Identity, Roster
@@ -38,54 +38,6 @@ from pfi.federate.secure.terms import STAGES, Terms, as_bytes, as_rows, request
 
 #: A share of the mask key and one of the seed, as they are sealed for another client.
 SEALED_BYTES = 2 * field.SHARE_BYTES + TAG_BYTES
-
-
-class Rounds:
-    """The last round that a device joined, by federation, so that it joins none twice.
-
-    Were a round's number used twice, also after a restart, keys and shares of the first could be
-    replayed in the second.
-
-    Args:
-        path: a JSON file; None keeps them in memory only, for simulations.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._last: dict[str, int] = {}
-
-    def join(self, federation: str, round: int) -> None:
-        """Join a round, written down before anything is sent.
-
-        Raises:
-            FederationError: it is not newer than the last one joined, or the file is damaged.
-        """
-        if self._path is None:
-            self._join(federation, round)
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self._path.with_name(self._path.name + ".lock")):
-            self._last = self._read(self._path)
-            self._join(federation, round)
-            write_json(self._path, self._last)
-
-    def _join(self, federation: str, round: int) -> None:
-        checks.fresh(round, self._last.get(federation, -1))
-        self._last[federation] = round
-
-    def _read(self, path: Path) -> dict[str, int]:
-        if not path.exists():
-            return {}
-        try:
-            joined = json.loads(path.read_text(encoding="utf-8"))
-            return {str(name): int(last) for name, last in joined.items()}
-        except (ValueError, AttributeError, TypeError) as error:
-            # Not taken for empty: an old round could be replayed.
-            raise FederationError(
-                "the list of joined rounds is damaged",
-                where=str(path),
-                fix="write the highest round of each federation into it",
-            ) from error
 
 
 class SecureClient:
@@ -106,19 +58,37 @@ class SecureClient:
         self._broadcast, self._rounds = broadcast, rounds
         self._next: str | None = STAGES[0]
         self._entries: NDArray[Any] | None = None
+        self._direction: list[float] = []
 
-    def contribute(self, vector: NDArray[np.floating[Any]], weight: float) -> None:
+    def contribute(
+        self,
+        vector: NDArray[np.floating[Any]],
+        weight: float,
+        *,
+        bound: float = math.inf,
+        rng: np.random.Generator | None = None,
+    ) -> None:
         """Give the update, before the masked vector is asked for.
 
         Args:
             vector: ``(policy.length,)``, within the policy's clip.
-            weight: a whole number of examples; travels masked, too.
+            weight: a whole number of examples, which counts as the policy's heaviest where it is
+                more; travels masked, too.
+            bound: largest L2 norm of what is sent, rounding included.
+            rng: of random rounding under a bound; the system's randomness when None.
 
         Raises:
             FederationError: it does not fit the policy; nothing was sent then.
         """
-        checks.shape(vector.shape, self._policy.length)
-        self._entries = quantise(vector, weight, self._policy)
+        policy = self._policy
+        checks.shape(vector.shape, policy.length)
+        if bound < math.inf:
+            checks.finite(bool(np.isfinite(vector).all()))
+            # No longer by this, and an honest update is never refused for one large value.
+            vector = np.clip(vector, -policy.clip, policy.clip)
+        weight = min(weight, policy.heaviest)
+        self._entries = quantise(vector, weight, policy, bound=bound, rng=rng)
+        self._direction = self._rounds.direction(policy.federation, vector)
 
     def handle(self, message: Message) -> Message:
         """Answer the server.
@@ -145,7 +115,7 @@ class SecureClient:
         """Two fresh key pairs, signed: one seals shares, one makes masks."""
         self._terms = terms = self._read_terms(message)
         self._me = terms.names.index(self._identity.name)
-        self._rounds.join(self._policy.federation, terms.round)
+        self._rounds.join(self._policy.federation, terms.round, terms.broadcast, terms.names)
         self._sealing, self._masking = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         self._keys_sent = public_of(self._sealing) + public_of(self._masking)
         signature = terms.sign(self._identity, "keys", self._keys_sent)
@@ -224,6 +194,10 @@ class SecureClient:
         members = terms.read_members(message, self._members)
         checks.present(me, members)
         sealed = as_bytes(message.array("sealed", np.uint8, (len(members), SEALED_BYTES)))
+        policy, names = self._policy, terms.names
+        self._rounds.send(
+            policy.federation, terms.broadcast, names, self._direction, policy.smallest
+        )
         entries, self._entries = self._entries, None
         add_mask(entries, derive(self._seed, terms.digest, terms.seed_key(me)))
         for number, text in zip(members, sealed, strict=True):
@@ -247,6 +221,8 @@ class SecureClient:
         """A signature under who is left: the one set for which this client will unmask."""
         self._left = self._terms.read_members(message, self._members)
         checks.present(self._me, self._left)
+        policy, names = self._policy, [self._terms.names[number] for number in self._left]
+        self._rounds.sign(policy.federation, self._terms.broadcast, names, policy.smallest)
         signature = self._terms.sign(self._identity, "survivors", agreed(self._members, self._left))
         return request("survivors", self._terms.round, signature=as_rows([signature]))
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pfi._util.seeds import generator
 from pfi.errors import FederationError
-from pfi.federate.message import Message
+from pfi.federate.message import Failure, Message
 from pfi.federate.secure.server import SecureServer
 from pfi.federate.secure.terms import STAGES
 
-#: Sends messages by client and yields the replies as they come; an error for who dropped out.
-Ask = Callable[[Mapping[str, Message]], Iterable[tuple[str, Message | FederationError]]]
+#: Sends messages by client and yields the replies as they come; a failure or an error for who
+#: dropped out.
+Ask = Callable[[Mapping[str, Message]], Iterable[tuple[str, Message | Failure | FederationError]]]
 
 
 def groups(clients: Sequence[str], size: int, seed: int) -> list[list[str]]:
@@ -65,6 +66,8 @@ def run_groups(
             try:
                 if isinstance(reply, FederationError):
                     raise reply
+                if isinstance(reply, Failure):
+                    raise FederationError(reply.why)
                 if client not in messages:
                     raise FederationError("it was not asked")
                 of[client].receive(stage, client, reply)

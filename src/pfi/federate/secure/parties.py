@@ -7,8 +7,9 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 from pfi.errors import FederationError
-from pfi.federate.secure.client import Rounds, SecureClient
+from pfi.federate.secure.client import SecureClient
 from pfi.federate.secure.groups import groups
+from pfi.federate.secure.history import Rounds
 from pfi.federate.secure.policy import Policy, SecureConfig
 from pfi.federate.secure.roster import Identity, Roster
 from pfi.federate.secure.server import SecureServer

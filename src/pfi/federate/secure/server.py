@@ -115,7 +115,15 @@ class SecureServer:
         return values(self.sum(), self.terms.policy)
 
     def mean(self) -> NDArray[np.float64]:
-        """The weighted mean of the updates, ``(length,)``."""
+        """The weighted mean of the updates, ``(length,)``.
+
+        Raises:
+            FederationError: it is beyond what clients may send: one of them did not keep to it.
+        """
+        entries, policy = self.sum(), self.terms.policy
+        largest = int(np.abs(entries[:-1]).max(initial=0))
+        rounding = len(self.survivors()) / 2
+        checks.possible_values(largest, self.weight() * policy.limit / policy.step + rounding)
         return self.total() / self.weight()
 
     def _left(self, stage: str) -> list[int]:
@@ -202,7 +210,11 @@ class SecureServer:
     # The sum ----------------------------------------------------------------------------
 
     def _restore(self) -> None:
-        """Take off the masks: own ones of who is left, and those with who is not."""
+        """Take off the masks: own ones of who is left, and those with who is not.
+
+        Raises:
+            FederationError: shares restore no secret, or it cannot be a sum of these clients.
+        """
         terms, total = self.terms, self._total
         shares = self._replies["unmask"]
         holders = self._left("unmask")[: terms.needed]
@@ -226,3 +238,5 @@ class SecureServer:
                 assert common is not None
                 # The other has added it if its number is the lower one.
                 add_mask(total, common, negative=other < dealer)
+        weight = int(signed(total)[-1])
+        checks.possible_weight(weight, len(left), terms.policy.heaviest)

@@ -19,8 +19,9 @@ from pfi.federate.deploy.keys.invitation import Invitation, keep_roster
 from pfi.federate.deploy.keys.keys import read
 from pfi.federate.deploy.keys.nodes import DEVICE_KEY, ROSTER, load_device_key
 from pfi.federate.deploy.keys.sealed import KeySeal
+from pfi.federate.measures import Measures
 from pfi.federate.message import Failure, Message
-from pfi.federate.secure.client import Rounds
+from pfi.federate.secure.history import Rounds
 from pfi.federate.secure.parties import Parties
 from pfi.federate.secure.roster import Identity, Roster
 from pfi.federate.strategy import LinearStrategy
@@ -33,6 +34,7 @@ from pfi.tasks import Example, Task
 
 MEMORIES = "kept"  # where a client keeps what it has from round to round
 JOINED = "rounds.json"  # of secure aggregation
+MEASURED = "measured.json"  # what it measured for the server
 ROSTER_KIND, SERIAL = "roster", "serial"  # of the message that brings a roster, and its reply
 
 
@@ -74,7 +76,7 @@ class DeviceRuntime:
             device=self.home.profile,
             to=self.invitation.server.rpartition(":")[0],
             kind=self._kind(message),
-            policy="clear" if self.config.secure is None else "secure sum",
+            policy=self._policy(message),
             payload=reply,
             send=lambda: reply,
         )
@@ -128,6 +130,11 @@ class DeviceRuntime:
             return f"{SECURE} {stage}"
         return READY if asked == "train" and self.config.secure is not None else UPDATE
 
+    def _policy(self, message: Message) -> str:
+        """How the reply is protected: a masked update is; a loss, or that a device is ready, not."""
+        summed = self.config.secure is not None and message.values.get("kind") == "secure"
+        return "secure sum" if summed else "clear"
+
     def clients(self) -> Sequence[str]:
         """Of a population of one."""
         return [self.invitation.client]
@@ -149,7 +156,16 @@ class DeviceRuntime:
         context = f"{keys.profile}|{FOLDER}"
         memories = Memories(folder / MEMORIES, key=keys.files, context=context)
         # Records come and are erased while an agent runs.
-        clients = Clients(backbone, self, self.config, memories, working_set=1, cached_tokens=0)
+        clients = Clients(
+            backbone,
+            self,
+            self.config,
+            memories,
+            working_set=1,
+            cached_tokens=0,
+            measures=Measures(folder / MEASURED, most=self.config.rounds + 1),
+            seeded=False,
+        )
         if self.config.secure is not None and isinstance(clients.strategy, LinearStrategy):
             clients.parties = self._parties(folder, clients.strategy.size)
         return clients
