@@ -11,6 +11,7 @@ import numpy as np
 from pfi._util.files import write_atomic
 from pfi._util.seeds import generator, seed_of
 from pfi.errors import FederationError, StorageError
+from pfi.federate.agreement import check_terms, terms
 from pfi.federate.config import FederateConfig
 from pfi.federate.engine import Engine
 from pfi.federate.measures import Measures, blurred
@@ -128,6 +129,7 @@ class Clients:
         self._cached, self._cached_tokens = 0, cached_tokens
         self._remembers = self.strategy.stateful or config.compress.remembers
         self._base_of: Message | None = None
+        self.terms = terms(config, self.engine.layout.backbone)
         self._measures, self._seeded = measures or Measures(most=config.rounds + 1), seeded
         #: Keys and policy of secure aggregation, where it is on.
         self.parties: Parties | None = None
@@ -163,6 +165,7 @@ class Clients:
         for name, message in messages.items():
             try:
                 round = _round_of(message)
+                check_terms(self.terms, message.values)
                 if (answer := self._measured_before(name, round, message)) is not None:
                     yield name, answer
                     continue

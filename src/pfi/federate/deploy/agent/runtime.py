@@ -34,8 +34,8 @@ from pfi.tasks import Example, Task
 
 MEMORIES = "kept"  # where a client keeps what it has from round to round
 JOINED = "rounds.json"  # of secure aggregation
-MEASURED = "measured.json"  # what it measured for the server
 ROSTER_KIND, SERIAL = "roster", "serial"  # of the message that brings a roster, and its reply
+MEASURED = "measured.json"  # what it measured for the server
 
 
 class DeviceRuntime:
