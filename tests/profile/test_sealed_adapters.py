@@ -17,7 +17,7 @@ import torch
 
 from pfi.errors import StorageError
 from pfi.models.adapters import Adapter
-from pfi.profile.adapters.files import Seals
+from pfi.profile.adapters.files import Seals, digest
 from pfi.profile.adapters.store import AdapterInfo, AdapterStore
 from pfi.profile.home import Home
 from pfi.profile.open import create_home
@@ -444,3 +444,51 @@ def test_migrating_goes_on_after_a_kill(
     assert MARK.encode() not in all_bytes(old.folder)
     assert old.active(TASK) == "0002"
     assert [m.version for m in map(old.verify, old.versions())] == ["0001", "0002"]
+
+
+# Adapters that could answer nothing ---------------------------------------------------
+
+
+def broken(value: float, factor: str = "B", half: bool = False) -> Adapter:
+    """One number of a factor is not finite."""
+    sound = adapter(1.0)
+    name = f"base_model.model.{MARK}.lora_{factor}.weight"
+    weights = {key: tensor.clone() for key, tensor in sound.weights.items()}
+    weights[name][0, 1] = value
+    if half:
+        weights = {key: tensor.bfloat16() for key, tensor in weights.items()}
+    return Adapter(sound.settings, weights)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("factor", "half"), [("A", False), ("B", True)])
+def test_an_adapter_that_is_not_finite_is_not_stored(
+    store: AdapterStore, value: float, factor: str, half: bool
+) -> None:
+    with pytest.raises(StorageError, match="not finite"):
+        store.add(broken(value, factor, half), info())
+    assert list(store.versions()) == ["0001", "0002", "0003"]
+
+
+def test_an_adapter_that_is_not_finite_is_not_restored(store: AdapterStore, home: Home) -> None:
+    files = broken(float("nan")).to_bytes()
+    sums = {name: digest(data) for name, data in files.items()}
+    manifest = store.manifest("0003").model_copy(update={"sha256": sums, "version": "0009"})
+    with pytest.raises(StorageError, match="not finite"):
+        fresh(store).restore(files, manifest)
+    assert "0009" not in store.versions()
+
+
+def test_one_that_is_there_already_is_not_taken_into_use(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older version stored what it was given."""
+    with monkeypatch.context() as older:
+        older.setattr("pfi.profile.adapters.store.refuse_nonfinite", lambda *_: None)
+        store.add(broken(float("inf")), info())
+        store.use("0004")
+        store.use("0001")
+    for choose in (lambda: fresh(store).use("0004"), lambda: fresh(store).rollback(TASK)):
+        with pytest.raises(StorageError, match="not finite"):
+            choose()
+    assert fresh(store).active(TASK) == "0001"

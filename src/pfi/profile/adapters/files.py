@@ -17,7 +17,9 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from pfi._util.files import write_atomic, write_json
-from pfi.errors import StorageError
+from pfi.errors import BackboneError, StorageError
+from pfi.models.adapters import Adapter
+from pfi.models.peft_format import check_finite, factor_pairs
 from pfi.privacy.crypto.sealing import SealError, seal, unseal_file
 from pfi.privacy.crypto.signing import SIGNATURE, with_signature, without_signature
 from pfi.profile.keys.keys import Keys
@@ -248,6 +250,18 @@ def refuse_unsafe(path: Path) -> None:
                 where=os.fspath(file),
                 fix="keep adapters as safetensors",
             )
+
+
+def refuse_nonfinite(files: Mapping[str, bytes], where: str) -> None:
+    """Refuse an adapter that could answer nothing: a value of a factor is not finite.
+
+    Raises:
+        StorageError: so it is, or its files are damaged.
+    """
+    try:
+        check_finite(factor_pairs(Adapter.from_bytes(files, where).weights))
+    except BackboneError as error:
+        raise StorageError(error.what, where=where, fix=error.fix) from error
 
 
 def digest(data: bytes) -> str:

@@ -32,6 +32,7 @@ from pfi.profile.adapters.files import (
     digest,
     read_file,
     read_signed,
+    refuse_nonfinite,
     refuse_unsafe,
     write_signed,
     write_version,
@@ -90,11 +91,13 @@ class AdapterStore:
         """Store an adapter as the next version; it is not made active.
 
         Raises:
-            StorageError: the folder cannot be written, or a file of the adapter is unsafe.
+            StorageError: the folder cannot be written, a file of the adapter is unsafe, or its
+                factors are not finite.
         """
         files = adapter.to_bytes()
         for name in files:
             refuse_unsafe(self.folder / name)
+        refuse_nonfinite(files, str(self.folder))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
@@ -110,7 +113,8 @@ class AdapterStore:
         """Put in a version as it was in another home; it is sealed and signed anew.
 
         Raises:
-            StorageError: there is such a version, or a file is unsafe or not the manifest's.
+            StorageError: there is such a version, a file is unsafe or not the manifest's, or the
+                factors are not finite.
         """
         if not _VERSION.fullmatch(manifest.version) or manifest.version in self.versions():
             what = f"{manifest.version!r} is no new version"
@@ -118,6 +122,7 @@ class AdapterStore:
         if {name: digest(data) for name, data in files.items()} != manifest.sha256:
             what = f"the files of version {manifest.version} are not those of its manifest"
             raise StorageError(what, where=str(self.folder))
+        refuse_nonfinite(files, f"version {manifest.version}")
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
             state = self._read()
@@ -321,6 +326,7 @@ class AdapterStore:
             StorageError: see `verify`.
         """
         manifest = self.verify(version)
+        refuse_nonfinite(self.files(version), str(self.folder / version))
         self._push(manifest.task, version)
         return manifest
 
@@ -344,6 +350,7 @@ class AdapterStore:
             before = trail[-2] if len(trail) > 1 else None
             if before is not None:
                 self.verify(before)
+                refuse_nonfinite(self.files(before), str(self.folder / before))
             state.tasks[task] = trail[:-1]
             self._write(state)
         return before
