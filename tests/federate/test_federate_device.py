@@ -55,7 +55,7 @@ def test_a_running_device_learns_from_the_records_of_now(
     message = strategy.broadcast(strategy.start(), "p", 0)
 
     def counted(round: int) -> int:
-        values = {**message.values, "kind": "evaluate", "round": round}
+        values = {**message.values, **runtime._clients.terms, "kind": "evaluate", "round": round}
         reply = runtime(Message(message.arrays, values).encode())
         return int(Message.decode(reply).number("examples"))
 

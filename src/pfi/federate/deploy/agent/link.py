@@ -44,6 +44,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
     inflate_object_from_contents,
     pull_objects,
     push_objects,
@@ -164,7 +165,7 @@ class Link:
                 _log.warning("%s; asking again", error)
                 self._stop.wait(5)
                 waited += 5
-            except (httpx.HTTPError, RuntimeError, ValueError) as error:
+            except (httpx.HTTPError, RuntimeError, ValueError, ObjectPushError) as error:
                 if isinstance(error, httpx.HTTPStatusError) and (
                     error.response.status_code in _GONE
                 ):

@@ -47,7 +47,7 @@ class ReplyLimits:
     def __init__(self, state: Any) -> None:
         self._state, self._lock = state, threading.Lock()
         self._open, self._store = state.store_message_and_object_tree, state.store_object
-        self._questions: dict[str, str] = {}  # by session
+        self._questions: dict[str, tuple[str, int]] = {}  # and their limits, by session
         self._bytes: dict[str, int] = {}  # by question
         state.store_message_and_object_tree = self.open
         state.store_object = self.store
@@ -65,19 +65,19 @@ class ReplyLimits:
             return False, []
         with self._lock:
             self._forget()
-            self._questions[session] = question
+            self._questions[session] = question, limit
         opened = self._open(message, tree, session)
         return opened
 
     def store(self, run: int, session: str, part: str, content: bytes) -> bool:
         """Store a part of a message, unless its reply would be too large."""
         with self._lock:
-            question = self._questions.get(session)
-            if question is not None:
-                limit = self._limit(question)
+            # Flower forgets a question with the first sign of its reply, so it is not looked up.
+            question, limit = self._questions.get(session, ("", 0))
+            if question:
                 self._bytes[question] = self._bytes.get(question, 0) + len(content)
-                if limit is None or self._bytes[question] > limit + _OVERHEAD:
-                    _log.warning("a reply of more than %s bytes was refused", limit)
+                if self._bytes[question] > limit + _OVERHEAD:
+                    _log.warning("a reply of more than %d bytes was refused", limit)
                     self._state._cleanup_push_session(session, cleanup_messages=True)
                     return False
         stored: bool = bool(session) and self._store(run, session, part, content)
@@ -90,9 +90,11 @@ class ReplyLimits:
         return None if message is None else limit_in(message.metadata.group_id)
 
     def _forget(self) -> None:
-        """Drop what is known of questions that are over."""
-        asked = self._state.message_ins_store
-        for session in [s for s, question in self._questions.items() if question not in asked]:
+        """Drop what is known of sessions and questions that are over."""
+        going = self._state._object_push_sessions
+        for session in [session for session in self._questions if session not in going]:
             del self._questions[session]
-        for question in [question for question in self._bytes if question not in asked]:
+        used = {question for question, _ in self._questions.values()}
+        asked = self._state.message_ins_store
+        for question in [q for q in self._bytes if q not in asked and q not in used]:
             del self._bytes[question]

@@ -59,6 +59,7 @@ class Waiting:
     def __init__(self, patience: Patience, kind: str, asked: int, seconds: float | None) -> None:
         self._patience, self._kind, self._asked, self._fixed = patience, kind, asked, seconds
         self._start = patience.clock()
+        self._usual = patience.usual(kind)  # before this one
         self._half: float | None = None
         self.replied = 0
 
@@ -76,7 +77,7 @@ class Waiting:
         """
         if self._fixed is not None:
             return self._fixed
-        known = [t for t in (self._patience.usual(self._kind), self._half) if t is not None]
+        known = [seconds for seconds in (self._usual, self._half) if seconds is not None]
         if not known:
             return self._patience.longest
         wanted = _TIMES * max(known)
