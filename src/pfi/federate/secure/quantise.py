@@ -54,8 +54,8 @@ def quantise(
     entries[-1] = int(weight)
     scale = np.float64(int(weight) / config.step)
     if bound != math.inf:
-        limit = math.inf if bound is None else bound * scale
         steps = vector.astype(np.float64) * scale
+        limit = float(np.linalg.norm(steps) if bound is None else bound * scale)
         entries[:-1] = rounded_within(steps, limit, rng or np.random.default_rng())
         return entries
     # In pieces that stay in the processor's cache; the last cast wraps, which is the modulus.
@@ -68,11 +68,11 @@ def quantise(
 def rounded_within(
     steps: NDArray[np.float64], limit: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Whole numbers for a vector, at random and never longer than it nor than the limit.
+    """Whole numbers for a vector, at random and never longer than the limit.
 
     Each number goes to one of its two neighbours with the chance that keeps its mean.  Where that
     makes the vector too long, numbers that went away from zero go back, chosen by lot, until it is
-    not; with all of them back it is shorter than it was.
+    not; with all of them back it is no longer than it was.
 
     Args:
         steps: ``(length,)``; shortened to the limit first.
@@ -86,7 +86,7 @@ def rounded_within(
     whole = np.floor(size)
     away = rng.random(size.shape) < size - whole
     whole += away
-    excess = float(whole @ whole) - min(norm, limit) ** 2
+    excess = float(whole @ whole) - limit**2
     if excess > 0:
         chosen = rng.permutation(np.flatnonzero(away))
         saved = np.cumsum(2 * whole[chosen] - 1)  # of the squared norm, by one step less
