@@ -57,6 +57,7 @@ from pfi.federate.simulate import SimulatedFleet
 from pfi.federate.users import local_examples
 from pfi.models.adapters import Adapter
 from pfi.models.backbone import load_backbone
+from pfi.privacy.ledger.entries import Entry
 from pfi.privacy.ledger.ledger import Ledger
 from pfi.profile.config import HomeConfig
 from pfi.profile.erase.statement import sent
@@ -287,20 +288,25 @@ def test_four_agents_learn_what_four_slots_of_a_simulation_learn(
 
     events = list(read_rounds(out))
     assert [event["clients"] for event in events] == [4] * settings["rounds"]
-    entries = list(Ledger(tmp_path / "homes" / FOUR[0] / "ledger.jsonl").entries())
-    policy = "secure sum" if more else "clear"
-    assert {(entry.to, entry.policy) for entry in entries} == {("localhost", policy)}
+    before, entries = _entries(tmp_path, FOUR[0])
+    assert before == (["agree", "roster"] if more else ["agree"])
+    policies = {"secure sum", "clear"} if more else {"clear"}
+    assert {entry.policy for entry in entries} == policies
+    assert {entry.to for entry in entries} == {"localhost"}
     stages = ["ready", "secure keys", "secure shares", "update", "secure survivors"]
     kinds = [*stages, "secure unmask"] if more else ["update"]
     assert [entry.kind for entry in entries] == kinds * settings["rounds"]
     counted = sent(open_home(FOUR[0], root=tmp_path / "homes"), lambda shows: False, began)
     assert counted["updates"] == {"localhost": settings["rounds"]}
-    left = sum(
-        entry.bytes
-        for name in FOUR
-        for entry in Ledger(tmp_path / "homes" / name / "ledger.jsonl").entries()
-    )
+    left = sum(entry.bytes for name in FOUR for entry in _entries(tmp_path, name)[1])
     assert left == sum(event["bytes_up"] for event in events)
+
+
+def _entries(folder: Path, name: str) -> tuple[list[str], list[Entry]]:
+    """A device's ledger: kinds of what it said before it learnt, and the entries of the rounds."""
+    entries = list(Ledger(folder / "homes" / name / "ledger.jsonl").entries())
+    talk = [entry.kind for entry in entries if entry.kind in ("agree", "roster")]
+    return talk, [entry for entry in entries if entry.kind not in ("agree", "roster")]
 
 
 FOUR = ["good", "killed", "late", "zoe"]
@@ -342,6 +348,7 @@ def _history(name: str, count: int) -> History:
 @pytest.mark.slow
 def test_flowers_own_supernode_forwards_to_the_agent(world: World, tmp_path: Path) -> None:
     path = world.root / "good" / SOCKET
+    world.server.verifier.required = False  # a SuperNode signs the time alone
     programs = str(Path(sys.executable).parent)
     command = [f"{programs}/flower-supernode", "--superlink", f"127.0.0.1:{world.server.port}"]
     command += ["--root-certificates", str(world.keys / CA), "--port", str(local.free_port())]
@@ -365,6 +372,7 @@ def test_flowers_own_supernode_forwards_to_the_agent(world: World, tmp_path: Pat
             assert isinstance(lost, Failure)
             assert "no agent is running" in lost.why
         finally:
+            world.server.verifier.required = True
             node.terminate()
 
 

@@ -134,7 +134,7 @@ def add(
     path = folder / "invitations" / f"{keys.client}.json"
     Invitation.make(folder, keys.client, settings, task).save(path)
     typer.echo(f"{keys.client} may take part.")
-    note(f"Next: give {shown_path(path)} to it, and the new roster.json to all.")
+    note(f"Next: give {shown_path(path)} to it; the server hands the new roster out by itself.")
 
 
 def remove(folder: Keys, name: Annotated[str, typer.Argument(help="The device's name.")]) -> None:
