@@ -286,14 +286,23 @@ def test_what_differs_is_named_before_the_first_round() -> None:
         "d": "it learns 'LaMP_2N', and most learn 'LaMP_3'",
     }
     assert set(found.failed) == {"e", "f", "g"}
+    with pytest.raises(FederationError, match="2 of 8"):
+        require(found, 2)  # three work otherwise
+    del found.refused["c"]
     require(found, 2)
-    with pytest.raises(FederationError, match=r"2 of 5 devices agree.*b: local\.alpha.*3 more"):
-        require(found, 5)
+    with pytest.raises(FederationError, match=r"2 of 7 devices agree.*b: local\.alpha.*2 more"):
+        require(found, 3)
     assert found.event()["agreed"] == 2
+
+
+def test_one_device_keeps_no_run_from_beginning() -> None:
+    for one in (Failure("it was late"), b"nonsense", Phone(config(seed=9)), Phone(config(), "x")):
+        fleet = Phones({"a": Phone(config()), "b": Phone(config()), "one": one})
+        require(agree(fleet, fleet.clients(), config(), "b"), 2)
 
 
 def test_a_fleet_that_was_invited_with_other_settings_learns_nothing() -> None:
     fleet = Phones({name: Phone(config(local={"alpha": 64})) for name in "abc"})
     found = agree(fleet, fleet.clients(), config(), "b")
-    with pytest.raises(FederationError, match=r"0 of 1 devices agree.*local\.alpha is 64"):
+    with pytest.raises(FederationError, match=r"0 of 3 devices agree.*local\.alpha is 64"):
         require(found, 1)

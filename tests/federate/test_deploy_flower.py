@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -22,8 +23,10 @@ import pytest
 pytest.importorskip("flwr", reason="the extra `federate` is not installed")
 
 from deploy_world import World, until
+from flwr.app import Message, RecordDict
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fleet_pb2 import PullMessagesRequest, RegisterNodeFleetRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, GetNodesRequest
 
@@ -46,6 +49,7 @@ from pfi.federate.deploy.keys.nodes import (
     read_nodes,
     unregister,
 )
+from pfi.federate.deploy.records import pack, unpack
 from pfi.federate.deploy.server.fleet import FlowerFleet
 from pfi.federate.deploy.server.server_app import ADAPTER, make_strategy, run
 from pfi.federate.deploy.server.settings import DeployConfig
@@ -139,6 +143,49 @@ def test_a_large_message_goes_in_pieces(world: World) -> None:
     with world.device("good", lambda data: data + b"!"):
         until(lambda: "good" in world.fleet.connected())
         assert dict(world.fleet.ask(1, {"good": data}, 120)) == {"good": data + b"!"}
+
+
+def test_a_reply_beyond_its_limit_is_dropped_as_it_comes(world: World) -> None:
+    """Of a device that heeds no limit; it fails, and its link lives."""
+    largest = [30 << 20]
+
+    def answer(message: Message) -> RecordDict:
+        return pack(os.urandom(largest[0]), id=unpack(message)[0])
+
+    with world.link("good") as link:
+        threading.Thread(target=link.serve, args=(answer,), daemon=True).start()
+        until(lambda: "good" in world.fleet.connected())
+        late = dict(world.fleet.ask(40, {"good": b"q"}, 8))["good"]
+        assert isinstance(late, Failure)
+        kept = world.server._state.object_store.store.values()
+        assert sum(len(entry.content) for entry in kept) < 8 << 20
+        largest[0] = 1000
+        assert len(dict(world.fleet.ask(41, {"good": b"q"}, 120))["good"]) == 1000
+
+
+def test_a_request_that_was_seen_is_of_no_use_to_another(world: World) -> None:
+    with world.device("good", lambda data: data) as link:
+        until(lambda: "good" in world.fleet.connected())
+        requests: list[httpx.Request] = []
+        send = link._client._client.send
+
+        def seen(request: httpx.Request, *more: Any, **options: Any) -> httpx.Response:
+            requests.append(request)
+            return send(request, *more, **options)
+
+        link._client._client.send = seen  # type: ignore[method-assign]
+        until(lambda: requests)
+        request = requests[0]
+        beat = SendNodeHeartbeatRequest(node=link._node, heartbeat_interval=3600)
+        for path, body in [
+            (request.url.path, request.content),
+            ("/v1/fleet/send-node-heartbeat", beat.SerializeToString()),
+        ]:
+            headers = {**request.headers, "content-length": str(len(body))}
+            context = ssl.create_default_context(cadata=world.ca.decode())
+            with httpx.Client(verify=context) as client:
+                again = client.post(world.url + path, headers=headers, content=body)
+            assert again.status_code == 401
 
 
 def test_a_key_that_is_not_registered_is_refused(world: World, tmp_path: Path) -> None:

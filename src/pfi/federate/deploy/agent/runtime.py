@@ -131,7 +131,7 @@ class DeviceRuntime:
         return READY if asked == "train" and self.config.secure is not None else UPDATE
 
     def _policy(self, message: Message) -> str:
-        """How the reply is protected: a masked update is; a loss, or that a device is ready, not."""
+        """How the reply is protected: a masked update is; a loss, or being ready, is not."""
         summed = self.config.secure is not None and message.values.get("kind") == "secure"
         return "secure sum" if summed else "clear"
 

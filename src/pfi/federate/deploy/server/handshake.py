@@ -85,17 +85,22 @@ def agree(
     return found
 
 
-def require(agreement: Agreement, count: int) -> None:
-    """See that so many devices agree.
+def require(agreement: Agreement, least: int) -> None:
+    """See that the run can begin: it takes more than one device to keep it from that.
+
+    Args:
+        agreement: who agrees.
+        least: fewest that a round needs.
 
     Raises:
-        FederationError: they are fewer; it names what differs.
+        FederationError: fewer agree, or more say that they work otherwise; it names what differs.
     """
-    if len(agreement.agreed) >= count:
+    agreed, refused = len(agreement.agreed), len(agreement.refused)
+    if agreed >= max(1, least) and agreed >= refused:
         return
-    why = {**agreement.failed, **agreement.refused}
-    named = [f"{client}: {text}" for client, text in sorted(why.items())[:_NAMED]]
+    why = [*sorted(agreement.refused.items()), *sorted(agreement.failed.items())]
+    named = [f"{client}: {text}" for client, text in why[:_NAMED]]
     more = len(why) - len(named)
     listed = ". ".join(named) + (f". And {more} more" if more > 0 else "")
-    what = f"{len(agreement.agreed)} of {count} devices agree with the server. {listed}"
+    what = f"{agreed} of {agreed + len(why)} devices agree with the server. {listed}"
     raise FederationError(what.rstrip(" ."), fix=_FIX)

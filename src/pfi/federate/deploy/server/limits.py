@@ -38,7 +38,7 @@ class ReplyLimits:
     """Counts what is stored of each reply, in front of Flower's state.
 
     All replies to one question share its bytes: sending it again, or another beside it, gives no
-    more room.  What is over is dropped, and its sender is late for the round.
+    more room.  What is over is dropped, and its sender fails in the round.
 
     Args:
         state: Flower's, in this process; two of its methods are replaced.

@@ -106,7 +106,8 @@ def run(fleet: FlowerFleet, config: DeployConfig, folder: Path) -> None:
         )
         agreement = agree(fleet, connected, settings, strategy.layout.backbone, settings.seconds)
         log.append(agreement.event())
-        require(agreement, config.clients)
+        secure = settings.secure
+        require(agreement, max(settings.least, secure.smallest if secure else 1))
         state = federation.run()
         as_adapter(strategy.model(state), shape).save(folder / ADAPTER)
     else:
