@@ -15,7 +15,7 @@ from pfi.federate.aggregate.combiners import Combining
 from pfi.federate.config import FederateConfig
 from pfi.federate.deploy.agent import runtime as module
 from pfi.federate.message import Message
-from pfi.federate.privacy.dp_fedavg import PrivacyConfig
+from pfi.federate.privacy.dp_fedavg import PrivacyConfig, PrivateRounds
 from pfi.federate.secure import run
 from pfi.federate.secure.quantise import signed
 
@@ -69,6 +69,16 @@ def test_a_fleet_too_small_for_a_secure_sum_is_refused() -> None:
 def test_a_bound_that_follows_updates_has_a_limit_for_the_server_too() -> None:
     config = PrivacyConfig(**NOISE, clip=0.5, adaptive={"largest": 3})  # type: ignore[arg-type]
     assert config.limit == 1.5 and PrivacyConfig(**NOISE, clip=0.5).limit == 0.5
+    names = [str(n) for n in range(50)]
+    private = PrivateRounds(
+        config, fleet=50, cohort=50, sampling="fixed", rounds=40, width=3, seed=0
+    )
+    for _ in range(40):  # all updates are longer than any bound
+        mean = private.combiner(names)
+        for name in names:
+            mean.add(name, np.full(3, 9.0, np.float32), 1.0)
+        mean.result()
+    assert private.clip == 1.5
 
 
 # Heavy devices --------------------------------------------------------------------------

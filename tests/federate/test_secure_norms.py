@@ -122,9 +122,7 @@ def test_a_client_masks_what_is_within_the_bound(bound: float) -> None:
     """Also where one value is beyond the policy's range, while the whole is not."""
     world = World(4)
     policy = Policy(**{**POLICY.model_dump(), "length": 50, "clip": 1.0})
-    client = SecureClient(
-        world.identities[VICTIM], world.roster, policy, world.broadcast, Rounds()
-    )
+    client = SecureClient(world.identities[VICTIM], world.roster, policy, world.broadcast, Rounds())
     vector = np.zeros(50, np.float32)
     vector[:2] = 2.5, -0.1
     client.contribute(vector, 1, bound=bound)
@@ -165,6 +163,37 @@ def test_one_client_moves_the_sum_of_its_group_by_the_bound_at_most(deviation: f
         results.append(mean.result().vector)
     assert np.linalg.norm(results[1] - results[0]) <= 1 + 1e-9
     assert np.linalg.norm(results[1] - results[0]) > 0.95
+
+
+def test_rounds_of_secure_sums_add_noise_in_fractions_of_a_step() -> None:
+    config = FederateConfig.model_validate(
+        {
+            "cohort": 8,
+            "sampling": "poisson",
+            "secure": {"smallest": 4, "step": 1e-4},
+            "privacy": {"mechanism": "gaussian", "noise": 1e5},
+        }
+    )
+
+    class Group:
+        """One with a sum of so many steps in each number."""
+
+        def __init__(self, steps: int) -> None:
+            self.steps = steps
+
+        def survivors(self) -> list[str]:
+            return [f"c{n}" for n in range(4)]
+
+        def total(self) -> Floats:
+            return np.full(6, self.steps * 1e-4)
+
+    names = [f"c{n}" for n in range(20)]
+    results = []
+    for steps in (0, 1):
+        group: Any = Group(steps)
+        combining = Combining(config, names, 6, simulated=True)  # the same noise in both
+        results.append(combining.across([group], names, 0).vector * 8)
+    np.testing.assert_allclose(results[1] - results[0], 1e-4, atol=1e-8)
 
 
 def test_a_grain_is_fine_enough_and_divides_the_step() -> None:
