@@ -17,9 +17,8 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from pfi._util.files import write_atomic, write_json
-from pfi.errors import BackboneError, StorageError
-from pfi.models.adapters import Adapter
-from pfi.models.peft_format import check_finite, factor_pairs
+from pfi.errors import StorageError
+from pfi.models.peft_format import WEIGHTS_FILE
 from pfi.privacy.crypto.sealing import SealError, seal, unseal_file
 from pfi.privacy.crypto.signing import SIGNATURE, with_signature, without_signature
 from pfi.profile.keys.keys import Keys
@@ -255,13 +254,22 @@ def refuse_unsafe(path: Path) -> None:
 def refuse_nonfinite(files: Mapping[str, bytes], where: str) -> None:
     """Refuse an adapter that could answer nothing: a value of a factor is not finite.
 
+    Files that cannot be read at all are refused when they are (`Adapter.from_bytes`).
+
     Raises:
-        StorageError: so it is, or its files are damaged.
+        StorageError: names the factor.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        check_finite(factor_pairs(Adapter.from_bytes(files, where).weights))
-    except BackboneError as error:
-        raise StorageError(error.what, where=where, fix=error.fix) from error
+        factors = load(files[WEIGHTS_FILE])
+    except (KeyError, SafetensorError):
+        return
+    for name, factor in factors.items():
+        if factor.dtype.is_floating_point and not bool(factor.isfinite().all()):
+            what = f"the adapter is damaged: {name:.200} is not finite"
+            raise StorageError(what, where=where, fix="take it from where it came, or train anew")
 
 
 def digest(data: bytes) -> str:
