@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,13 +62,16 @@ def import_(
         bool,
         typer.Option("--check", help="Store nothing: show what would be read, with examples."),
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also what you erased here; it asks otherwise.")
+    ] = False,
     profile: Profile = "default",
 ) -> None:
     """Read your files into the profile's records; importing twice adds nothing twice.
 
     KIND says what to read (`pfi connectors` lists the kinds; `auto` looks), PATH is the file or
     folder. At the end it says who you are taken for and shows examples of what was taken as
-    yours.
+    yours. What you erased stays out, unless you say otherwise.
     """
     from pfi.profile.vault.imports import check_records, import_records, parse_options
     from pfi.sources.connectors import get_connector, recognised
@@ -87,7 +92,10 @@ def import_(
         return
     home = open_profile(profile)
     named, options = understood()
-    result = _counting(partial(import_records, home, named, path, options))
+    result = _counting(partial(import_records, home, named, path, options, again=again))
+    if result.erased and _wanted_again(result.erased):
+        both = _counting(partial(import_records, home, named, path, options, again=True))
+        result = replace(both, added=both.added + result.added, already_there=result.already_there)
     repeated = f", repeated in the source {result.check.repeated}" if result.check.repeated else ""
     there = f"already there {result.already_there}"
     typer.echo(f"Added {result.added}, {there}{repeated}{_skipped(result)}.")
@@ -97,6 +105,18 @@ def import_(
     elif result.added:
         note(f"Next: `pfi train{flags(profile)}`.")
     refresh_if_due(home)
+
+
+def _wanted_again(erased: int) -> bool:
+    """Whether records that were erased are to come back; nobody to ask means no."""
+    if not _asked_at_terminal():
+        return False
+    what = "1 record was" if erased == 1 else f"{erased} records were"
+    return typer.confirm(f"{what} erased here before. Import them again?", err=True)
+
+
+def _asked_at_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _counting(read: Callable[..., Imported]) -> Imported:

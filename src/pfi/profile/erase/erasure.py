@@ -21,7 +21,7 @@ from pfi._util.files import locked, write_atomic, write_json
 from pfi.errors import StorageError
 from pfi.privacy.ledger.entries import fingerprint
 from pfi.profile.answer.gate_file import forget, read_gate
-from pfi.profile.erase import statement
+from pfi.profile.erase import fingerprints, statement
 from pfi.profile.erase.erased import ERASED
 from pfi.profile.erase.retrain_settings import note_retraining, settings_of
 from pfi.profile.home import ERASING, NAMES, Home
@@ -101,6 +101,7 @@ def erase(
     that tells of them.  Where it is not known of which records an answer or an entry tells, it
     goes as well.  Records that the vault does not have any more are erased from the rest.  The
     gate's choices that were fitted on them, and what a client of a federation keeps, go too.
+    Keyed fingerprints of them stay, so that an import asks before it brings them back.
 
     Args:
         home: the device.
@@ -122,7 +123,8 @@ def erase(
 def erase_everything(home: Home) -> Erased:
     """Erase all records, feedback, personal adapters, and texts; the profile stays, empty.
 
-    Settings, the keys, shared adapters, and that things were sent stay.
+    Settings, the keys, shared adapters, and that things were sent stay; what was erased before
+    is not known any more.
 
     Raises:
         StorageError: see `erase`.
@@ -281,7 +283,9 @@ def _carry_out(home: Home, intent: _Intent, name: str) -> dict[str, Any]:
         if intent.everything:
             vault.set_setting(NAMES, None)  # they tell of people
             vault.clear()
+            fingerprints.forget_all(vault)
         else:
+            fingerprints.remember(vault, intent.ids)
             vault.delete(intent.ids)
     store = home.personal_adapters
     store.drop(store.versions() if intent.everything else intent.versions, home.config.backbone)

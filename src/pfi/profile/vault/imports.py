@@ -13,11 +13,15 @@ from pydantic import BaseModel
 
 from pfi._util.settings import one_line
 from pfi.errors import ConfigError, DataError
+from pfi.profile.erase.fingerprints import ErasedRecords, allow_again
 from pfi.profile.home import Home
 from pfi.readers.report import ImportReport
 from pfi.readers.self_check import SelfCheck
 from pfi.records import Record
 from pfi.sources import connectors
+
+#: Why a record is left out that the person erased.
+ERASED_BEFORE = "they were erased here (`pfi import --again` takes them in again)"
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,14 @@ class Imported:
         already_there: records that the vault had before.
         report: what the connector skipped.
         check: what it believes about the source; it counts records that repeat in it.
+        erased: records that were left out as they were erased here; the report counts them too.
     """
 
     added: int
     already_there: int
     report: ImportReport
     check: SelfCheck = field(default_factory=SelfCheck)
+    erased: int = 0
 
 
 def import_records(
@@ -43,6 +49,7 @@ def import_records(
     path: Path,
     options: Mapping[str, Any] | None = None,
     *,
+    again: bool = False,
     on_record: Callable[[int], None] = lambda done: None,
 ) -> Imported:
     """Read `path` with the connector `kind` into the vault.
@@ -52,6 +59,7 @@ def import_records(
         kind: the connector's name.
         path: the file or folder that it reads.
         options: values of the connector's options.
+        again: take in also what was erased here.
         on_record: told the number of records read so far.
 
     Raises:
@@ -62,8 +70,31 @@ def import_records(
     report, check = ImportReport(), SelfCheck()
     records = _read(kind, path, options, report, check)
     with home.open_vault() as vault:
-        added, seen = vault.add(_counted(records, on_record))
-    return Imported(added, seen - check.repeated, report, check)
+        screen = _Screen(ErasedRecords.of(vault), again, report)
+        added, seen = vault.add(screen.passed(_counted(records, on_record)))
+        if screen.back:
+            allow_again(vault, screen.back)
+    return Imported(added, seen - check.repeated, report, check, screen.left_out)
+
+
+class _Screen:
+    """Leaves out records that were erased, or notes which of them come back."""
+
+    def __init__(self, erased: ErasedRecords, again: bool, report: ImportReport) -> None:
+        self._erased, self._again, self._report = erased, again, report
+        self.left_out = 0
+        self.back: list[Record] = []
+
+    def passed(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The records that are to be stored."""
+        for record in records:
+            if self._erased.has(record):
+                if not self._again:
+                    self.left_out += 1
+                    self._report.skip(ERASED_BEFORE, record.source or record.id)
+                    continue
+                self.back.append(record)
+            yield record
 
 
 def check_records(
