@@ -482,6 +482,7 @@ def test_a_ledger_of_an_older_form_moves_whole(home: Home, tmp_path: Path) -> No
         lines.append(json.dumps({**entry, "hash": previous}, **form).encode() + b"\n")  # type: ignore[arg-type]
     ledger.path.write_bytes(b"".join(lines))
     assert ledger.seal_texts(device="me") == 3
+    ledger.accept()  # a file in the place of another
     write_archive(home, tmp_path / "o.pfi", to=[str(ME.to_public())])
     again = restored(tmp_path / "o.pfi", tmp_path / "e")
     moved = again.open_ledger()

@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
         "pfi ledger show --path runs/study/ledger.jsonl",
     ]
     add_command(group, show, lines)
-    add_command(group, verify, ["pfi ledger verify", "pfi ledger verify --profile work"])
+    add_command(group, verify, ["pfi ledger verify", "pfi ledger verify --accept"])
     app.add_typer(group, name="ledger")
 
 
@@ -72,12 +72,21 @@ def show(
         typer.echo(f"Nothing has left this device{f' to {to}' if to else ''}.")
 
 
-def verify(profile: Profile = "default", path: LedgerFile = None) -> None:
+def verify(
+    profile: Profile = "default",
+    path: LedgerFile = None,
+    accept: Annotated[
+        bool,
+        typer.Option("--accept", help="Take the file as it is from here on, after a loss."),
+    ] = False,
+) -> None:
     """Check that no entry was changed, removed or added since it was written.
 
-    Texts that `pfi erase` erased are counted; that, when and where to they were sent stays.
+    The vault knows the newest entry, so that cut off entries and a file written anew are found,
+    too. Texts that `pfi erase` erased are counted; that, when and where to they were sent stays.
     """
-    found = _ledger(profile, path).check()
+    ledger = _ledger(profile, path)
+    found = ledger.accept() if accept else ledger.check()
     if found.entries:
         entries = "1 entry is" if found.entries == 1 else f"{found.entries} entries are"
         texts = "1 text was" if found.erased == 1 else f"{found.erased} texts were"

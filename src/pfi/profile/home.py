@@ -25,6 +25,7 @@ from pfi.profile.adapters.files import Seals
 from pfi.profile.adapters.store import AdapterStore
 from pfi.profile.config import CONFIG, HomeConfig
 from pfi.profile.keys.keys import Keys, unlock
+from pfi.profile.ledger_head import VaultAnchor
 from pfi.profile.vault.vault import Session, SessionVault, Vault
 
 TOKENS = "tokens"  # setting in the vault: what opens the profile's models to programs
@@ -118,7 +119,9 @@ class Home:
 
     def open_ledger(self) -> Ledger:
         """The list of everything that left the device, with the texts."""
-        return Ledger(self.ledger_file, key=self.keys.files, context=f"{self.keys.profile}|ledger")
+        context = f"{self.keys.profile}|ledger"
+        anchor = VaultAnchor(self.open_vault_as_it_is)
+        return Ledger(self.ledger_file, key=self.keys.files, context=context, anchor=anchor)
 
     @cached_property
     def keys(self) -> Keys:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from pfi.errors import StorageError
 from pfi.privacy.crypto.sealing import SealError, seal, unseal
+from pfi.privacy.ledger.anchor import Anchor, Head, departure
 from pfi.privacy.ledger.entries import (
     CHANGED,
     FIRST,
@@ -61,16 +62,22 @@ class Ledger:
         key: 32 bytes that texts are sealed with; without it those that are sealed are not read,
             and new ones are written plainly.
         context: whose ledger it is; bound into what is sealed.
+        anchor: keeps the newest entry's number and hash elsewhere.
 
     Any number of threads and processes may append to one file.  Each entry is on the disk
-    before `append` returns.  A chain finds changes; it cannot find that the newest entries were
-    cut off, or that somebody wrote the whole file anew.
+    before `append` returns.  A chain finds changes; that the newest entries were cut off, or
+    that somebody wrote the whole file anew, is found where there is an anchor.
     """
 
     def __init__(
-        self, path: str | Path, *, key: bytes | None = None, context: str = "ledger"
+        self,
+        path: str | Path,
+        *,
+        key: bytes | None = None,
+        context: str = "ledger",
+        anchor: Anchor | None = None,
     ) -> None:
-        self.path, self._key, self._context = Path(path), key, context
+        self.path, self._key, self._context, self._anchor = Path(path), key, context, anchor
         self._file = LedgerFile(self.path)
 
     def append(
@@ -92,19 +99,25 @@ class Ledger:
             shows: ids of the records that the payload tells of; None if that is not known.
 
         Raises:
-            StorageError: the ledger cannot be written, or its last entry is damaged.
+            StorageError: the ledger cannot be written, its last entry is damaged, or it is not
+                the one that its anchor knows.
         """
+        # Asked before and told after the lock: the anchor has a lock of its own.
+        head = self._anchor.read() if self._anchor else None
         about = _about(payload, device=device, to=to, kind=kind, policy=policy)
         if shows is not None:
             about["shows"] = tuple(sorted({fingerprint(id_) for id_ in shows}))
         try:
             with self._file.locked() as file:
                 end, last = self._last(file)
+                self._refuse_departure(head, last)
                 entry = self._sealed(next_entry(about, last))
                 self._file.write(file, end, line_of(entry))
         except OSError as error:
             what = f"the ledger cannot be written, so nothing was sent: {error.strerror or error}"
             raise StorageError(what, where=str(self.path)) from error
+        if self._anchor:
+            self._anchor.tell(Head(entry.n, entry.hash))
         return entry
 
     def erase(self, wanted: Callable[[Entry], bool], *, device: str) -> int:
@@ -242,8 +255,30 @@ class Ledger:
         was erased.
 
         Raises:
-            StorageError: names the first line that is not as it was written.
+            StorageError: names the first line that is not as it was written, or says that this is
+                not the ledger that its anchor knows.
         """
+        head = self._anchor.read() if self._anchor else None  # before others append
+        found, last = self._check_chain()
+        self._refuse_departure(head, last)
+        if self._anchor and last is not None:
+            self._anchor.tell(Head(last.n, last.hash))
+        return found
+
+    def accept(self) -> Verified:
+        """Take the file as it is for the ledger from here on, whatever the anchor knows.
+
+        Raises:
+            StorageError: it is damaged in itself.
+        """
+        found, last = self._check_chain()
+        if self._anchor:
+            self._anchor.replace(None if last is None else Head(last.n, last.hash))
+        return found
+
+    def _check_chain(self) -> tuple[Verified, Entry | None]:
+        """What the file alone can show, and its last entry."""
+        entry: Entry | None = None
         count, erased, unread, previous = 0, 0, 0, FIRST
         bare: dict[int, str | None] = {}  # not as they were written, until that is explained
         for number, line in self._file.lines():
@@ -265,7 +300,17 @@ class Ledger:
             count, previous = entry.n, entry.hash
         if bare:
             raise self._damaged(min(bare), CHANGED)
-        return Verified(count, erased, unread)
+        return Verified(count, erased, unread), entry
+
+    def _refuse_departure(self, head: Head | None, last: Entry | None) -> None:
+        """Raises a StorageError where this is not the ledger that the anchor knows."""
+
+        def entry_at(number: int) -> Entry | None:
+            return next((entry for entry in self.entries() if entry.n == number), None)
+
+        if wrong := departure(head, last, entry_at):
+            fix = "restore the file; or keep a copy as evidence, and `pfi ledger verify --accept`"
+            raise StorageError(f"the ledger {wrong}", where=str(self.path), fix=fix)
 
     def _seals(self, entry: Entry, number: int) -> dict[int, str | None]:
         """What a note says of each entry whose text was erased or sealed, by number."""

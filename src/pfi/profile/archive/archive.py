@@ -26,6 +26,7 @@ from pfi._util.sqlite import connect, copy_to_attached, key_text, sqlite3, user_
 from pfi._util.version import __version__
 from pfi.errors import DataError, PfiError, StorageError
 from pfi.privacy.crypto.signing import with_signature
+from pfi.profile import ledger_head
 from pfi.profile.adapters.files import Manifest
 from pfi.profile.adapters.store import AdapterStore
 from pfi.profile.archive import format as form
@@ -331,6 +332,7 @@ def _take_database(home: Home, reading: Reading, name: str) -> None:
                 for store in _stores(home):  # which count their changes from the start again
                     vault.set_setting(f"adapters.{store}", None)
                 vault.set_setting(TOKENS, None)  # made for the device that it came from
+                vault.set_setting(ledger_head.SETTING, None)  # of lines that were read before
     except StorageError as error:
         newer = error.fix == "update pfi"
         what = error.what if newer else f"the archive is damaged: {error.what}"
