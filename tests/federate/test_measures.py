@@ -82,6 +82,10 @@ def test_who_has_trained_measures_nothing(backbone: Backbone, tmp_path: Path) ->
         assert "has trained" in ask(clients, "evaluate", round)
 
 
+def test_where_nobody_is_held_out_nobody_measures(backbone: Backbone, tmp_path: Path) -> None:
+    assert "nobody measures" in ask(clients_of(backbone, tmp_path, {"held_out": 0}), "evaluate")
+
+
 @pytest.mark.parametrize("changes", [PRIVATE, SECURE], ids=["privacy", "secure"])
 def test_counts_are_hidden_and_losses_blurred(
     backbone: Backbone, tmp_path: Path, changes: dict[str, Any]

@@ -1,4 +1,4 @@
-"""A bound on an update holds for what is sent of it, and one client spoils its group's sum alone."""
+"""A bound on an update holds for what is sent of it; one client spoils its group's sum alone."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def silent(width: int, **changes: Any) -> PrivateMean:
 def test_one_client_moves_the_sum_of_its_group_by_the_bound_at_most(deviation: float) -> None:
     """What the noise is for.  A grain coarser than the step would round sums apart."""
     width, step = 4000, 1e-4
-    assert 500.0 / 2**20 > 4 * step
+    assert 4 * step < 500.0 / 2**20
     rng = np.random.default_rng(0)
     config = SecureConfig(heaviest=1, step=step)
 

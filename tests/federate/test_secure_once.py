@@ -114,14 +114,14 @@ def test_another_broadcast_that_gives_almost_the_same_updates(change: Callable[[
     world = first()
     world.vectors = {n: change(v).astype(np.float32) for n, v in world.vectors.items()}
     # Before anything of it is sent.
-    with pytest.raises(FederationError, match="stage masked.*almost this update"):
+    with pytest.raises(FederationError, match=r"stage masked.*almost this update"):
         ask_again(world, world.names[:8], OTHER)
 
 
 def test_almost_the_same_updates_of_all_that_then_drop_out() -> None:
     """Refused when survivors are signed, so that nobody unmasks."""
     world = first()
-    with pytest.raises(FederationError, match="stage survivors.*almost this update"):
+    with pytest.raises(FederationError, match=r"stage survivors.*almost this update"):
         ask_again(world, world.names, OTHER, lost={"masked": ["device-04"]})
 
 

@@ -143,5 +143,5 @@ def test_a_server_gets_no_two_sums_that_differ_in_one_client(
     cohorts = [NAMES, [name for name in NAMES if name != NAMES[4]]]
     one, two = cohorts if order.startswith("nine") else cohorts[::-1]
     assert _sum(fleet, messages, 1, one).survivors() == one
-    with pytest.raises(FederationError, match="another cohort|almost this update"):
+    with pytest.raises(FederationError, match=r"another cohort|almost this update"):
         _sum(fleet, _changed(messages, how), 2, two)

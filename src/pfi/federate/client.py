@@ -27,7 +27,6 @@ from pfi.models.bank.packing import Piece
 from pfi.privacy.crypto.sealing import SealError, seal, unseal
 from pfi.privacy.ledger.entries import fingerprint
 
-
 _MOST_ROUNDS = 1 << 31
 
 
@@ -239,6 +238,8 @@ class Clients:
             self._measures.train(name)
         if kind != "evaluate":
             return None
+        if not self.config.held_out:
+            raise FederationError("nobody measures in this federation: `held_out` is 0")
         loss = self._measures.known(name, round, message.digest)
         return None if loss is None else Message(values={"loss": loss}).encode()
 

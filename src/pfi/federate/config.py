@@ -14,7 +14,6 @@ from pfi.federate.privacy.dp_fedavg import PrivacyConfig
 from pfi.federate.secure.policy import SecureConfig
 from pfi.train.config import TrainConfig
 
-
 #: Of a loss in nats, where nothing is set: far below what a round changes at first, and of the
 #: size of what one record changes in the loss of a few.
 _LOSS_NOISE = 0.05
