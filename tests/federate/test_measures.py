@@ -56,7 +56,7 @@ def ask(clients: Clients, kind: str, round: Any = 0, shift: float = 0, **told: A
     strategy = clients.strategy
     state = {k: v + np.asarray(shift, v.dtype) for k, v in strategy.start().items()}
     content = strategy.broadcast(state, "a", 0)
-    values = {**content.values, **told, "kind": kind, "round": round}
+    values = {**content.values, **clients.terms, **told, "kind": kind, "round": round}
     (reply,) = clients.answer({"a": Message(content.arrays, values)}).values()
     return reply.why if isinstance(reply, Failure) else Message.decode(reply)
 
@@ -82,6 +82,16 @@ def test_who_has_trained_measures_nothing(backbone: Backbone, tmp_path: Path) ->
         assert "has trained" in ask(clients, "evaluate", round)
 
 
+def test_a_device_wants_to_know_by_which_settings_it_is_asked(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    clients = clients_of(backbone, tmp_path, {}, device=True)
+    unsaid = dict.fromkeys(clients.terms, "")
+    for kind in ("train", "evaluate"):
+        assert "other settings" in ask(clients, kind, **unsaid)
+    assert "loss" in ask(clients, "evaluate").values, "nothing was noted of those"
+
+
 def test_where_nobody_is_held_out_nobody_measures(backbone: Backbone, tmp_path: Path) -> None:
     assert "nobody measures" in ask(clients_of(backbone, tmp_path, {"held_out": 0}), "evaluate")
 
@@ -94,7 +104,7 @@ def test_counts_are_hidden_and_losses_blurred(
     assert exact["examples"] == 5
     found = set()
     for n in range(3):
-        clients = clients_of(backbone, tmp_path / str(n), changes, seeded=False)
+        clients = clients_of(backbone, tmp_path / str(n), changes, device=True)
         values = ask(clients, "evaluate").values
         assert set(values) == {"loss"} and round(values["loss"], 2) == values["loss"]
         assert abs(values["loss"] - exact["loss"]) < 0.05 * 8

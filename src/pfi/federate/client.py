@@ -104,8 +104,8 @@ class Clients:
         cached_tokens: of clients' examples that stay in memory from round to round; with 0 they are
             read anew each time, where they may change.
         measures: what clients measured; in memory, for a simulation, when None.
-        seeded: noise on what is measured is drawn by the seed, as in a simulation; on a device it
-            is the system's.
+        device: a real one: noise on what is measured is the system's and not drawn by the seed, and
+            a message has to say by which settings the server asks.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Clients:
         *,
         cached_tokens: int = 1 << 20,
         measures: Measures | None = None,
-        seeded: bool = True,
+        device: bool = False,
     ) -> None:
         kind = get_strategy(check(config).strategy)
         self.config, self.population, self.memories = config, population, memories
@@ -129,7 +129,7 @@ class Clients:
         self._remembers = self.strategy.stateful or config.compress.remembers
         self._base_of: Message | None = None
         self.terms = terms(config, self.engine.layout.backbone)
-        self._measures, self._seeded = measures or Measures(most=config.rounds + 1), seeded
+        self._measures, self._device = measures or Measures(most=config.rounds + 1), device
         #: Keys and policy of secure aggregation, where it is on.
         self.parties: Parties | None = None
         self._summing: dict[str, SecureClient] = {}
@@ -164,7 +164,7 @@ class Clients:
         for name, message in messages.items():
             try:
                 round = _round_of(message)
-                check_terms(self.terms, message.values)
+                check_terms(self.terms, message.values, needed=self._device)
                 if (answer := self._measured_before(name, round, message)) is not None:
                     yield name, answer
                     continue
@@ -246,7 +246,7 @@ class Clients:
     def _measured(self, outcome: Message, message: Message, client: Client) -> Message:
         """What a client sends of its loss: by how many examples only where updates say so, too."""
         noise = self.config.loss_noise
-        drawn = generator(client.seed, "loss") if self._seeded else np.random.default_rng()
+        drawn = np.random.default_rng() if self._device else generator(client.seed, "loss")
         loss = blurred(float(outcome.values["loss"]), noise, drawn.standard_normal)
         self._measures.keep(client.id, client.round, message.digest, loss)
         counted = {} if self.config.hides else {"examples": outcome.values["examples"]}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pfi.errors import FederationError, StorageError
 from pfi.federate.agreement import KIND as AGREE
-from pfi.federate.agreement import check_terms, statement
+from pfi.federate.agreement import statement
 from pfi.federate.client import Clients, Memories
 from pfi.federate.config import FederateConfig
 from pfi.federate.deploy.agent.device import FOLDER
@@ -83,13 +83,13 @@ class DeviceRuntime:
 
     def _reply(self, name: str, message: Message) -> bytes:
         """What is said to a message; the server says with each by which settings it asks."""
-        kind, clients = message.values.get("kind"), self._clients
+        kind = message.values.get("kind")
         if kind == AGREE:
-            return statement(self.config, clients.engine.layout.backbone, self.task.name).encode()
+            backbone = self._clients.engine.layout.backbone
+            return statement(self.config, backbone, self.task.name).encode()
         if kind == ROSTER_KIND:
             return self._take_roster(message)
-        check_terms(clients.terms, message.values, needed=kind != "secure")
-        reply = clients.answer({name: message})[name]
+        reply = self._clients.answer({name: message})[name]
         if isinstance(reply, Failure):
             raise FederationError(reply.why)
         return reply
@@ -164,7 +164,7 @@ class DeviceRuntime:
             working_set=1,
             cached_tokens=0,
             measures=Measures(folder / MEASURED, most=self.config.rounds + 1),
-            seeded=False,
+            device=True,
         )
         if self.config.secure is not None and isinstance(clients.strategy, LinearStrategy):
             clients.parties = self._parties(folder, clients.strategy.size)
