@@ -1,6 +1,6 @@
 """Planted identifiers: texts in which what must not leave a device is marked.
 
-Two parts were written by hand (`written_cases`), the third is generated from a seed with
+Three parts were written by hand (`written_cases`), the last is generated from a seed with
 python-stdnum's check digits (`generated_cases`); `PUBLISHED` holds numbers printed in standards and
 by authorities.  All else is made up: example domains, documentation networks, test cards.
 """
@@ -76,7 +76,8 @@ def parse(marked: str) -> Case:
 
 
 def written_cases(part: str) -> list[Case]:
-    """A part written by hand: ``first`` before the patterns, ``second`` after their first score."""
+    """A part written by hand: ``first`` before the patterns, ``second`` after their first score,
+    ``third`` after those for identifiers behind a word."""
     lines = (_FOLDER / f"identifiers_{part}.txt").read_text("utf-8").splitlines()
     return [parse(line.replace("\\n", "\n")) for line in lines if not line.startswith("#")]
 

@@ -22,7 +22,11 @@ from pfi.privacy.redaction.redactor import Redactor
 OUT = Path(__file__).resolve().parents[1] / "results" / "redaction.md"
 # What the patterns scored when they first met each written part, before any change for it:
 # (planted, hit, found, right).
-FIRST_TRY = {"first": (72, 72, 73, 72), "second": (65, 51, 56, 52)}
+FIRST_TRY = {
+    "first": (72, 72, 73, 72),
+    "second": (65, 51, 56, 52),
+    "third": (103, 80, 83, 81),
+}
 SEEDS = range(100, 110)
 
 
@@ -59,7 +63,11 @@ def main() -> None:
             "be; the second afterwards, in the messier ways of logs, forms, chats and code. The "
             "second is the better guess of what to expect of text that the filter has not been "
             "fitted to: of the checksum kinds, 3 of 7 identity numbers (beside Chinese letters, a "
-            "passport, a specimen) and 1 of 3 IBANs (glued to the word before) had stayed.",
+            "passport, a specimen) and 1 of 3 IBANs (glued to the word before) had stayed. The "
+            "third are messages in many languages, written after the patterns for numbers behind "
+            "a word and of more countries; again by the author of the patterns. Since then dates "
+            "of birth, codes of banks and cards, and order numbers count as planted in the older "
+            "parts, too.",
             "",
             "| part | cases | recall | precision | recall now | precision now |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",

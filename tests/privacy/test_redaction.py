@@ -256,7 +256,7 @@ def test_placeholders_tell_nothing_of_the_value() -> None:
 def test_names_as_parts_and_with_possessives() -> None:
     redactor = Redactor(["Maria Lopes", "Maria Costa", "Bo", "Will Page"])
     assert redactor.redact("Maria Lopes's, lopes, Lopes’ and MARIA COSTA") == (
-        "[NAME_1]'s, lopes, [NAME_1b]’ and [NAME_2]"
+        "[NAME_1]'s, [NAME_1b], [NAME_1c]’ and [NAME_2]"
     )
     assert redactor.redact("Bo bo Boo Bo's") == "[NAME_3] bo Boo [NAME_3]'s"
     # Maria may be either of two, so she is a third.

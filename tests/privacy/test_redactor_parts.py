@@ -122,7 +122,7 @@ def test_where_records_name_people(text: str, names: list[str]) -> None:
 def test_patterns_that_are_not_of_digits_know_all_letters() -> None:
     flags = {kind: bool(pattern.flags & 256) for kind, pattern, _ in patterns.PATTERNS}
     assert {kind for kind, ascii_only in flags.items() if not ascii_only} == {
-        "EMAIL", "PASSWORD", "ADDRESS", "HANDLE"
+        "EMAIL", "PASSWORD", "ADDRESS", "HANDLE", "NAME"
     }  # fmt: skip
 
 

@@ -101,6 +101,8 @@ def _compact(kind: str, value: str) -> str:
 
 _IBAN_HEAD = re.compile(r"(?:(?<![A-Za-z0-9])|(?<=IBAN))[A-Za-z]{2}\d\d(?=[ .-]?[A-Za-z0-9])")
 _GROUP = re.compile(r"\d+")
+_BETWEEN = re.compile(r"[ .-]|[ -]{2,3}|[ \t]{0,2}\r?\n[ \t]{0,2}")
+_MIXED = "?"  # groups of digits with several signs between them
 _WORD = frozenset(string.ascii_letters + string.digits + "_")
 
 
@@ -127,12 +129,15 @@ def _numbers(text: str) -> Iterator[Found]:
         if start and (text[start - 1] in _WORD):
             continue
         digits, shape, gap = text[start:stop] if stop - start < 20 else "", [stop - start], ""
+        lines = False  # a card is broken into two lines at most; more are a column of numbers
         for after in range(first, min(first + 8, len(groups))):
             if after > first:
                 begin, end = groups[after]
-                gap = gap or text[stop:begin]
-                if text[stop:begin] != gap or gap not in (" ", "-", "."):
+                between = text[stop:begin]
+                if not _BETWEEN.fullmatch(between) or (lines and "\n" in between):
                     break
+                lines = lines or "\n" in between
+                gap = between if gap in ("", between) else _MIXED
                 digits, stop = digits + text[begin : min(end, begin + 20)], end
                 shape.append(end - begin)
             if not digits or len(digits) > 19:
@@ -145,13 +150,13 @@ def _numbers(text: str) -> Iterator[Found]:
 
 def _number_kind(digits: str, shape: list[int], gap: str) -> str | None:
     size = len(digits)
-    if 13 <= size <= 19 and gap != "." and (len(shape) == 1 or min(shape[:-1]) >= 3):
+    if 13 <= size <= 19 and (len(shape) == 1 or min(shape[:-1]) >= 3):
         return "CARD" if checksums.card(digits) else None
     if shape == [3, 2, 4] and gap in ("-", " "):
         return "ID" if checksums.us_ssn(digits) else None
     if shape == [3, 3, 4] and gap in ("-", " "):
         return "ID" if checksums.uk_nhs(digits) else None
-    if shape == [2, 3, 3, 3] or shape == [11]:
+    if gap in ("", " ", "-", ".") and (shape == [2, 3, 3, 3] or shape == [11]):
         fits = checksums.de_tax(digits) or (shape == [11] and checksums.pl_pesel(digits))
         return "ID" if fits else None
     return None

@@ -100,7 +100,10 @@ class NameFinder:
         start, _, token = tokens[place]
         found = text[start:stop]
         if not (token[0].isupper() or found == known.spelling or not token[0].isalpha()):
-            return stop if _IN_CJK.match(token) else None
+            # In lower case a name is told from a word by not being one.
+            rare = len(known.tokens[0]) >= 4 and known.tokens[0] not in words.WORDS_TOO
+            part = not known.whole and token.islower() and rare
+            return stop if part or _IN_CJK.match(token) else None
         if not known.whole and known.tokens[0] in words.WORDS_TOO:
             before = text[max(0, start - 4) : start].rstrip(" \"'“‘")
             begins = not before or before[-1] in ".!?\n\r"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 
 from pfi.privacy.redaction import checksums, words
+from pfi.privacy.redaction.labelled import LABELLED
 
 # Checks of what a pattern found ------------------------------------------------------
 
@@ -204,8 +205,8 @@ _TABLE: list[tuple[str, str, Callable[[Match], bool] | None]] = [
      lambda m: is_handle(m[0][1:])),
 ]  # fmt: skip
 # Numbers end where a script without spaces begins; words do not.
-_ASCII = {"PHONE", "ID", "KEY", "IP", "MAC", "CRYPTO", "LOCATION"}
+_ASCII = {"PHONE", "URL", "IBAN", "ID", "KEY", "IP", "MAC", "CRYPTO", "LOCATION"}
 PATTERNS = [
     (kind, re.compile(pattern, re.ASCII if kind in _ASCII else 0), check)
-    for kind, pattern, check in _TABLE
+    for kind, pattern, check in [*_TABLE, *LABELLED]
 ]

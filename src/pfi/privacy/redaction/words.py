@@ -28,6 +28,15 @@ NO_HANDLE = _words(
     """
 )
 
+# Before "road", "lane" or "drive", these tell how far or how wide it is, and name none.
+NO_STREET = _words(
+    """
+    way lane lanes the a an down up of on in to from along mile miles km minutes min hours metres
+    meters more other different new old long wide years people cars houses blocks block st nd rd th
+    percent and or dead end side one two three high main
+    """
+)
+
 # Names that are words too: as part of a name they count only inside a sentence.
 WORDS_TOO = _words(
     """
