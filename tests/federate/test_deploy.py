@@ -33,8 +33,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from pfi.federate.deploy.check import echo, run_check
 from pfi.federate.deploy.records import pack, pack_failure, unpack
-from pfi.federate.deploy.server.fleet import FlowerFleet
 from pfi.federate.deploy.server.doors import LARGEST_REQUEST, verdict
+from pfi.federate.deploy.server.fleet import FlowerFleet
 
 
 def _scope(path: str, **change: Any) -> dict[str, Any]:
