@@ -14,7 +14,7 @@ from llama_world import needs_llama
 from pydantic import BaseModel, ConfigDict
 
 from pfi.augment.cache import TeacherStore
-from pfi.augment.client import TeacherClient
+from pfi.augment.client import ClientReport, TeacherClient
 from pfi.augment.config import AugmentConfig, TeacherConfig
 from pfi.augment.teachers.chatting import prompt_ids
 from pfi.augment.teachers.gguf import GgufTeacher
@@ -158,21 +158,23 @@ def test_a_run_that_was_stopped_goes_on_and_pays_nothing_twice(
 
 
 def test_progress_tells_the_pace_and_what_is_left(teacher: GgufTeacher, tmp_path: Path) -> None:
-    told: list[str] = []
-    now = iter(range(0, 1000, 10))
-    standing = Standing(lambda: float(next(now)))
-    calls = [call(f"No. {i}", max_tokens=8) for i in range(5)]
+    left: list[int] = []
     with TeacherStore(tmp_path / "teacher.db") as store:
         client = TeacherClient(
-            teacher,
-            AugmentConfig(),
-            store,
-            on_progress=lambda report: told.append(standing(report)),
+            teacher, AugmentConfig(), store, on_progress=lambda report: left.append(report.left)
         )
-        client.ask(calls, {})
-        assert client.report.left == 0
-    assert "written a second" in told[1] and "left" in told[1]
-    assert told[-1].startswith("5 calls answered") and "left" not in told[-1]
+        client.ask([call(f"No. {i}", max_tokens=8) for i in range(5)], {})
+    assert left == sorted(left, reverse=True) and 0 < left[0] < 5 and left[-1] == 0
+    now = iter([0.0, 10.0, 20.0])
+    standing = Standing(lambda: next(now))
+
+    def told(paid: int, left: int) -> str:
+        usage = Usage(100 * paid, 50 * paid)
+        return standing(ClientReport(paid, paid, 0, 0, 0, 0, usage, usage, left=left))
+
+    assert "a second" not in told(2, 8), "it may have been loading until now"
+    assert told(4, 6).endswith("10.0 tokens written a second, about 30 s left")
+    assert told(10, 0).endswith("20.0 tokens written a second")
 
 
 def test_files_that_cannot_teach_are_refused(

@@ -156,7 +156,7 @@ def test_nothing_outside_tests_imports_from_tests() -> None:
     for folder in ("src", "benchmarks", "scripts"):
         for path in (ROOT / folder).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
-            assert '"tests"' not in text or folder == "src", f"{path} reaches into tests/"
+            assert '"tests"' not in text or folder != "benchmarks", f"{path} reaches into tests/"
             for node in ast.walk(ast.parse(text)):
                 if isinstance(node, ast.ImportFrom) and not node.level:
                     assert (node.module or "").split(".")[0] not in names, path

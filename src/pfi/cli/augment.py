@@ -280,9 +280,10 @@ class Standing:
         """How things stand; the pace is that since the first answer, as a model loads before it."""
         # The counts of cached calls come late; what was paid for comes at once.
         text = f"{report.paid + report.cached} calls answered, {_cost(report.usage)}"
-        self._first = self._first or (self._clock(), report)
+        now = self._clock()
+        self._first = self._first or (now, report)
         begun, first = self._first
-        seconds, paid = self._clock() - begun, report.paid - first.paid
+        seconds, paid = now - begun, report.paid - first.paid
         if not paid or seconds < _PACE_SECONDS:
             return text
         written = report.usage.completion_tokens - first.usage.completion_tokens

@@ -70,7 +70,8 @@ def _part_matches(memory: Memory, telling: Sequence[tuple[str, float]]) -> NDArr
         weight = tells * max(0.05, float(np.log((count + 1) / (held + 0.5))))
         total += weight
         own[holding] += weight
-        general += weight * general_holding(word)
+        if not word.isdecimal():  # that a general question has the number says nothing
+            general += weight * general_holding(word)
         if held <= max(RARE_RECORDS, RARE_SHARE * count):
             rare[holding] = True
     if not total:

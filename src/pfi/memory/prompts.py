@@ -101,15 +101,22 @@ class Retrieval:
         if records:
             # What stands around the prompt is there already, whatever the records.
             turns = [*history, ("user", summary_prompt(prompt, summary))]
-            around = len(prompter.chat_ids(turns, _NO_LIMIT)) - len(
-                prompter.prompt_ids(prompt, _NO_LIMIT)
-            )
-            prompt, used = self._with_records(task, prompt, records, limit - around)
+            bare = len(prompter.prompt_ids(prompt, _NO_LIMIT))
+            around = len(prompter.chat_ids(turns, _NO_LIMIT)) - bare
+            filled, used = self._with_records(task, prompt, records, limit - around)
+            # Where texts meet tokens may join otherwise, so that it is one or two too long.
+            while used and self._length(summary_prompt(filled, summary), history) > limit:
+                filled, used = self._with_records(task, prompt, used[:-1], limit - around)
+            prompt = filled
         prompt = summary_prompt(prompt, summary)
         # Labels are scored where an answer begins, which is behind any thought.
         thinking = None if task.kind == "text" else False
         ids = prompter.chat_ids([*history, ("user", prompt)], limit, thinking=thinking)
         return Filled(prompt, tuple(ids), tuple(used))
+
+    def _length(self, prompt: str, history: Sequence[Turn]) -> int:
+        """Tokens of a conversation that ends with a prompt."""
+        return len(self.prompter.chat_ids([*history, ("user", prompt)], _NO_LIMIT))
 
     def text(self, task: Task, prompt: str, records: Sequence[Record]) -> str:
         """The text of `fill`, for a training example, whose tokens are made later."""
