@@ -83,7 +83,7 @@ def test_records_that_are_wanted(flags: list[str], found: list[str]) -> None:
 
 
 def test_no_records() -> None:
-    assert "no such records" in pfi("records", "--search", "zebra").stdout
+    assert "no such records" in pfi("records", "--search", "zebra").stderr
     pfi("init", "--profile", "new")
     assert "No records yet" in pfi("records", "--profile", "new").stdout
 

@@ -177,6 +177,12 @@ def _run(*args: str, answer: str | None = None) -> str:
     return result.output
 
 
+def test_no_record_is_no_line_of_the_list(home: Home, table: Path) -> None:
+    import_records(home, "table", table, OPTIONS)
+    erase_text(home, "quokka")
+    assert CliRunner().invoke(app, ["records", "--search", "quokka"]).stdout == ""
+
+
 def test_the_command_says_so_and_asks(
     home: Home, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

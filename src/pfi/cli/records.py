@@ -201,8 +201,10 @@ def list_(
     if as_json:
         print_json([values_of(record) for record in found])
         return
-    if not found:
-        typer.echo("There are no such records." if task or source or search else "No records yet.")
+    if not found and (task or source or search):
+        note("There are no such records.")  # no line of the list, which scripts read
+    elif not found:
+        typer.echo("No records yet.")
     for line in lines_of(found):
         typer.echo(line)
 
