@@ -389,7 +389,7 @@ def test_a_part_of_the_settings_leaves_the_adapters_size(make: Make) -> None:
     [
         ({"compress": {"bits": 4}}, ["shared-fed:fedex"], "compress"),
         ({"privacy": {"mechanism": "gaussian", "noise": 1.0}}, ["shared-fed:flora+rag"], "privacy"),
-        ({"secure": {}}, ["shared-fed:average"], "keys"),
+        ({"secure": {"smallest": 4}, "cohort": 4}, ["shared-fed:average"], "keys"),
     ],
 )
 def test_settings_that_a_strategy_cannot_have(
