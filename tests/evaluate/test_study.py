@@ -77,7 +77,10 @@ def comparable(metrics: dict[str, Any]) -> dict[str, Any]:
     return copy
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f != "llama")],
+)
 def test_every_family_runs_every_arm(
     data: Path,
     backbone_folder: Folder,

@@ -144,6 +144,21 @@ def test_signatures_and_disclaimers_are_cut(tail: str, tmp_path: Path) -> None:
     assert record.input["text"] == BODY.strip()
 
 
+def test_lines_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    quote = "On Monday, Ann <ann@example.com> wrote:\n> Shall we?\n> Or not?"
+    first = mail(BODY, **{"Message-ID": "<1@x>"})
+    second = mail(f"Yes, let us do that then.\n\n{quote}", **{"Message-ID": "<2@x>"})
+    second.replace_header("Subject", "Re: hello")
+    third = mail(f"{BODY}\n\n-- \nMe\nPhone 123", **{"Message-ID": "<3@x>"})
+    report = ImportReport()
+    connector = get_connector("mail")
+    path = mbox(tmp_path / "m.mbox", first, second, third)
+    list(connector.read(path, connector.configure({"me": ["me@example.org"]}), report))
+    (note,) = [note for note in report.notes if "left out" in note]
+    assert note.startswith("lines left out as quotes, signatures or notices: 6, in 2 of the mails")
+    assert "(first: m.mbox, byte " in note
+
+
 def test_what_is_passed_on_is_not_ones_own(tmp_path: Path) -> None:
     passed = (
         "---------- Forwarded message ---------\nFrom: Anna\nTHEIRS with many words of others\n"

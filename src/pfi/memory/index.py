@@ -103,6 +103,7 @@ class Memory:
         before: datetime | None = None,
         exclude: Iterable[str] = (),
         source: str | None = None,
+        within: NDArray[np.bool_] | None = None,
         budget: int | None = None,
         count: Callable[[str], int] | None = None,
     ) -> list[Record]:
@@ -115,6 +116,7 @@ class Memory:
             before: only records strictly older than this, or without a time, are found.
             exclude: ids of records that must not be found.
             source: only records whose source starts with this are found.
+            within: only records at these positions are found, ``(n,)``.
             budget: the list ends before the searched texts of its records are longer together.
             count: the length of a text, e.g. in tokens; its words by default.
 
@@ -123,6 +125,8 @@ class Memory:
         """
         way = check_search(how or self._config.how, self._embedder)
         allowed = self._allowed(before, exclude, source)
+        if within is not None:
+            allowed &= within
         ranking = self._ranking(query, k, way, allowed)
         if self._config.diversity > 0 and way != "recent":
             places = diverse(ranking, self._alike(ranking), self._config.diversity, k)
@@ -211,14 +215,11 @@ class Memory:
         cosines: NDArray[np.float32] = self._near().matrix @ self._vector(query)
         return cosines
 
-    def places(self, records: Iterable[Record]) -> list[int]:
-        """The position of each of some records of this memory."""
-        by_id = self._places_by_id()
-        return [by_id[record.id][-1] for record in records]
-
-    def allowed(self, exclude: Iterable[str] = ()) -> NDArray[np.bool_]:
-        """Which positions may be found, (n,)."""
-        return self._allowed(None, exclude, None)
+    def allowed(
+        self, exclude: Iterable[str] = (), before: datetime | None = None
+    ) -> NDArray[np.bool_]:
+        """Which positions may be found, (n,); ``before`` and ``exclude`` as in `search`."""
+        return self._allowed(before, exclude, None)
 
     def sample(self, count: int) -> list[Record]:
         """Some of the records, spread evenly over time, oldest first."""

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pfi.memory.index import Memory
 from pfi.memory.off_topic import WINDOW, WINDOWS, general_holding
 from pfi.memory.words import is_dense, words
-from pfi.records import Record
 
 #: The least share of a question's telling words, rare ones counting more, that a match holds; from
 #: ``ENOUGH`` on it matches whichever they are, below only if one of them is rare.
@@ -32,16 +31,9 @@ COSINE, ABOVE, ABOVE_FEW = 0.45, 0.2, 0.35
 AROUND = slice(3, 8)
 
 
-def matching(memory: Memory, query: str, records: Sequence[Record]) -> list[Record]:
-    """Those of some of a memory's records that have to do with a question, in their order."""
-    places = memory.places(records)
-    if not places:
-        return []
-    by_words = _by_words(memory, query)[places]
-    by_meaning = _by_meaning(memory, query)[places]
-    return [
-        record for record, *ways in zip(records, by_words, by_meaning, strict=True) if any(ways)
-    ]
+def matching(memory: Memory, query: str) -> NDArray[np.bool_]:
+    """Which positions of a memory hold a record that has to do with a question, (n,)."""
+    return _by_words(memory, query) | _by_meaning(memory, query)
 
 
 def _by_words(memory: Memory, query: str) -> NDArray[np.bool_]:

@@ -85,11 +85,13 @@ class Text:
         own: what its author wrote.
         quoted: what its author quoted of the mail that is answered.
         forwards: whether a mail is passed on below.
+        left_out: lines of its text that are not its author's own: quotes, signatures, notices.
     """
 
     own: str
     quoted: str
     forwards: bool
+    left_out: int = 0
 
 
 def divide(
@@ -112,6 +114,7 @@ def divide(
     if isinstance(body, str):
         body = Body(body)
     lines = [line.rstrip() for line in body.text[:_LENGTH].split("\n")[:_LINES]]
+    shown = sum(bool(line.strip()) for line in lines)
     lines = _joined_addresses(_without_armour(lines))
     if escaped:
         lines = [_unescaped(lines, i) for i in range(len(lines))]
@@ -127,7 +130,8 @@ def divide(
     own = _without_app(_without_legal(own))
     if not any(line.strip() for line in quoted) and not (cut and cut.forwards):
         quoted = [line for line in below if not is_quoted(line)]
-    return Text(_tidy(own), _tidy(_without_legal(quoted)), bool(cut and cut.forwards))
+    left_out = max(0, shown - sum(bool(line.strip()) for line in own))
+    return Text(_tidy(own), _tidy(_without_legal(quoted)), bool(cut and cut.forwards), left_out)
 
 
 def _without_armour(lines: list[str]) -> list[str]:

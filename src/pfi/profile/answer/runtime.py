@@ -14,6 +14,9 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pfi.errors import BackboneError, ConfigError
 from pfi.gate.trials import confidences
 from pfi.inference.answering import Part, answers, combined, sampling_of
@@ -35,10 +38,6 @@ from pfi.records import Record
 from pfi.tasks import Task, get_task
 
 FALLBACK_TASK = "instruction"
-#: Records that are looked at for each that a prompt may show: the first ones may not match.
-CANDIDATES = 4
-#: Records that a gate chooses at most, unless the profile says so.
-MOST_CHOSEN = 4
 #: The task of what is written as the user would write it.
 WRITE_TASK = "write"
 
@@ -298,7 +297,7 @@ class Runtime:
                     said = f"{said}; {_on_topic(like)}"
             k = wanted if k is None else k
             if matches is not None:
-                records = matches[:k]
+                records = matches.best(query, k, before)
             else:
                 records = self.memory(task).search(query, k, before=before) if k else []
         if alone and not task.free_form:
@@ -356,17 +355,15 @@ class Runtime:
 
     def _matches(
         self, task: Task, query: str, k: int | None, before: datetime | None
-    ) -> list[Record] | None:
-        """The records that have to do with a question, best first; None where that is not asked.
+    ) -> _Matches | None:
+        """The records that have to do with a question; None where that is not asked.
 
-        Enough for whatever the gate wants; it is not asked where the user wants the latest ones.
+        It is not asked where the user wants no records, or the latest ones.
         """
-        most = max(self.home.config.retrieve, MOST_CHOSEN) if k is None else k
-        if not most or self.home.config.search.get("how") == "recent":
+        if k == 0 or self.home.config.search.get("how") == "recent":
             return None
         memory = self.memory(task)
-        candidates = memory.search(query, CANDIDATES * most, before=before)
-        return matching(memory, query, candidates)
+        return _Matches(memory, matching(memory, query) & memory.allowed(before=before))
 
     @property
     def _retrieval(self) -> Retrieval:
@@ -531,6 +528,28 @@ def pick_conversation(home: Home, name: str | None = None) -> Task:
     if not (name or home.config.task) and home.personal_adapters.active(WRITE_TASK):
         return get_task(WRITE_TASK)
     return pick_task(home, name)
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """Those of a memory's records that have to do with a question; false where there are none.
+
+    Attributes:
+        memory: holds the records.
+        places: which of its positions they have, ``(n,)``.
+    """
+
+    memory: Memory
+    places: NDArray[np.bool_]
+
+    def __bool__(self) -> bool:
+        return bool(self.places.any())
+
+    def best(self, query: str, k: int, before: datetime | None) -> list[Record]:
+        """Up to ``k`` of them, the best first; no others are read."""
+        if not (k and self):
+            return []
+        return self.memory.search(query, k, before=before, within=self.places)
 
 
 def _on_topic(like: Likeness) -> str:

@@ -167,6 +167,8 @@ def read_mails(
         raise ConfigError(what, where=str(path), fix=f"name yours with me: {_listed(survey)}")
     report.identify(sorted(me & survey.senders.keys()), survey.senders)
     seen: set[int] = set()
+    left_out: list[int] = []
+    first = ""
     for place, data in mails(files):
         file = files[place.file]
         try:
@@ -179,14 +181,20 @@ def read_mails(
                 raise Unusable("it repeats a mail")
             seen.add(number)
             mail = _Mail(parse_mail(data), file.many, f"{number:016x}")
-            record = mail.record(files, survey, options, f"mail:{path.name}")
+            record, lines = mail.record(files, survey, options, f"mail:{path.name}")
         except Unusable as problem:
             report.skip(problem.reason, _spot(file, place))
         except DataError as error:
             report.skip(error.what, _spot(file, place))
         else:
             report.read += 1
+            if lines:
+                left_out.append(lines)
+                first = first or _spot(file, place)
             yield record
+    if left_out:
+        count = f"{sum(left_out)}, in {len(left_out)} of the mails (first: {first})"
+        report.note(f"lines left out as quotes, signatures or notices: {count}")
     report.require_records(path, f"mail of {', '.join(sorted(me))} was looked for")
 
 
@@ -215,8 +223,8 @@ class _Mail:
 
     def record(
         self, files: Sequence[MailFile], survey: _Survey, options: MailOptions, source: str
-    ) -> Record:
-        """Its reply or its subject.
+    ) -> tuple[Record, int]:
+        """Its reply or its subject, and how many lines of its text are not this person's own.
 
         Raises:
             Unusable: it has neither.
@@ -230,19 +238,23 @@ class _Mail:
             if options.records == "subjects":
                 raise Unusable("it is a reply")
             fields, text = self._reply(files, survey, answered, subject)
-            return Record(f"{self.id}-reply", "email_reply", fields, text, time, source=source)
+            record = Record(
+                f"{self.id}-reply", "email_reply", fields, text.own, time, source=source
+            )
+            return record, text.left_out
         if options.records == "replies":
             raise Unusable("it is not a reply")
         if is_forward(subject):
             raise Unusable("it is forwarded")
         people = _people(self.message)
-        text = divide(body_of(self.message), people=people, escaped=self.escaped).own
-        if count_words(text) < LEAST_WORDS:
+        text = divide(body_of(self.message), people=people, escaped=self.escaped)
+        if count_words(text.own) < LEAST_WORDS:
             raise Unusable(f"it has fewer than {LEAST_WORDS} words of yours")
         if not subject:
             raise Unusable("it has no subject")
-        fields = {"text": text[:TEXT_LIMIT]}
-        return Record(f"{self.id}-subject", "LaMP_6", fields, subject, time, source=source)
+        fields = {"text": text.own[:TEXT_LIMIT]}
+        record = Record(f"{self.id}-subject", "LaMP_6", fields, subject, time, source=source)
+        return record, text.left_out
 
     def _check_by_person(self, subject: str) -> None:
         """Check that no program wrote it.
@@ -265,7 +277,7 @@ class _Mail:
 
     def _reply(
         self, files: Sequence[MailFile], survey: _Survey, answered: list[str], subject: str
-    ) -> tuple[dict[str, str], str]:
+    ) -> tuple[dict[str, str], Text]:
         parent = _parent(files, survey, answered)
         others = parent.everything if parent else []
         people = _people(self.message) | (parent.people if parent else frozenset())
@@ -282,7 +294,7 @@ class _Mail:
             raise Unusable("it has no words of yours")
         if len(text.own) > REPLY_LIMIT:
             raise Unusable(f"it is longer than {REPLY_LIMIT} characters")
-        return {"message": asked[:TEXT_LIMIT]}, text.own
+        return {"message": asked[:TEXT_LIMIT]}, text
 
 
 def _people(message: Message, headers: Sequence[str] = ("To", "Cc", "Reply-To")) -> frozenset[str]:
