@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pfi.readers.values import Unusable, past_time
+from pfi.readers.words import count_words
 
 #: Characters of one document that are kept at most.
 TEXT_LIMIT = 4_000_000
@@ -128,6 +129,109 @@ class Document:
         """Count something that is left out of the paragraph that is added next."""
         before, first = self.dropped.get(reason, (0, self._number + 1))
         self.dropped[reason] = before + count, first
+
+    def leave_out(self, text: str, reason: str, parts: set[str], *, boxed: bool) -> str:
+        """Count what is left out of a paragraph.
+
+        Args:
+            text: of it, without what is left out.
+            reason: why all of it is, by its style; empty if it is not.
+            parts: why parts of it are.
+            boxed: whether it is in a table or box.
+
+        Returns:
+            why all of it is left out; empty if it is not.
+        """
+        if not reason and text and boxed and count_words(text) < CELL_WORDS:
+            reason = CELL
+        for each in sorted(parts | ({reason} if reason and text else set())):
+            self.drop(each)
+        return reason
+
+
+@dataclass
+class OpenParagraph:
+    """A paragraph that is being read.
+
+    Attributes:
+        parts: its text so far.
+        reasons: why some of it is left out.
+        style: the name by which the document calls its style.
+        heading: whether it is a title or heading.
+        listed: whether it is in a list.
+        boxed: whether it is in a table or box.
+    """
+
+    parts: list[str] = field(default_factory=list)
+    reasons: set[str] = field(default_factory=set)
+    style: str = ""
+    heading: bool = False
+    listed: bool = False
+    boxed: bool = False
+
+
+class OpenParagraphs:
+    """The paragraphs that are being read, each within the one before; false where none is.
+
+    Args:
+        document: is given them when they end.
+        reason_of: why text of a style is not the author's; empty if it is.
+    """
+
+    def __init__(self, document: Document, reason_of: Callable[[str], str]) -> None:
+        self._document, self._reason_of = document, reason_of
+        self._open: list[OpenParagraph] = []
+        self._carried: OpenParagraph | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    @property
+    def last(self) -> OpenParagraph:
+        """The one that text goes to; there must be one."""
+        return self._open[-1]
+
+    def begin(self, paragraph: OpenParagraph) -> None:
+        """Begin one, with what is to be joined to it."""
+        if self._carried is not None and not self._open:
+            paragraph.parts, paragraph.reasons = self._carried.parts, self._carried.reasons
+            self._carried = None
+        self._open.append(paragraph)
+
+    def write(self, text: str, reason: str) -> None:
+        """Add text to the last one, or the reason why it is left out."""
+        if not reason:
+            self.last.parts.append(text)
+        elif text.strip():
+            self.last.reasons.add(reason)
+
+    def finish(self, *, joined: bool) -> None:
+        """End the last one.
+
+        Args:
+            joined: whether its end is not there, so that the next one goes on with it.
+        """
+        paragraph = self._open.pop()
+        if joined and not self._open:
+            self._carried = paragraph
+        else:
+            self._keep(paragraph)
+
+    def close(self) -> None:
+        """Keep what was to be joined to a paragraph that did not come."""
+        if self._carried is not None:
+            self._keep(self._carried)
+            self._carried = None
+
+    def _keep(self, paragraph: OpenParagraph) -> None:
+        text = "".join(paragraph.parts).strip()
+        reason = self._document.leave_out(
+            text, self._reason_of(paragraph.style), paragraph.reasons, boxed=paragraph.boxed
+        )
+        if paragraph.listed and text:
+            text = f"- {text}"
+        heading = paragraph.heading and not paragraph.boxed
+        self._document.add("" if reason else text, heading=heading)
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -11,11 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pfi.readers.document_text import (
-    CELL,
-    CELL_WORDS,
     COMMENT,
     CONTENTS,
     FIELD,
@@ -25,13 +23,14 @@ from pfi.readers.document_text import (
     PLACEHOLDER,
     Document,
     IsMine,
+    OpenParagraph,
+    OpenParagraphs,
     Properties,
     field_reason,
     style_reason,
 )
 from pfi.readers.exports import Member
 from pfi.readers.ooxml_package import Package
-from pfi.readers.words import count_words
 
 __all__ = ["docx_document", "docx_properties"]
 
@@ -138,18 +137,6 @@ class _Styles:
 
 
 @dataclass
-class _Open:
-    """A paragraph that is being read."""
-
-    parts: list[str] = field(default_factory=list)
-    reasons: set[str] = field(default_factory=set)
-    style: str = ""
-    listed: bool = False
-    joined: bool = False  # whether its end is not there, so that the next one goes on with it
-    boxed: bool = False
-
-
-@dataclass
 class _Field:
     """A field: an instruction, and what it gave."""
 
@@ -171,8 +158,8 @@ class _Body:
         self._skip = 0  # depth within an element that is skipped
         self._properties = 0  # depth within properties
         self._boxes = 0
-        self._paragraphs: list[_Open] = []
-        self._carried: _Open | None = None
+        self._paragraphs = OpenParagraphs(document, styles.reason)
+        self._joined: list[bool] = []  # of each paragraph, whether its end was taken away
         self._changes: list[tuple[bool, bool]] = []  # takes away, by oneself
         self._fields: list[_Field] = []
         self._simple: list[str] = []  # reasons of simple fields
@@ -247,11 +234,11 @@ class _Body:
         if not self._properties:
             self._changes.append((_CHANGES[tag], mine))
         elif self._paragraphs and _CHANGES[tag] == mine:
-            self._paragraphs[-1].joined = True
+            self._joined[-1] = True
 
     def _property(self, tag: str, attributes: Mapping[str, str]) -> None:
         value = attributes.get("w:val", "")
-        paragraph = self._paragraphs[-1] if self._paragraphs else None
+        paragraph = self._paragraphs.last if self._paragraphs else None
         if tag == "w:pStyle" and paragraph is not None:
             paragraph.style = value
         elif tag == "w:numId" and paragraph is not None:
@@ -276,43 +263,21 @@ class _Body:
             self._fields.pop()
 
     def _begin(self) -> None:
-        paragraph = _Open(boxed=self._boxes > 0)
-        if self._carried is not None and not self._paragraphs:
-            paragraph.parts, paragraph.reasons = self._carried.parts, self._carried.reasons
-            self._carried = None
-        self._paragraphs.append(paragraph)
+        self._paragraphs.begin(OpenParagraph(boxed=self._boxes > 0))
+        self._joined.append(False)
         self._run = ""
 
     def _finish(self) -> None:
         if not self._paragraphs:
             return
-        paragraph = self._paragraphs.pop()
+        paragraph = self._paragraphs.last
+        paragraph.heading = self._styles.is_heading(paragraph.style)
         self._run = ""
-        if paragraph.joined and not self._paragraphs:
-            self._carried = paragraph
-        else:
-            self._keep(paragraph)
-
-    def _keep(self, paragraph: _Open) -> None:
-        text = "".join(paragraph.parts).strip()
-        reason = self._styles.reason(paragraph.style)
-        if not reason and text and paragraph.boxed and count_words(text) < CELL_WORDS:
-            reason = CELL
-        for each in sorted(paragraph.reasons | ({reason} if reason and text else set())):
-            self._document.drop(each)
-        if paragraph.listed and text:
-            text = f"- {text}"
-        heading = self._styles.is_heading(paragraph.style) and not paragraph.boxed
-        self._document.add("" if reason else text, heading=heading)
+        self._paragraphs.finish(joined=self._joined.pop())
 
     def _write(self, text: str) -> None:
-        if not self._paragraphs:
-            return
-        reason = self._reason()
-        if not reason:
-            self._paragraphs[-1].parts.append(text)
-        elif reason != _DELETED and text.strip():
-            self._paragraphs[-1].reasons.add(reason)
+        if self._paragraphs and (reason := self._reason()) != _DELETED:
+            self._paragraphs.write(text, reason)
 
     def _reason(self) -> str:
         """Why the text that is read now is not the author's; empty if it is."""
@@ -325,10 +290,8 @@ class _Body:
         return self._run or next(filter(None, [*fields, *self._simple, *self._controls]), "")
 
     def close(self) -> None:
-        """Keep what was to be joined to a paragraph that did not come."""
-        if self._carried is not None:
-            self._keep(self._carried)
-            self._carried = None
+        """See `OpenParagraphs.close`."""
+        self._paragraphs.close()
 
 
 #: What the author took out is not counted.

@@ -192,17 +192,17 @@ class Inflated(io.RawIOBase):
 
 
 class Stored(io.RawIOBase):
-    """Bytes that a zip holds without compressing them, as a seekable stream.
+    """Bytes that an archive holds without compressing them, as a seekable stream.
 
     Args:
-        opener: opens the bytes of the zip.
+        opener: opens the bytes of the archive.
         start: where the stream begins in them.
         length: of the stream, in bytes.
-        crc: its checksum, compared by whoever reads all from the beginning.
+        crc: its checksum, compared by whoever reads all from the beginning; None if there is none.
     """
 
     def __init__(
-        self, opener: Callable[[], IO[bytes]], *, start: int, length: int, crc: int
+        self, opener: Callable[[], IO[bytes]], *, start: int, length: int, crc: int | None = None
     ) -> None:
         self._input, self._start, self._length, self._crc = opener(), start, length, crc
         self._position = self._summed = self._sum = 0
@@ -228,7 +228,7 @@ class Stored(io.RawIOBase):
         data = self._input.read(count) if count else b""
         if count and not data:
             raise EOFError("it ends too early")
-        if self._summed == self._position:
+        if self._crc is not None and self._summed == self._position:
             self._sum, self._summed = zlib.crc32(data, self._sum), self._summed + len(data)
             if data and self._summed == self._length and self._sum != self._crc:
                 raise zlib.error("the checksum differs")

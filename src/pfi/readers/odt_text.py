@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 
 from pfi.errors import DataError
 from pfi.readers.document_text import (
-    CELL,
-    CELL_WORDS,
     COMMENT,
     CONTENTS,
     FIELD,
@@ -24,6 +22,8 @@ from pfi.readers.document_text import (
     PLACEHOLDER,
     Document,
     IsMine,
+    OpenParagraph,
+    OpenParagraphs,
     Properties,
     split_names,
     style_reason,
@@ -31,7 +31,6 @@ from pfi.readers.document_text import (
 )
 from pfi.readers.exports import Member, nested_members
 from pfi.readers.values import Unusable
-from pfi.readers.words import count_words
 from pfi.readers.xml_events import Handler, XmlTexts, parse_xml
 
 __all__ = ["odt_document", "odt_properties"]
@@ -204,18 +203,6 @@ class _Styles:
 
 
 @dataclass
-class _Open:
-    """A paragraph that is being read."""
-
-    parts: list[str] = field(default_factory=list)
-    reasons: set[str] = field(default_factory=set)
-    style: str = ""
-    heading: bool = False
-    listed: bool = False
-    boxed: bool = False
-
-
-@dataclass
 class _Region:
     """A change: of what kind, by whom, and what was deleted, a text a paragraph."""
 
@@ -236,8 +223,7 @@ class _Body:
         self._info = ""  # the element of it whose text is read
         self._regions: dict[str, _Region] = {}
         self._inserted: set[str] = set()  # changes of others that are open
-        self._paragraphs: list[_Open] = []
-        self._carried: _Open | None = None
+        self._paragraphs = OpenParagraphs(document, styles.reason)
         self._boxes = self._lists = 0
         self._spans: list[str] = []  # reasons of spans
         self._sections: list[str] = []
@@ -362,56 +348,30 @@ class _Body:
                 self._finish()
                 continue
             if number:
-                style = self._paragraphs[-1].style
+                style = self._paragraphs.last.style
                 self._finish()
                 self._begin(style)
             self._write(text)
 
     def _begin(self, style: str, *, heading: bool = False) -> None:
-        paragraph = _Open(
+        paragraph = OpenParagraph(
             style=style,
             heading=heading,
             listed=self._lists > 0 and not heading,
             boxed=self._boxes > 0 or bool(self._paragraphs),
         )
-        if self._carried is not None and not self._paragraphs:
-            paragraph.parts, paragraph.reasons = self._carried.parts, self._carried.reasons
-            self._carried = None
-        self._paragraphs.append(paragraph)
+        self._paragraphs.begin(paragraph)
 
     def _finish(self) -> None:
-        if not self._paragraphs:
-            return
-        paragraph = self._paragraphs.pop()
-        if self._inserted and not self._paragraphs:
-            self._carried = paragraph  # its end is someone else's, too
-        else:
-            self._keep(paragraph)
-
-    def _keep(self, paragraph: _Open) -> None:
-        text = "".join(paragraph.parts).strip()
-        reason = self._styles.reason(paragraph.style)
-        if not reason and text and paragraph.boxed and count_words(text) < CELL_WORDS:
-            reason = CELL
-        for each in sorted(paragraph.reasons | ({reason} if reason and text else set())):
-            self._document.drop(each)
-        if paragraph.listed and text:
-            text = f"- {text}"
-        heading = paragraph.heading and not paragraph.boxed
-        self._document.add("" if reason else text, heading=heading)
+        if self._paragraphs:
+            # Within an insertion the paragraph's end is someone else's, too.
+            self._paragraphs.finish(joined=bool(self._inserted))
 
     def _write(self, text: str) -> None:
-        if not self._paragraphs:
-            return
-        reasons = [INSERTED if self._inserted else "", *self._spans, *self._sections]
-        if reason := next(filter(None, reasons), ""):
-            if text.strip():
-                self._paragraphs[-1].reasons.add(reason)
-        else:
-            self._paragraphs[-1].parts.append(text)
+        if self._paragraphs:
+            reasons = [INSERTED if self._inserted else "", *self._spans, *self._sections]
+            self._paragraphs.write(text, next(filter(None, reasons), ""))
 
     def close(self) -> None:
-        """Keep what was to be joined to a paragraph that did not come."""
-        if self._carried is not None:
-            self._keep(self._carried)
-            self._carried = None
+        """See `OpenParagraphs.close`."""
+        self._paragraphs.close()

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 
 from pfi.errors import DataError
 from pfi.readers.document_text import (
-    CELL,
-    CELL_WORDS,
     COMMENT,
     FOOTNOTE,
     HIDDEN,
@@ -27,7 +25,6 @@ from pfi.readers.document_text import (
 )
 from pfi.readers.exports import Member
 from pfi.readers.values import Unusable
-from pfi.readers.words import count_words
 
 __all__ = ["rtf_document", "rtf_properties"]
 
@@ -347,15 +344,12 @@ class _Reader:
         text = "".join(self._parts).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         text = text.strip()
         name = self.parsed.styles.get(self._style, "")
-        reason = style_reason(name)
-        if not reason and text and self._celled and count_words(text) < CELL_WORDS:
-            reason = CELL
-        for each in sorted(self._reasons | ({reason} if reason and text else set())):
-            self.parsed.document.drop(each)
+        document = self.parsed.document
+        reason = document.leave_out(text, style_reason(name), self._reasons, boxed=self._celled)
         if text and (self._listed or _BULLET.match(text)):
             text = f"- {_BULLET.sub('', text)}"
         heading = re.fullmatch(r"(?:title|heading \d+)", name, re.I) is not None
-        self.parsed.document.add("" if reason else text, heading=heading)
+        document.add("" if reason else text, heading=heading)
         self._parts, self._reasons, self._celled = [], set(), False
 
     def _time(self) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from pfi.errors import DataError
-from pfi.readers.inflate import GZIP, Inflated, RestartPoints, open_file, points_for
+from pfi.readers.inflate import GZIP, Inflated, RestartPoints, Stored, open_file, points_for
 
 __all__ = ["TarEntry", "is_tar", "tar_entries"]
 
@@ -131,41 +131,5 @@ def _next(archive: tarfile.TarFile, headers: _Headers) -> tarfile.TarInfo | None
     return archive.next()
 
 
-class _Part(io.RawIOBase):
-    """Some bytes of a stream, as a stream of their own."""
-
-    def __init__(self, inner: IO[bytes], start: int, size: int) -> None:
-        self._inner, self._start, self._size, self._at = inner, start, size, 0
-        inner.seek(start)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = min(max(0, base + offset), self._size)
-        self._inner.seek(self._start + self._at)
-        return self._at
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = self._inner.read(min(len(buffer), self._size - self._at))
-        if not data and buffer and self._at < self._size:
-            raise EOFError("it ends too early")
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._inner.close()
-        super().close()
-
-
 def _part(opener: Callable[[], IO[bytes]], start: int, size: int) -> IO[bytes]:
-    return cast("IO[bytes]", _Part(opener(), start, size))
+    return cast("IO[bytes]", Stored(opener, start=start, length=size))
