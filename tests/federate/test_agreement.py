@@ -37,7 +37,7 @@ from pfi.federate.rounds import Federation
 from pfi.federate.strategies import get_strategy
 from pfi.federate.users import Users
 from pfi.models.backbone import Backbone, load_backbone
-from pfi.models.fingerprint import backbone_fingerprint
+from pfi.models.fingerprint import weights_fingerprint
 from pfi.tasks import get_task
 
 BASE: dict[str, Any] = {
@@ -168,8 +168,8 @@ def _changed(backbone: Backbone, change: Callable[[Any], None]) -> Backbone:
 
 
 def test_a_fingerprint_is_of_weights_and_tokenizer(backbone: Backbone) -> None:
-    first = backbone_fingerprint(backbone)
-    assert first == backbone_fingerprint(load_backbone(backbone.name))
+    first = weights_fingerprint(backbone)
+    assert first == weights_fingerprint(load_backbone(backbone.name))
     assert len(first) == 64
 
     def weights(other: Backbone) -> None:
@@ -179,11 +179,11 @@ def test_a_fingerprint_is_of_weights_and_tokenizer(backbone: Backbone) -> None:
         other.tokenizer.add_tokens(["pfi-token"])
 
     for change in (weights, tokens):
-        assert backbone_fingerprint(_changed(backbone, change)) != first
+        assert weights_fingerprint(_changed(backbone, change)) != first
     # Adapters laid over it, and texts that were encoded, are not the backbone.
     other = load_backbone(backbone.name)
     other.tokenizer(["a", "a longer text"], padding=True, truncation=True, max_length=3)
-    assert backbone_fingerprint(other) == first
+    assert weights_fingerprint(other) == first
     engine = Engine(other, config().local, 2, 1)
     assert engine.layout.backbone == engine.layout.with_rank(1).backbone == first
 

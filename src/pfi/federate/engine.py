@@ -24,7 +24,7 @@ from pfi.federate.message import Message
 from pfi.federate.work import Client, Losses, Request, Train, Trained, Update, Work
 from pfi.models.backbone import Backbone
 from pfi.models.bank.packing import Piece
-from pfi.models.fingerprint import backbone_fingerprint
+from pfi.models.fingerprint import weights_fingerprint
 from pfi.models.scoring import mean_losses
 from pfi.tasks import Example
 from pfi.train.job import Job, as_piece, batches
@@ -90,7 +90,7 @@ class Engine:
     ) -> None:
         self.config = config
         wide = config.model_copy(update={"rank": rank, "alpha": config.alpha / config.rank * rank})
-        fingerprint = backbone_fingerprint(backbone)  # before the bank changes its modules
+        fingerprint = weights_fingerprint(backbone)  # before the bank changes its modules
         self._run = _RowRun(backbone, wide, working_set)
         self.bank = self._run.bank
         self.layout = Layout.of(self.bank, fingerprint)

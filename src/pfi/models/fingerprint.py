@@ -20,7 +20,7 @@ _TEXT = "The quick brown fox, naïve at 12:30; 東京 – 🙂\n\tEnd."
 _known: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
 
-def backbone_fingerprint(backbone: Backbone) -> str:
+def weights_fingerprint(backbone: Backbone) -> str:
     """SHA-256 over all weights and what the tokenizer does, 64 hex digits.
 
     The same files give the same on every machine: weights are loaded as float32 everywhere.  It is

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: The tail of a small model's distribution is noise.
 TOP_P = 0.95
+LOOK_EVERY = 16  # tokens between looks at an answer
 _LEAST = 16  # tokens an answer needs room for
 _GIVE_UP = 6  # answers with no usable one among them after which the teacher is given up
 _TURNS, _PERIOD = 4, 40  # so many times the same up to 40 tokens is a circle

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pfi.augment.config import TeacherConfig
 from pfi.augment.teachers.chatting import (
+    LOOK_EVERY,
     TOP_P,
     Trial,
     grammar_of,
@@ -25,8 +26,6 @@ from pfi.models.prompter import gguf_path
 _CALLS = 4
 #: Longest prompt with its answer, in tokens; a call shows a few records only.
 _LENGTH = 4096
-#: Tokens between looks at whether an answer runs in a circle.
-_LOOK_EVERY = 16
 #: Whose prompts they are: what calls begin with in common, of one user or of all, is read once.
 _OWNER = "teacher"
 
@@ -107,7 +106,7 @@ class GgufTeacher:
             for piece in stream:
                 text += piece.text
                 ids += piece.ids
-                if len(ids) - looked >= _LOOK_EVERY:
+                if len(ids) - looked >= LOOK_EVERY:
                     looked = len(ids)
                     if circle := runs_in_a_circle(ids):
                         break

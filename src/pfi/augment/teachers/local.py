@@ -10,6 +10,7 @@ import torch
 
 from pfi.augment.config import TeacherConfig
 from pfi.augment.teachers.chatting import (
+    LOOK_EVERY,
     TOP_P,
     Trial,
     grammar_of,
@@ -27,7 +28,6 @@ from pfi.models.backbone import load_backbone
 
 _BATCH = 8  # calls at a time
 _FIRST_BATCH = 2  # calls at a time until one is answered usably
-_LOOK_EVERY = 16  # tokens between looks at an answer
 _OPENED_BY = 64  # tokens by which an answer in JSON has its first brace
 
 
@@ -137,7 +137,7 @@ class LocalTeacher:
 
     def _over(self, call: Call, prompt: Sequence[int], new: Sequence[int]) -> bool:
         """Whether an answer is whole, or can come to nothing; looked at every few tokens."""
-        if not new or len(new) % _LOOK_EVERY:
+        if not new or len(new) % LOOK_EVERY:
             return False
         if runs_in_a_circle(new):
             return True

@@ -96,12 +96,11 @@ class Slots:
 
         Once it is read, `take` copies what both begin with.
         """
+        heads = [other for slot, other in reading if group[0] and slot.group == group]
+        if not heads:  # as nearly always
+            return False
         known = max(slot.usable(group, prompt) for slot in self.all)
-        return any(
-            slot.group == group and _whole_chunks(_common(other, prompt[:-1])) > known
-            for slot, other in reading
-            if group[0]
-        )
+        return any(_whole_chunks(_common(other, prompt[:-1])) > known for other in heads)
 
     @property
     def free(self) -> int:
