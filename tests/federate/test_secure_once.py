@@ -190,7 +190,7 @@ def test_only_so_many_sums_are_remembered(monkeypatch: pytest.MonkeyPatch) -> No
     for number in range(5):
         rounds.join("f", number, str(number), ["a", "b"])
         rounds.send("f", str(number), ["a", "b"], [], 4)
-    assert [entry.broadcast for entry in rounds._past["f"].sums] == ["2", "3", "4"]
+    assert [entry.broadcast for entry in rounds._past._entries["f"].sums] == ["2", "3", "4"]
 
 
 def test_a_fast_clock_costs_one_round(tmp_path: Path) -> None:

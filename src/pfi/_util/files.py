@@ -12,11 +12,17 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 
 def write_atomic(path: Path, data: str | bytes, *, private: bool = False) -> None:
@@ -114,38 +120,38 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[No
 @contextmanager
 def lock(file: int, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the file's exclusive lock; waits for it, and calls `on_wait` once if it has to."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        def at(mode: int) -> None:
-            # Far behind the end, as locked bytes cannot be read by others.
-            os.lseek(file, 1 << 40, os.SEEK_SET)
-            msvcrt.locking(file, mode, 1)  # type: ignore[attr-defined]
-
-        while True:
-            try:
-                at(msvcrt.LK_NBLCK)  # type: ignore[attr-defined]
-                break
-            except OSError:
-                if on_wait is not None:
-                    on_wait()
-                on_wait = None
-                time.sleep(0.01)
-        try:
-            yield
-        finally:
-            at(msvcrt.LK_UNLCK)  # type: ignore[attr-defined]
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not try_lock(file):
         if on_wait is not None:
             on_wait()
-        fcntl.flock(file, fcntl.LOCK_EX)
+        if sys.platform == "win32":
+            while not try_lock(file):
+                time.sleep(0.01)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
     finally:
         # Not left to close(): a process forked meanwhile would keep the lock.
-        fcntl.flock(file, fcntl.LOCK_UN)
+        if sys.platform == "win32":
+            _lock_far_behind(file, msvcrt.LK_UNLCK)
+        else:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def try_lock(file: int) -> bool:
+    """Take the file's exclusive lock, which ends when the file is closed; False if it is held."""
+    try:
+        if sys.platform == "win32":
+            _lock_far_behind(file, msvcrt.LK_NBLCK)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _lock_far_behind(file: int, mode: int) -> None:
+    """Lock a byte far behind the end: on Windows locked bytes cannot be read by others."""
+    if sys.platform == "win32":
+        os.lseek(file, 1 << 40, os.SEEK_SET)
+        msvcrt.locking(file, mode, 1)

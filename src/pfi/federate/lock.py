@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 import weakref
 from pathlib import Path
 
+from pfi._util.files import try_lock
 from pfi.errors import StorageError
 
 FILE = ".lock"
@@ -46,17 +46,14 @@ def _acquired(path: str, wait: float, folder: Path) -> int:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     end = time.monotonic() + wait
     while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if try_lock(file):
             return file
-        except OSError as error:
-            if time.monotonic() < end:
-                time.sleep(_LOOK)
-                continue
+        if time.monotonic() >= end:
             os.close(file)
             fix = "wait for it or stop it, or give another folder"
             what = "another process works in this folder"
-            raise StorageError(what, where=str(folder), fix=fix) from error
+            raise StorageError(what, where=str(folder), fix=fix)
+        time.sleep(_LOOK)
 
 
 def _release(path: str) -> None:

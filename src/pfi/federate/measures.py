@@ -7,16 +7,15 @@ question a round, and a few a day.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from pfi._util.files import locked, write_json
 from pfi.errors import FederationError
+from pfi.federate.remembered import Remembered
 
 #: Losses are cut here, in nats a token: far beyond that of guessing among all tokens.
 LARGEST_LOSS = 20.0
@@ -56,8 +55,10 @@ class Measures:
     def __init__(
         self, path: Path | None = None, most: int = 100, clock: Callable[[], float] = time.time
     ) -> None:
-        self._path, self._most, self._clock = path, most, clock
-        self._clients: dict[str, _Client] = {}
+        self._most, self._clock = most, clock
+        # Damaged, it is not taken for empty: a client that trained would measure again.
+        fix = "remove it, and the device counts as one that has not trained"
+        self._clients = Remembered(_Client, path, what="the list of measures", fix=fix)
 
     def train(self, client: str) -> None:
         """Note that a client trains: from now on it measures nothing."""
@@ -96,35 +97,12 @@ class Measures:
         self._change(client, lambda known: known.answers.update({round: answer}))
 
     def _change(self, client: str, change: Callable[[_Client], None]) -> None:
-        if self._path is None:
-            self._of(client, change)
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self._path.with_name(self._path.name + ".lock")):
-            self._clients = _read(self._path)
-            self._of(client, change)
-            write_json(self._path, {n: known.model_dump() for n, known in self._clients.items()})
+        def changed(known: _Client) -> None:
+            past = self._clock() - _DAY
+            known.answers = {n: one for n, one in known.answers.items() if one.when > past}
+            change(known)
 
-    def _of(self, client: str, change: Callable[[_Client], None]) -> None:
-        known = self._clients.setdefault(client, _Client())
-        past = self._clock() - _DAY
-        known.answers = {n: answer for n, answer in known.answers.items() if answer.when > past}
-        change(known)
-
-
-def _read(path: Path) -> dict[str, _Client]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): _Client.model_validate(known) for name, known in content.items()}
-    except (ValueError, AttributeError, TypeError, ValidationError) as error:
-        # Not taken for empty: a client that trained would measure again.
-        raise FederationError(
-            "the list of measures is damaged",
-            where=str(path),
-            fix="remove it, and the device counts as one that has not trained",
-        ) from error
+        self._clients.change(client, changed)
 
 
 def blurred(loss: float, noise: float, normal: Callable[[], float]) -> float:

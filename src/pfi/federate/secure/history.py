@@ -7,7 +7,6 @@ sends only in the same set or in one that differs by many.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pfi._util.files import locked, write_json
-from pfi.errors import FederationError
+from pfi.federate.remembered import Remembered
 from pfi.federate.secure import checks
 
 #: Sums that are remembered, of each federation.
@@ -60,6 +58,12 @@ class _Past(BaseModel):
     key: int = Field(default_factory=lambda: secrets.randbits(63))
     sums: list[Sum] = []
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, value: Any) -> Any:
+        """They had the number of the last round alone."""
+        return {"last": value} if type(value) is int else value
+
 
 class Rounds:
     """The rounds that a device joined and the sums that it was in, by federation.
@@ -75,8 +79,10 @@ class Rounds:
     def __init__(
         self, path: Path | None = None, clock: Callable[[], float] = lambda: time.time() * 1000
     ) -> None:
-        self._path, self._clock = path, clock
-        self._past: dict[str, _Past] = {}
+        self._clock = clock
+        # Damaged, it is not taken for empty: an old round could be replayed.
+        fix = "write the highest round of each federation into it"
+        self._past = Remembered(_Past, path, what="the list of joined rounds", fix=fix)
 
     def join(self, federation: str, round: int, broadcast: str, cohort: Sequence[str]) -> None:
         """Join a round, written down before anything is sent.
@@ -97,12 +103,12 @@ class Rounds:
                     checks.same_cohort(sorted(cohort) == earlier.cohort)
             past.last = round
 
-        self._change(federation, joined)
+        self._past.change(federation, joined)
 
     def direction(self, federation: str, vector: NDArray[np.floating[Any]]) -> list[float]:
         """A sketch of an update, ``(length,)``, that is compared with those of other rounds."""
         keys: list[int] = []
-        self._change(federation, lambda past: keys.append(past.key))
+        self._past.change(federation, lambda past: keys.append(past.key))
         return sketch(vector, keys[0])
 
     def send(
@@ -134,7 +140,7 @@ class Rounds:
                 entry = Sum(broadcast=broadcast, cohort=sorted(cohort), sketch=list(direction))
                 past.sums = [*past.sums, entry][-_KEPT:]
 
-        self._change(federation, noted)
+        self._past.change(federation, noted)
 
     def sign(self, federation: str, broadcast: str, left: Sequence[str], smallest: int) -> None:
         """Note who is in the sum, before the device signs that.
@@ -152,41 +158,11 @@ class Rounds:
                     _check_apart(left, earlier.left or earlier.cohort, smallest)
             entry.left = sorted(left)
 
-        self._change(federation, signed)
-
-    def _change(self, federation: str, change: Callable[[_Past], None]) -> None:
-        """Change what is remembered of a federation, on the disk before it is gone on."""
-        if self._path is None:
-            change(self._past.setdefault(federation, _Past()))
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self._path.with_name(self._path.name + ".lock")):
-            self._past = _read(self._path)
-            change(self._past.setdefault(federation, _Past()))
-            write_json(self._path, {name: past.model_dump() for name, past in self._past.items()})
+        self._past.change(federation, signed)
 
 
 def _check_apart(now: Sequence[str], before: Sequence[str], smallest: int) -> None:
     checks.sets_apart(len(set(now) ^ set(before)), smallest)
-
-
-def _read(path: Path) -> dict[str, _Past]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        # Earlier versions had the number of the last round alone.
-        return {
-            str(name): _Past(last=past) if type(past) is int else _Past.model_validate(past)
-            for name, past in content.items()
-        }
-    except (ValueError, AttributeError, TypeError, ValidationError) as error:
-        # Not taken for empty: an old round could be replayed.
-        raise FederationError(
-            "the list of joined rounds is damaged",
-            where=str(path),
-            fix="write the highest round of each federation into it",
-        ) from error
 
 
 def sketch(vector: NDArray[np.floating[Any]], key: int) -> list[float]:
