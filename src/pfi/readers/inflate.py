@@ -64,7 +64,28 @@ def open_file(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-class Inflated(io.RawIOBase):
+class _Held(io.RawIOBase):
+    """A seekable stream of what others' bytes hold; these are closed with it."""
+
+    _input: IO[bytes]
+    _position: int
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> None:
+        if not self.closed:
+            self._input.close()
+        super().close()
+
+
+class Inflated(_Held):
     """Compressed bytes as a seekable stream of what they hold.
 
     Args:
@@ -95,15 +116,6 @@ class Inflated(io.RawIOBase):
         self._position = 0
         self._restart(0)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a position; from the end only where the size is known."""
         if whence == io.SEEK_CUR:
@@ -124,11 +136,6 @@ class Inflated(io.RawIOBase):
         data = self._take(len(buffer))
         buffer[: len(data)] = data
         return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._input.close()
-        super().close()
 
     def _restart(self, offset: int) -> None:
         point = self._points.before(offset)
@@ -191,7 +198,7 @@ class Inflated(io.RawIOBase):
         return self._input.read(left) if left > 0 else b""
 
 
-class Stored(io.RawIOBase):
+class Stored(_Held):
     """Bytes that an archive holds without compressing them, as a seekable stream.
 
     Args:
@@ -206,15 +213,6 @@ class Stored(io.RawIOBase):
     ) -> None:
         self._input, self._start, self._length, self._crc = opener(), start, length, crc
         self._position = self._summed = self._sum = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a position."""
@@ -235,8 +233,3 @@ class Stored(io.RawIOBase):
         self._position += len(data)
         buffer[: len(data)] = data
         return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._input.close()
-        super().close()
