@@ -120,7 +120,7 @@ for _ in range(2):
     forget_variable("PFI_PASSPHRASE")
 whole = open("/proc/self/environ", "rb").read() if sys.platform == "linux" else b""
 print("PFI_PASSPHRASE" in os.environ, b"correct horse" in whole, os.environ["OTHER"])
-print(resource.getrlimit(resource.RLIMIT_CORE))
+print(resource.getrlimit(resource.RLIMIT_CORE), flush=True)
 os.execvp("env", ["env"])
 """
 
